@@ -1,0 +1,44 @@
+/* The one allocator: malloc with checked sizes, alignment, and a test switch that makes the n-th
+ * allocation fail. Freed with nb_free. */
+#ifndef NB_BASE_ALLOC_H
+#define NB_BASE_ALLOC_H
+
+#include "base/status.h"
+
+#define NB_CACHE_LINE 64
+
+/* Checked size arithmetic: false (and *out untouched) when the result would wrap. */
+static inline bool nb_mul_size(size_t a, size_t b, size_t *out)
+{
+    size_t r;
+    if (__builtin_mul_overflow(a, b, &r))
+        return false;
+    *out = r;
+    return true;
+}
+
+static inline bool nb_add_size(size_t a, size_t b, size_t *out)
+{
+    size_t r;
+    if (__builtin_add_overflow(a, b, &r))
+        return false;
+    *out = r;
+    return true;
+}
+
+/* `count` zeroed elements of `size` bytes, aligned to a cache line (2 MiB, and advised to use huge
+ * pages, when large). *out is NULL only on failure: a count of 0 gives a valid pointer.
+ * NB_MEMORY on failure, with the size in the message. */
+nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err);
+#define NB_ALLOC(out, count, err)                                                                  \
+    nb_alloc((void **)(out), (size_t)(count), sizeof **(out), (err))
+
+/* Frees what nb_alloc gave; NULL is fine. */
+void nb_free(void *p);
+
+/* Tests only: the n-th allocation from now on fails (0: none). Counts down; not thread-safe. */
+void nb_alloc_fail_at(int64_t n);
+/* Tests only: allocations made and not yet freed. */
+int64_t nb_alloc_live(void);
+
+#endif

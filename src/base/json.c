@@ -1,0 +1,170 @@
+/* See json.h. */
+#include "base/json.h"
+
+#include "base/file.h"
+
+#include <string.h>
+
+nb_status nb_json_parse(json_t **out, const char *text, size_t len, nb_err *err)
+{
+    *out = NULL;
+    json_error_t e;
+    json_t *v = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
+    if (v == NULL) {
+        if (json_error_code(&e) == json_error_out_of_memory)
+            return nb_fail(err, NB_MEMORY, "out of memory while parsing JSON of %zu bytes", len);
+        return nb_fail(err, NB_DATA, "not valid JSON, line %d column %d: %.200s", e.line, e.column,
+                       e.text);
+    }
+    *out = v;
+    return NB_OK;
+}
+
+nb_status nb_json_load(json_t **out, const char *path, size_t limit, nb_err *err)
+{
+    *out = NULL;
+    nb_buf text = {0};
+    nb_status s = nb_file_slurp(&text, path, limit, err);
+    if (s == NB_OK) {
+        s = nb_json_parse(out, (const char *)text.data, text.len, err);
+        if (s != NB_OK)
+            nb_context(err, "%s", path);
+    }
+    nb_buf_free(&text);
+    return s;
+}
+
+static const char *type_name(const json_t *v)
+{
+    switch (json_typeof(v)) {
+    case JSON_OBJECT:
+        return "an object";
+    case JSON_ARRAY:
+        return "an array";
+    case JSON_STRING:
+        return "a string";
+    case JSON_INTEGER:
+        return "an integer";
+    case JSON_REAL:
+        return "a number with a fraction";
+    case JSON_TRUE:
+    case JSON_FALSE:
+        return "a boolean";
+    case JSON_NULL:
+        return "null";
+    }
+    return "something else";
+}
+
+/* *v is NULL when the key is absent or null, which is an error only if it is required. */
+static nb_status find(const json_t *object, const char *key, bool required, json_t **v, nb_err *err)
+{
+    *v = json_object_get(object, key);
+    if (*v != NULL && json_is_null(*v))
+        *v = NULL;
+    if (*v == NULL && required)
+        return nb_fail(err, NB_DATA, "key '%s' is missing", key);
+    return NB_OK;
+}
+
+static nb_status wrong_type(const char *key, const json_t *v, const char *want, nb_err *err)
+{
+    return nb_fail(err, NB_DATA, "key '%s' is %s, not %s", key, type_name(v), want);
+}
+
+nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min, int64_t max,
+                      int64_t *out, nb_err *err)
+{
+    json_t *v;
+    NB_TRY(find(object, key, required, &v, err));
+    if (v == NULL)
+        return NB_OK;
+    if (!json_is_integer(v))
+        return wrong_type(key, v, "an integer", err);
+    const int64_t i = json_integer_value(v);
+    if (i < min || i > max)
+        return nb_fail(err, NB_DATA, "key '%s' is %lld, outside %lld to %lld", key, (long long)i,
+                       (long long)min, (long long)max);
+    *out = i;
+    return NB_OK;
+}
+
+nb_status nb_json_number(const json_t *object, const char *key, bool required, double *out,
+                         nb_err *err)
+{
+    json_t *v;
+    NB_TRY(find(object, key, required, &v, err));
+    if (v == NULL)
+        return NB_OK;
+    if (!json_is_number(v))
+        return wrong_type(key, v, "a number", err);
+    *out = json_number_value(v);
+    return NB_OK;
+}
+
+nb_status nb_json_bool(const json_t *object, const char *key, bool required, bool *out, nb_err *err)
+{
+    json_t *v;
+    NB_TRY(find(object, key, required, &v, err));
+    if (v == NULL)
+        return NB_OK;
+    if (!json_is_boolean(v))
+        return wrong_type(key, v, "a boolean", err);
+    *out = json_is_true(v);
+    return NB_OK;
+}
+
+nb_status nb_json_text(const json_t *object, const char *key, bool required, const char **out,
+                       nb_err *err)
+{
+    json_t *v;
+    NB_TRY(find(object, key, required, &v, err));
+    if (v == NULL)
+        return NB_OK;
+    if (!json_is_string(v))
+        return wrong_type(key, v, "a string", err);
+    if (strlen(json_string_value(v)) != json_string_length(v))
+        return nb_fail(err, NB_DATA, "key '%s' holds a zero byte", key);
+    *out = json_string_value(v);
+    return NB_OK;
+}
+
+nb_status nb_json_object(const json_t *object, const char *key, bool required, json_t **out,
+                         nb_err *err)
+{
+    json_t *v;
+    NB_TRY(find(object, key, required, &v, err));
+    if (v == NULL)
+        return NB_OK;
+    if (!json_is_object(v))
+        return wrong_type(key, v, "an object", err);
+    *out = v;
+    return NB_OK;
+}
+
+nb_status nb_json_array(const json_t *object, const char *key, bool required, json_t **out,
+                        nb_err *err)
+{
+    json_t *v;
+    NB_TRY(find(object, key, required, &v, err));
+    if (v == NULL)
+        return NB_OK;
+    if (!json_is_array(v))
+        return wrong_type(key, v, "an array", err);
+    *out = v;
+    return NB_OK;
+}
+
+static int append(const char *bytes, size_t n, void *data)
+{
+    nb_err ignored;
+    return nb_buf_put(data, bytes, n, &ignored) == NB_OK ? 0 : -1;
+}
+
+nb_status nb_json_write(nb_buf *out, const json_t *value, bool pretty, nb_err *err)
+{
+    const size_t flags = JSON_ENCODE_ANY | (pretty ? JSON_INDENT(2) : 0);
+    if (json_dump_callback(value, append, out, flags) != 0)
+        return nb_fail(err, NB_MEMORY, "out of memory while writing JSON");
+    return NB_OK;
+}

@@ -1,0 +1,27 @@
+/* The thread pool: one per program, passed down. Work is handed out in chunks from an atomic
+ * counter, so a thread that loses its CPU to a stranger delays one chunk, not half of the work.
+ *
+ * Waiting spins for a bounded time and then sleeps on a futex. Tasks must not depend on which
+ * thread runs which chunk: results may depend on the chunk index only. */
+#ifndef NB_BASE_POOL_H
+#define NB_BASE_POOL_H
+
+#include "base/alloc.h"
+
+typedef struct nb_pool nb_pool;
+
+#define NB_POOL_MAX_THREADS 256
+
+/* `n_threads` counts the caller, so 1 starts none. */
+nb_status nb_pool_open(nb_pool **out, int n_threads, nb_err *err);
+void nb_pool_close(nb_pool *pool); /* NULL is fine */
+int nb_pool_n_threads(const nb_pool *pool);
+
+/* Runs task(context, chunk, thread) for every chunk in [0, n_chunks), on all threads including
+ * the caller's; returns when all are done. `thread` is in [0, n_threads): index scratch with it.
+ * Each task runs under the contract's floating-point environment (round to nearest, subnormals
+ * kept); the caller's is restored. Not re-entrant: one caller at a time, no nested runs. */
+typedef void nb_task_fn(void *context, int64_t chunk, int thread);
+void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *context);
+
+#endif

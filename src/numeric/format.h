@@ -1,0 +1,118 @@
+/* What the bits of a matrix mean: nb_format, and nb_mat, the one description of a matrix.
+ *
+ * Every reader makes nb_mats, every writer takes them, every quantizer produces them, every kernel
+ * packs from them. A format is a const description in its own file, plus one line in formats.def.
+ *
+ * Three families:
+ *   plain    f32 f16 bf16                      codes: the numbers themselves
+ *   block    q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q6_k   codes: ggml blocks, scales inside the block
+ *   affine   int8 int4                         codes, scales and zero points in three arrays
+ */
+#ifndef NB_NUMERIC_FORMAT_H
+#define NB_NUMERIC_FORMAT_H
+
+#include "base/status.h"
+
+/* How one floating-point number is stored. */
+typedef enum { NB_F32, NB_F16, NB_BF16 } nb_float_type;
+
+static inline size_t nb_float_bytes(nb_float_type t)
+{
+    return t == NB_F32 ? 4 : 2;
+}
+const char *nb_float_name(nb_float_type t); /* "f32", "f16", "bf16" */
+
+typedef struct nb_format nb_format;
+
+/* A matrix [n_rows = outputs, n_cols = inputs]; a vector is one row. Bytes are borrowed.
+ *
+ * affine: value = scale[r][g] * (code[r][c] - zero[r][g]), g = c / group_size. Codes are signed.
+ *   int8  one byte a code, row_bytes = n_cols
+ *   int4  two codes a byte, column 2j in the low nibble, stored as code + 8 (offset binary);
+ *         row_bytes = 4 * ceil(n_cols / 8), padding bits zero. These are the bytes of
+ *         compressed-tensors' weight_packed (formats.md 4.4).
+ *   group_size is n_cols for one scale a row; otherwise it divides n_cols.
+ */
+typedef struct {
+    const nb_format *fmt;
+    int64_t n_rows, n_cols;
+    void *codes;      /* row r starts at byte r * row_bytes */
+    int64_t row_bytes;
+    /* affine only */
+    int64_t group_size;
+    nb_float_type scale_type;
+    void *scales;  /* [n_rows][n_groups] in scale_type */
+    int8_t *zeros; /* [n_rows][n_groups]; NULL when symmetric (all zero points 0) */
+} nb_mat;
+
+/* The integer form of a row, for integer kernels and lossless conversion:
+ *   value[c] = scale[s] * (code[c] - zero[s]) + min[s],   s = c / segment_len. */
+typedef struct {
+    int64_t segment_len;      /* columns that share a scale (the last segment may be shorter) */
+    int code_lo, code_hi;     /* every code lies between these */
+    bool has_zero, has_min;   /* whether zero / min are ever other than 0 */
+    nb_float_type scale_type; /* the narrowest type that holds every scale and min exactly */
+} nb_int_form;
+
+/* A row's codes and parameters; the caller provides the arrays. */
+typedef struct {
+    int8_t *code;   /* [n_cols] */
+    float *scale;   /* [n_segments] */
+    int16_t *zero;  /* [n_segments]; written only if the form has_zero */
+    float *min;     /* [n_segments]; written only if the form has_min */
+} nb_int_row;
+
+struct nb_format {
+    const char *name;  /* "q4_0", as users write it */
+    int ggml_type;     /* type id in GGUF; -1: none */
+    int block_len;     /* columns per block; 1 for plain and affine */
+    int block_bytes;   /* bytes per block; 0 for affine */
+    int bits;          /* width of one code */
+    bool affine;
+
+    /* y[0, n_cols) = the values of row r, each one correctly rounded as formats.md 8.6 says
+     * (fl(scale * (code - zero)), or one fused multiply-add where a minimum is added). */
+    void (*decode_row)(const nb_mat *m, int64_t r, float *y);
+
+    /* Round to nearest: writes row r of m (codes; scales and zeros too) from x[0, n_cols).
+     * Block formats follow ggml's reference quantizers bit for bit (formats.md 8.6); affine ones
+     * follow compressed-tensors (formats.md 1.7), choosing codes with the scale as stored.
+     * x is finite. NULL: the format is read only. */
+    void (*encode_row)(nb_mat *m, int64_t r, const float *x);
+
+    /* Fills *form for a matrix of this shape. NULL: there is no integer form. */
+    void (*int_form)(const nb_mat *m, nb_int_form *form);
+    void (*int_row)(const nb_mat *m, int64_t r, const nb_int_row *out);
+};
+
+/* All formats, ending with NULL. */
+extern const nb_format *const nb_formats[];
+#define X(id) extern const nb_format nb_format_##id;
+#include "numeric/formats.def"
+#undef X
+
+/* NULL when there is none. */
+const nb_format *nb_format_by_name(const char *name);
+const nb_format *nb_format_by_ggml(int64_t ggml_type);
+
+/* Bytes of a row of codes; NB_UNSUPPORTED ("576 columns are no whole blocks of 256") if they do
+ * not fill blocks. */
+nb_status nb_format_row_bytes(const nb_format *fmt, int64_t n_cols, int64_t *out, nb_err *err);
+
+static inline int64_t nb_mat_n_groups(const nb_mat *m)
+{
+    return m->group_size > 0 ? (m->n_cols + m->group_size - 1) / m->group_size : 0;
+}
+
+/* Everything that belongs to the matrix: codes, scales, zero points (zeros at the code's width). */
+int64_t nb_mat_bytes(const nb_mat *m);
+
+static inline void *nb_mat_row(const nb_mat *m, int64_t r)
+{
+    return (uint8_t *)m->codes + r * m->row_bytes;
+}
+
+/* First value of the matrix that is not finite once decoded: true and its place. Scratch: n_cols. */
+bool nb_mat_find_nonfinite(const nb_mat *m, float *scratch, int64_t *row, int64_t *col);
+
+#endif
