@@ -1,0 +1,59 @@
+/* Inside the store: what a container implements, and the store it fills in.
+ *
+ * store.c is the interface of store.h over these; safetensors.c, hf.c and gguf.c implement them. */
+#ifndef NB_STORE_CONTAINER_H
+#define NB_STORE_CONTAINER_H
+
+#include "base/arena.h"
+#include "store/store.h"
+
+typedef struct nb_container {
+    const char *name;
+    nb_store_kind kind;
+    /* Opens the files, validates their headers and fills store->weights (in file order), the JSON
+     * documents or the GGUF. Everything it allocates hangs off the store; on failure close() is
+     * called by the caller. */
+    nb_status (*open)(nb_store *store, const char *path, nb_err *err);
+    /* Reads weight i into *out (buffers are reused). Called through nb_store_read only. */
+    nb_status (*read)(nb_store *store, int64_t i, nb_loaded *out, nb_err *err);
+    void (*close)(nb_store *store); /* frees `state`; fine on a half-open store */
+} nb_container;
+
+extern const nb_container nb_container_hf;
+extern const nb_container nb_container_gguf;
+
+struct nb_store {
+    const nb_container *kind;
+    char *path;
+    nb_arena arena; /* names and tables */
+    nb_weight *weights;
+    int64_t n_weights;
+    int64_t file_bytes;
+    json_t *config, *generation_config, *tokenizer_config; /* hf */
+    nb_gguf *gguf;
+    nb_buf template_text; /* of chat_template.jinja, once asked for */
+    void *state;          /* the container's own */
+    void *index;          /* store.c: name -> weight */
+};
+
+/* What a sink implements; sink_open_* allocate one of these with their state. */
+typedef struct {
+    nb_status (*put)(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err);
+    nb_status (*commit)(nb_sink *sink, nb_err *err);
+    void (*abort)(nb_sink *sink); /* removes what was written; frees the state */
+} nb_sink_kind;
+
+struct nb_sink {
+    const nb_sink_kind *kind;
+    nb_arena arena;
+    const nb_weight *plan; /* a copy, in the arena */
+    int64_t n_weights, n_put;
+    int64_t planned_bytes;
+    void *state;
+};
+
+/* store.c: allocates a sink with a deep copy of the plan (names too). */
+nb_status nb_sink_new(nb_sink **out, const nb_sink_kind *kind, const nb_weight *plan,
+                      int64_t n_weights, nb_err *err);
+
+#endif
