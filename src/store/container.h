@@ -36,11 +36,15 @@ struct nb_store {
     void *index;          /* store.c: name -> weight */
 };
 
-/* What a sink implements; sink_open_* allocate one of these with their state. */
+/* What a sink implements; sink_open_* allocate one of these with their state.
+ *
+ * store.c calls put() with indexes in order and matrices that are as planned, and commit() after
+ * the last. It calls abort() exactly once, at the end, whatever happened before: after a commit
+ * that succeeded there is nothing left to remove, and it only frees the state. */
 typedef struct {
     nb_status (*put)(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err);
     nb_status (*commit)(nb_sink *sink, nb_err *err);
-    void (*abort)(nb_sink *sink); /* removes what was written; frees the state */
+    void (*abort)(nb_sink *sink); /* removes what was written, if not committed; frees the state */
 } nb_sink_kind;
 
 struct nb_sink {
@@ -49,10 +53,13 @@ struct nb_sink {
     const nb_weight *plan; /* a copy, in the arena */
     int64_t n_weights, n_put;
     int64_t planned_bytes;
+    bool failed; /* a put went wrong: the output can only be aborted */
     void *state;
 };
 
-/* store.c: allocates a sink with a deep copy of the plan (names too). */
+/* store.c: checks the plan (shapes, groups, names given twice) and allocates a sink with a deep
+ * copy of it (names too). Until the state is set, free it with nb_sink_abort, which calls
+ * kind->abort only when there is a state. */
 nb_status nb_sink_new(nb_sink **out, const nb_sink_kind *kind, const nb_weight *plan,
                       int64_t n_weights, nb_err *err);
 
