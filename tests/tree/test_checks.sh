@@ -1,0 +1,50 @@
+#!/bin/sh
+# The checks of the tree catch the faults they are for: a check that accepts everything is worse
+# than none.
+set -eu
+root=$(cd "$(dirname "$0")/../.." && pwd)
+tree=$(mktemp -d)
+trap 'rm -rf "$tree"' EXIT
+failed=0
+expect() { # expect accepted|refused WHAT COMMAND...
+    want=$1
+    what=$2
+    shift 2
+    got=accepted
+    "$@" >"$tree/log" 2>&1 || got=refused
+    if [ "$got" != "$want" ]; then
+        echo "$what: $got, not $want"
+        cat "$tree/log"
+        failed=1
+    fi
+}
+
+layers="$root/scripts/check_layers.sh $tree"
+mkdir -p "$tree/src/base" "$tree/src/kernel" "$tree/src/cli" "$tree/src/text" "$tree/src/model"
+# shellcheck disable=SC2086 # a command and its argument
+{
+    expect refused "a tree without includes" $layers
+    echo '#include "base/alloc.h"' >"$tree/src/kernel/gemm.c"
+    echo '#include "kernel/gemm.h"' >"$tree/src/cli/main.c"
+    echo '#include "base/status.h"' >"$tree/src/base/alloc.h"
+    expect accepted "arrows that point down" $layers
+    echo '  #  include "kernel/gemm.h"' >"$tree/src/base/arena.c"
+    expect refused "base including kernel" $layers
+    rm "$tree/src/base/arena.c"
+    echo '#include "model/model.h"' >"$tree/src/text/bpe.c"
+    expect refused "a folder including its neighbour on the same level" $layers
+    echo '#include "misc/utils.h"' >"$tree/src/text/bpe.c"
+    expect refused "a folder that is not on the map" $layers
+}
+
+mkdir -p "$tree/docs"
+# shellcheck disable=SC2016 # the quotes are Markdown's
+{
+    expect refused "documents without paths" "$root/scripts/check_docs.sh" "$tree"
+    echo 'See `src/kernel/gemm.c`, [the tour](docs/tour.md) and `src/*/x.c`.' >"$tree/README.md"
+    echo 'Back to [the start](../README.md#top).' >"$tree/docs/tour.md"
+    expect accepted "paths that exist" "$root/scripts/check_docs.sh" "$tree"
+    echo 'See `src/kernel/gone.c`.' >>"$tree/docs/tour.md"
+    expect refused "a path that is gone" "$root/scripts/check_docs.sh" "$tree"
+}
+exit "$failed"
