@@ -1,0 +1,74 @@
+/* See cpu.h. CPUID says what the processor has; XGETBV says which registers the operating system
+ * saves. An instruction set is ours only if both agree. */
+#include "kernel/cpu.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+static uint64_t xgetbv0(void)
+{
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return (uint64_t)hi << 32 | lo;
+}
+
+static bool has(unsigned word, unsigned bits)
+{
+    return (word & bits) == bits;
+}
+
+unsigned nb_cpu_isa(void)
+{
+    /* SDM volume 1, 14.3 and 15.2. XCR0: 1 SSE, 2 AVX, 5 opmask, 6 and 7 the ZMM halves. */
+    const unsigned leaf1_c = bit_FMA | bit_OSXSAVE | bit_AVX | bit_F16C;
+    const unsigned leaf7_b512 = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
+    const uint64_t ymm = 0x06, zmm = 0xe6;
+
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !has(c, leaf1_c))
+        return NB_ISA_SCALAR;
+    const uint64_t saved = xgetbv0();
+    if ((saved & ymm) != ymm || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, bit_AVX2))
+        return NB_ISA_SCALAR;
+    unsigned isa = NB_ISA_AVX2;
+    if ((saved & zmm) == zmm && has(b, leaf7_b512) && has(c, bit_AVX512VNNI))
+        isa |= NB_ISA_AVX512;
+    return isa;
+}
+#else
+unsigned nb_cpu_isa(void)
+{
+    return NB_ISA_SCALAR;
+}
+#endif
+
+/* From least to most; the last is what the machine decides. */
+static const struct {
+    const char *name;
+    unsigned mask;
+} isas[] = {
+    {"scalar", NB_ISA_SCALAR},
+    {"avx2", NB_ISA_AVX2},
+    {"avx512", NB_ISA_AVX2 | NB_ISA_AVX512},
+    {"auto", NB_ISA_ALL},
+};
+enum { N_ISAS = sizeof isas / sizeof *isas };
+
+nb_status nb_isa_parse(const char *name, unsigned *mask, nb_err *err)
+{
+    for (int i = 0; i < N_ISAS; i++) {
+        if (strcmp(name, isas[i].name) == 0) {
+            *mask = isas[i].mask;
+            return NB_OK;
+        }
+    }
+    return nb_fail(err, NB_USAGE, "no instruction set '%s': there are scalar, avx2, avx512, auto",
+                   name);
+}
+
+const char *nb_isa_name(unsigned isa)
+{
+    return isa & NB_ISA_AVX512 ? "avx512" : isa & NB_ISA_AVX2 ? "avx2" : "scalar";
+}

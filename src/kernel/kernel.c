@@ -1,0 +1,22 @@
+/* See kernel.h. */
+#include "kernel/kernel.h"
+
+void nb_kernels_init(nb_kernels *k, unsigned allow)
+{
+    *k = (nb_kernels){.isa = nb_cpu_isa() & allow};
+    nb_kernels_ref_dot(k); /* every slot, always */
+    nb_kernels_ref_nn(k);
+    nb_kernels_ref_attn(k);
+#if defined(__x86_64__)
+    if (k->isa & NB_ISA_AVX2) { /* then whatever beats it */
+        nb_kernels_avx2_dot(k);
+        nb_kernels_avx2_nn(k);
+        nb_kernels_avx2_attn(k);
+    }
+    if (k->isa & NB_ISA_AVX512) {
+        nb_kernels_avx512_dot(k);
+        nb_kernels_avx512_nn(k);
+        nb_kernels_avx512_attn(k);
+    }
+#endif
+}
