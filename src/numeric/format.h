@@ -36,7 +36,7 @@ typedef struct nb_format nb_format;
 typedef struct {
     const nb_format *fmt;
     int64_t n_rows, n_cols;
-    void *codes;      /* row r starts at byte r * row_bytes */
+    void *codes; /* row r starts at byte r * row_bytes */
     int64_t row_bytes;
     /* affine only */
     int64_t group_size;
@@ -56,18 +56,18 @@ typedef struct {
 
 /* A row's codes and parameters; the caller provides the arrays. */
 typedef struct {
-    int8_t *code;   /* [n_cols] */
-    float *scale;   /* [n_segments] */
-    int16_t *zero;  /* [n_segments]; written only if the form has_zero */
-    float *min;     /* [n_segments]; written only if the form has_min */
+    int8_t *code;  /* [n_cols] */
+    float *scale;  /* [n_segments] */
+    int16_t *zero; /* [n_segments]; written only if the form has_zero */
+    float *min;    /* [n_segments]; written only if the form has_min */
 } nb_int_row;
 
 struct nb_format {
-    const char *name;  /* "q4_0", as users write it */
-    int ggml_type;     /* type id in GGUF; -1: none */
-    int block_len;     /* columns per block; 1 for plain and affine */
-    int block_bytes;   /* bytes per block; 0 for affine */
-    int bits;          /* width of one code */
+    const char *name; /* "q4_0", as users write it */
+    int ggml_type;    /* type id in GGUF; -1: none */
+    int block_len;    /* columns per block; 1 for plain and affine */
+    int block_bytes;  /* bytes per block; 0 for affine */
+    int bits;         /* width of one code */
     bool affine;
 
     /* y[0, n_cols) = the values of row r, each one correctly rounded as formats.md 8.6 says
@@ -112,7 +112,7 @@ static inline void *nb_mat_row(const nb_mat *m, int64_t r)
     return (uint8_t *)m->codes + r * m->row_bytes;
 }
 
-/* First value of the matrix that is not finite once decoded: true and its place. Scratch: n_cols. */
+/* First value of the matrix that is not finite once decoded: true and its place. XX
 bool nb_mat_find_nonfinite(const nb_mat *m, float *scratch, int64_t *row, int64_t *col);
 
 #endif

@@ -1,0 +1,108 @@
+/* The list of formats, and what can be said of a matrix through its format alone. */
+#include "numeric/format.h"
+#include "numeric/minifloat.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+const nb_format *const nb_formats[] = {
+#define X(id) &nb_format_##id,
+#include "numeric/formats.def"
+#undef X
+    NULL,
+};
+
+const char *nb_float_name(nb_float_type t)
+{
+    switch (t) {
+    case NB_F16:
+        return "f16";
+    case NB_BF16:
+        return "bf16";
+    case NB_F32:
+        break;
+    }
+    return "f32";
+}
+
+const nb_format *nb_format_by_name(const char *name)
+{
+    for (const nb_format *const *f = nb_formats; *f != NULL; f++)
+        if (strcmp((*f)->name, name) == 0)
+            return *f;
+    return NULL;
+}
+
+const nb_format *nb_format_by_ggml(int64_t ggml_type)
+{
+    if (ggml_type < 0) /* -1 marks the formats that GGUF does not have */
+        return NULL;
+    for (const nb_format *const *f = nb_formats; *f != NULL; f++)
+        if ((*f)->ggml_type == ggml_type)
+            return *f;
+    return NULL;
+}
+
+nb_status nb_format_row_bytes(const nb_format *fmt, int64_t n_cols, int64_t *out, nb_err *err)
+{
+    if (n_cols < 0)
+        return nb_fail(err, NB_DATA, "a row of %" PRId64 " columns", n_cols);
+    /* Affine codes fill whole 32-bit words when there are several to a byte. */
+    int64_t unit_cols = fmt->block_len, unit_bytes = fmt->block_bytes;
+    if (fmt->affine) {
+        unit_cols = fmt->bits < 8 ? 32 / fmt->bits : 1;
+        unit_bytes = fmt->bits < 8 ? 4 : 1;
+    }
+    const int64_t n_units = n_cols / unit_cols + (n_cols % unit_cols != 0);
+    if (!fmt->affine && n_cols % unit_cols != 0)
+        return nb_fail(err, NB_UNSUPPORTED, "%" PRId64 " columns are no whole blocks of %d", n_cols,
+                       fmt->block_len);
+    int64_t bytes;
+    if (__builtin_mul_overflow(n_units, unit_bytes, &bytes))
+        return nb_fail(err, NB_DATA, "a row of %" PRId64 " columns is too long", n_cols);
+    *out = bytes;
+    return NB_OK;
+}
+
+int64_t nb_mat_bytes(const nb_mat *m)
+{
+    int64_t bytes = m->n_rows * m->row_bytes;
+    if (m->fmt->affine) {
+        const int64_t n = m->n_rows * nb_mat_n_groups(m);
+        bytes += n * (int64_t)nb_float_bytes(m->scale_type);
+        if (m->zeros != NULL)
+            bytes += (n * m->fmt->bits + 7) / 8;
+    }
+    return bytes;
+}
+
+/* Most rows hold finite values only: pieces are tested as a whole, the culprit searched after. */
+#define PIECE 32
+
+static bool finite_piece(const float *x)
+{
+    uint32_t special = 0;
+    for (int i = 0; i < PIECE; i++) /* the top bit: did adding one to the exponent carry? */
+        special |= (nb_f32_bits(x[i]) & 0x7fffffffu) + 0x00800000u;
+    return special >> 31 == 0;
+}
+
+bool nb_mat_find_nonfinite(const nb_mat *m, float *scratch, int64_t *row, int64_t *col)
+{
+    for (int64_t r = 0; r < m->n_rows; r++) {
+        m->fmt->decode_row(m, r, scratch);
+        for (int64_t c = 0; c < m->n_cols;) {
+            if (c + PIECE <= m->n_cols && finite_piece(scratch + c)) {
+                c += PIECE;
+                continue;
+            }
+            if ((nb_f32_bits(scratch[c]) & 0x7f800000u) == 0x7f800000u) {
+                *row = r;
+                *col = c;
+                return true;
+            }
+            c++;
+        }
+    }
+    return false;
+}
