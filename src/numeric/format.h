@@ -32,7 +32,8 @@ typedef struct nb_format nb_format;
  *         row_bytes = 4 * ceil(n_cols / 8), padding bits zero. These are the bytes of
  *         compressed-tensors' weight_packed (formats.md 4.4).
  *   group_size is n_cols for one scale a row; otherwise it divides n_cols.
- */
+ *
+ * Codes and scales need the alignment of their elements: 4 for f32, 2 for f16, bf16 and blocks. */
 typedef struct {
     const nb_format *fmt;
     int64_t n_rows, n_cols;
@@ -112,7 +113,8 @@ static inline void *nb_mat_row(const nb_mat *m, int64_t r)
     return (uint8_t *)m->codes + r * m->row_bytes;
 }
 
-/* First value of the matrix that is not finite once decoded: true and its place. XX
+/* First value of the matrix that is not finite once decoded: true and its place.
+ * scratch: [n_cols]. */
 bool nb_mat_find_nonfinite(const nb_mat *m, float *scratch, int64_t *row, int64_t *col);
 
 #endif
