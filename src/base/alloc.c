@@ -32,17 +32,15 @@ static bool planted_failure(void)
 nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err)
 {
     *out = NULL;
-    size_t bytes, padded;
-    if (!nb_mul_size(count, size, &bytes) || !nb_add_size(bytes, NB_CACHE_LINE, &padded))
-        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count, size);
-    /* Large blocks come from the system already zeroed; small ones are cleared here. */
+    size_t bytes;
+    if (!nb_mul_size(count, size, &bytes) || bytes > PTRDIFF_MAX / 2)
+        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count,
+                       size);
     const bool large = bytes >= 2 * HUGE_PAGE;
     const size_t align = large ? HUGE_PAGE : NB_CACHE_LINE;
-    void *p = NULL;
-    if (!planted_failure()) {
-        padded = (padded + align - 1) / align * align;
-        p = aligned_alloc(align, padded);
-    }
+    /* At least one byte, so that a count of 0 has an address of its own. */
+    const size_t padded = (bytes + (bytes == 0) + align - 1) / align * align;
+    void *p = planted_failure() ? NULL : aligned_alloc(align, padded);
     if (p == NULL)
         return nb_fail(err, NB_MEMORY, "out of memory: %zu bytes were needed", bytes);
     if (large)

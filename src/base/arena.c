@@ -18,8 +18,9 @@ nb_status nb_arena_alloc(nb_arena *arena, void **out, size_t count, size_t size,
     *out = NULL;
     size_t bytes, rounded, total;
     if (!nb_mul_size(count, size, &bytes) || !nb_add_size(bytes, 15, &rounded) ||
-        !nb_add_size(arena->used, rounded, &total))
-        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count, size);
+        !nb_add_size(arena->used, rounded & ~(size_t)15, &total))
+        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count,
+                       size);
     rounded &= ~(size_t)15;
     if (arena->limit != 0 && total > arena->limit)
         return nb_fail(err, NB_LIMIT, "more than %zu bytes of tables", arena->limit);

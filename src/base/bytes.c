@@ -58,6 +58,8 @@ nb_status nb_buf_reserve(nb_buf *b, size_t extra, nb_err *err)
     size_t cap = b->cap < 256 ? 256 : b->cap + b->cap / 2;
     if (cap < need)
         cap = need;
+    if (b->limit != 0 && cap > b->limit)
+        cap = b->limit;
     void *p;
     NB_TRY(nb_alloc(&p, cap, 1, err));
     if (b->len > 0)

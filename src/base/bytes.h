@@ -5,7 +5,8 @@
 
 #include "base/alloc.h"
 
-/* Reads move `pos`; a read past the end returns NB_DATA ("ends at byte N of M") and moves nothing. */
+/* Reads move `pos`; a read past the end returns NB_DATA ("ends at byte N of M") and moves nothing.
+ */
 typedef struct {
     const uint8_t *data;
     size_t size, pos;
@@ -32,6 +33,7 @@ typedef struct {
 nb_status nb_buf_reserve(nb_buf *b, size_t extra, nb_err *err);
 nb_status nb_buf_put(nb_buf *b, const void *bytes, size_t n, nb_err *err);
 nb_status nb_buf_text(nb_buf *b, const char *text, nb_err *err);
+/* A formatted text; the limit has to leave room for a terminating zero, which is not counted. */
 nb_status nb_buf_format(nb_buf *b, nb_err *err, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 nb_status nb_buf_u8(nb_buf *b, uint8_t v, nb_err *err);

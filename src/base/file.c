@@ -55,9 +55,10 @@ nb_status nb_file_open(nb_file *file, const char *path, nb_err *err)
     opened.fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (opened.fd < 0) {
         const int e = errno;
-        if (e == ENOENT || e == ENOTDIR || e == ELOOP || e == ENXIO || e == ENAMETOOLONG)
-            return nb_fail(err, NB_DATA, "%s: %s", path, strerror(e));
-        return nb_fail_errno(err, e, "%s", path);
+        const bool misnamed =
+            e == ENOENT || e == ENOTDIR || e == ELOOP || e == ENXIO || e == ENAMETOOLONG;
+        const nb_status failed = nb_fail_errno(err, e, "%s", path);
+        return misnamed ? (err->status = NB_DATA) : failed;
     }
     nb_status s;
     struct stat st;
@@ -89,7 +90,8 @@ void nb_file_close(nb_file *file)
 nb_status nb_file_read(const nb_file *file, void *out, size_t n, int64_t offset, nb_err *err)
 {
     if (offset < 0 || offset > file->size || n > (uint64_t)(file->size - offset))
-        return nb_fail(err, NB_DATA, "%s: %zu bytes at %lld are past the end of the file (%lld bytes)",
+        return nb_fail(err, NB_DATA,
+                       "%s: %zu bytes at %lld are past the end of the file (%lld bytes)",
                        file->path, n, (long long)offset, (long long)file->size);
     uint8_t *p = out;
     while (n > 0) {
@@ -129,8 +131,8 @@ nb_status nb_file_slurp(nb_buf *out, const char *path, size_t limit, nb_err *err
         NB_TRY(nb_file_open(&file, path, err));
     nb_status s = NB_OK;
     if (!is_stdin && (uint64_t)file.size > limit) {
-        s = nb_fail(err, NB_DATA, "%s: %lld bytes, more than the %zu that such a file may have", path,
-                    (long long)file.size, limit);
+        s = nb_fail(err, NB_DATA, "%s: %lld bytes, more than the %zu that such a file may have",
+                    path, (long long)file.size, limit);
     } else if (!is_stdin) {
         s = nb_buf_reserve(out, (size_t)file.size + 1, err);
         if (s == NB_OK)
@@ -218,13 +220,100 @@ static nb_status sync_parent(const char *path, nb_err *err)
     return bad ? nb_fail_errno(err, e, "syncing %s", folder) : NB_OK;
 }
 
-static nb_status lock(int fd, const char *path, nb_err *err)
+static bool name_taken(const char *path)
 {
-    if (flock(fd, LOCK_EX | LOCK_NB) == 0)
-        return NB_OK;
-    if (errno == EWOULDBLOCK)
-        return nb_fail(err, NB_IO, "%s: locked: another process is writing it", path);
-    return nb_fail_errno(err, errno, "%s: locking", path);
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
+static nb_status fail_exists(const char *path, nb_err *err)
+{
+    nb_fail(err, NB_USAGE, "already exists (use --force to replace it)");
+    return nb_context(err, "%s", path);
+}
+
+/* Opens and locks the temporary file or folder, making it if need be. Between our open and our
+ * lock, the process that held it may have renamed or removed it; then the descriptor is that of a
+ * finished output, which must not be touched, and we try again. */
+static nb_status open_temporary(int *fd, const char *temporary, bool folder, const char *path,
+                                nb_err *err)
+{
+    const int flags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK |
+                      (folder ? O_RDONLY | O_DIRECTORY : O_WRONLY | O_CREAT);
+    for (int attempt = 0; attempt < 100; attempt++) {
+        if (folder && mkdir(temporary, 0777) != 0 && errno != EEXIST)
+            return nb_fail_errno(err, errno, "%s", path);
+        const int f = open(temporary, flags, 0666);
+        if (f < 0 && folder && errno == ENOENT)
+            continue;
+        if (f < 0)
+            return nb_fail_errno(err, errno, "%s: opening its temporary", path);
+        struct stat mine, named;
+        if (flock(f, LOCK_EX | LOCK_NB) != 0) {
+            const int e = errno;
+            close(f);
+            if (e == EWOULDBLOCK)
+                break;
+            return nb_fail_errno(err, e, "%s: locking", path);
+        }
+        if (fstat(f, &mine) == 0 && lstat(temporary, &named) == 0 && mine.st_dev == named.st_dev &&
+            mine.st_ino == named.st_ino) {
+            /* A second name would be somebody's file, which writing here would destroy. */
+            if (!folder && (!S_ISREG(mine.st_mode) || mine.st_nlink != 1)) {
+                close(f);
+                return nb_fail(err, NB_IO, "%s: %s is in the way", path, temporary);
+            }
+            *fd = f;
+            return NB_OK;
+        }
+        close(f);
+    }
+    return nb_fail(err, NB_IO, "%s: locked: another process is writing it", path);
+}
+
+/* renameat2, or what comes nearest on a file system that does not know the flag. */
+static int rename_new(const char *from, const char *to)
+{
+    if (!planted_failure() && renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return -1;
+    if (name_taken(to)) {
+        errno = EEXIST;
+        return -1;
+    }
+    return rename(from, to);
+}
+
+static int rename_over(const char *from, const char *to)
+{
+    return planted_failure() ? -1 : rename(from, to);
+}
+
+/* Afterwards `to` is the new folder and `from` the old one. The exchange is atomic: at every
+ * instant one whole folder has the final name. Without it, the old one steps aside for a moment. */
+static int rename_exchange(const char *from, const char *to)
+{
+    if (!planted_failure() && renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_EXCHANGE) == 0)
+        return 0;
+    if (errno != EINVAL && errno != ENOSYS)
+        return -1;
+    char aside[PATH_MAX];
+    if (snprintf(aside, sizeof aside, "%s-old", from) >= (int)sizeof aside) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    if (rename(to, aside) != 0)
+        return -1;
+    if (planted_failure() || rename(from, to) != 0) {
+        const int e = errno;
+        rename(aside, to);
+        errno = e;
+        return -1;
+    }
+    /* The new folder stands; where the old one lies no longer decides anything. */
+    (void)rename(aside, from);
+    return 0;
 }
 
 nb_status nb_outfile_open(nb_outfile *out, const char *path, bool force, nb_err *err)
@@ -236,20 +325,11 @@ nb_status nb_outfile_open(nb_outfile *out, const char *path, bool force, nb_err 
         s = name_temporary(o.path, &o.temporary, err);
     if (s == NB_OK && nb_path_is_dir(o.path))
         s = nb_fail(err, NB_USAGE, "%s: is a folder", path);
-    if (s == NB_OK && !force && nb_path_exists(o.path))
-        s = nb_fail(err, NB_USAGE, "%s: already exists (use --force to replace it)", path);
-    if (s == NB_OK) {
-        o.fd = open(o.temporary, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-        if (o.fd < 0)
-            s = nb_fail_errno(err, errno, "%s", path);
-    }
-    if (s == NB_OK) {
-        s = lock(o.fd, path, err);
-        if (s != NB_OK) { /* the temporary is the other process's: leave it */
-            close(o.fd);
-            o.fd = -1;
-        }
-    }
+    if (s == NB_OK && !force && name_taken(o.path))
+        s = fail_exists(path, err);
+    o.replaces = force;
+    if (s == NB_OK)
+        s = open_temporary(&o.fd, o.temporary, false, path, err);
     if (s == NB_OK && ftruncate(o.fd, 0) != 0)
         s = nb_fail_errno(err, errno, "%s", path);
     if (s != NB_OK) {
@@ -281,8 +361,10 @@ nb_status nb_outfile_commit(nb_outfile *out, nb_err *err)
     nb_status s = NB_OK;
     if (planted_failure() || fsync(out->fd) != 0)
         s = nb_fail_errno(err, errno, "%s: syncing", out->path);
-    if (s == NB_OK && (planted_failure() || rename(out->temporary, out->path) != 0))
-        s = nb_fail_errno(err, errno, "%s: renaming", out->path);
+    if (s == NB_OK && (out->replaces ? rename_over(out->temporary, out->path)
+                                     : rename_new(out->temporary, out->path)) != 0)
+        s = errno == EEXIST ? fail_exists(out->path, err)
+                            : nb_fail_errno(err, errno, "%s: renaming", out->path);
     if (s != NB_OK) {
         nb_outfile_abort(out);
         return s;
@@ -306,39 +388,91 @@ void nb_outfile_abort(nb_outfile *out)
     *out = NB_OUTFILE_CLOSED;
 }
 
-/* Removes the plain files and links inside a folder (nibble's folders hold nothing else). */
-static void empty_folder(int folder_fd)
+/* A stream over an open folder, from its start; the descriptor stays the caller's. */
+static DIR *list_folder(int folder_fd)
 {
     const int fd = openat(folder_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *d = fd < 0 ? NULL : fdopendir(fd);
-    if (d == NULL) {
-        if (fd >= 0)
-            close(fd);
-        return;
-    }
-    for (const struct dirent *e; (e = readdir(d)) != NULL;) {
-        if (strcmp(e->d_name, ".") != 0 && strcmp(e->d_name, "..") != 0)
-            unlinkat(folder_fd, e->d_name, 0);
-    }
-    closedir(d);
+    if (d == NULL && fd >= 0)
+        close(fd);
+    return d;
 }
 
-/* Holds a config.json, or nothing. */
-static bool is_replaceable(const char *path)
+static bool is_dots(const char *name)
 {
-    DIR *d = opendir(path);
+    return strcmp(name, ".") == 0 || strcmp(name, "..") == 0;
+}
+
+/* Removes the plain files and links inside a folder; false when something else is left. nibble's
+ * folders hold nothing else. A pass that removed something is followed by another, because a
+ * listing need not be complete while its folder changes. */
+static bool empty_folder(int folder_fd)
+{
+    bool removed, left;
+    do {
+        removed = false;
+        left = false;
+        DIR *d = list_folder(folder_fd);
+        if (d == NULL)
+            return false;
+        for (const struct dirent *e; (e = readdir(d)) != NULL;) {
+            if (is_dots(e->d_name))
+                continue;
+            if (unlinkat(folder_fd, e->d_name, 0) == 0)
+                removed = true;
+            else
+                left = true;
+        }
+        closedir(d);
+    } while (removed);
+    return !left;
+}
+
+/* NB_OK when nibble may delete this folder: it holds a config.json or nothing, and no folders. */
+static nb_status check_replaceable(int folder_fd, const char *path, nb_err *err)
+{
+    DIR *d = list_folder(folder_fd);
     if (d == NULL)
-        return false;
-    bool any = false, config = false;
+        return nb_fail_errno(err, errno, "%s", path);
+    bool any = false, config = false, folders = false;
     for (const struct dirent *e; (e = readdir(d)) != NULL;) {
-        if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0)
+        if (is_dots(e->d_name))
             continue;
         any = true;
-        if (strcmp(e->d_name, "config.json") == 0)
+        struct stat st;
+        if (fstatat(folder_fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0 || S_ISDIR(st.st_mode))
+            folders = true;
+        else if (strcmp(e->d_name, "config.json") == 0)
             config = true;
     }
     closedir(d);
-    return config || !any;
+    if (folders)
+        return nb_fail(err, NB_USAGE, "%s: holds folders of its own, so it is not replaced", path);
+    if (any && !config)
+        return nb_fail(err, NB_USAGE, "%s: is not a model folder, so it is not replaced", path);
+    return NB_OK;
+}
+
+/* Opens and locks the folder that is about to be replaced. The lock keeps another process, which
+ * would find it under the temporary's name for a moment, from writing into it. */
+static nb_status open_replaced(int *fd, const char *path, nb_err *err)
+{
+    const int f = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+    if (f < 0 && (errno == ELOOP || errno == ENOTDIR))
+        return nb_fail(err, NB_USAGE, "%s: is not a folder, and the output is one", path);
+    if (f < 0)
+        return nb_fail_errno(err, errno, "%s", path);
+    nb_status s = NB_OK;
+    if (flock(f, LOCK_EX | LOCK_NB) != 0)
+        s = nb_fail_errno(err, errno, "%s: locking the folder to replace", path);
+    if (s == NB_OK)
+        s = check_replaceable(f, path, err);
+    if (s != NB_OK) {
+        close(f);
+        return s;
+    }
+    *fd = f;
+    return NB_OK;
 }
 
 nb_status nb_outdir_open(nb_outdir *out, const char *path, bool force, nb_err *err)
@@ -348,34 +482,27 @@ nb_status nb_outdir_open(nb_outdir *out, const char *path, bool force, nb_err *e
     nb_status s = copy_text(&o.path, path, err);
     if (s == NB_OK)
         s = name_temporary(o.path, &o.temporary, err);
-    if (s == NB_OK && nb_path_exists(o.path)) {
-        if (!nb_path_is_dir(o.path))
-            s = nb_fail(err, NB_USAGE, "%s: is a file, and the output is a folder", path);
-        else if (!force)
-            s = nb_fail(err, NB_USAGE, "%s: already exists (use --force to replace it)", path);
-        else if (!is_replaceable(o.path))
-            s = nb_fail(err, NB_USAGE, "%s: is not a model folder, so it is not replaced", path);
+    if (s == NB_OK && name_taken(o.path)) {
+        if (!force && nb_path_is_dir(o.path)) {
+            s = fail_exists(path, err);
+        } else {
+            /* Refused now rather than after an hour of work; looked at again before it goes. */
+            int old = -1;
+            s = open_replaced(&old, o.path, err);
+            if (old >= 0)
+                close(old);
+        }
         o.replaces = true;
     }
-    if (s == NB_OK && mkdir(o.temporary, 0777) != 0 && errno != EEXIST)
-        s = nb_fail_errno(err, errno, "%s", path);
-    if (s == NB_OK) {
-        o.fd = open(o.temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-        if (o.fd < 0)
-            s = nb_fail_errno(err, errno, "%s", path);
-    }
-    if (s == NB_OK) {
-        s = lock(o.fd, path, err);
-        if (s != NB_OK) {
-            close(o.fd);
-            o.fd = -1;
-        }
-    }
+    if (s == NB_OK)
+        s = open_temporary(&o.fd, o.temporary, true, path, err);
+    if (s == NB_OK && !empty_folder(o.fd))
+        s = nb_fail(err, NB_IO, "%s: %s holds more than files; please remove it", path,
+                    o.temporary);
     if (s != NB_OK) {
         nb_outdir_abort(&o);
         return s;
     }
-    empty_folder(o.fd);
     *out = o;
     return NB_OK;
 }
@@ -383,26 +510,26 @@ nb_status nb_outdir_open(nb_outdir *out, const char *path, bool force, nb_err *e
 nb_status nb_outdir_commit(nb_outdir *out, nb_err *err)
 {
     nb_status s = NB_OK;
+    int old = -1;
     if (planted_failure() || (fsync(out->fd) != 0 && errno != EINVAL))
         s = nb_fail_errno(err, errno, "%s: syncing", out->path);
-    if (s == NB_OK) {
-        /* The exchange is atomic: at every instant one whole folder has the final name. */
-        const unsigned flags = out->replaces ? RENAME_EXCHANGE : RENAME_NOREPLACE;
-        if (planted_failure() ||
-            renameat2(AT_FDCWD, out->temporary, AT_FDCWD, out->path, flags) != 0)
-            s = nb_fail_errno(err, errno, "%s: renaming", out->path);
-    }
+    out->replaces = out->replaces && name_taken(out->path);
+    if (s == NB_OK && out->replaces)
+        s = open_replaced(&old, out->path, err);
+    if (s == NB_OK && (out->replaces ? rename_exchange(out->temporary, out->path)
+                                     : rename_new(out->temporary, out->path)) != 0)
+        s = errno == EEXIST ? fail_exists(out->path, err)
+                            : nb_fail_errno(err, errno, "%s: renaming", out->path);
     if (s != NB_OK) {
+        if (old >= 0)
+            close(old);
         nb_outdir_abort(out);
         return s;
     }
-    if (out->replaces) {
-        const int old = open(out->temporary, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-        if (old >= 0) {
-            empty_folder(old);
-            close(old);
-        }
+    if (old >= 0) {
+        empty_folder(old);
         rmdir(out->temporary);
+        close(old);
     }
     s = sync_parent(out->path, err);
     close(out->fd);

@@ -39,6 +39,7 @@ typedef struct {
     int fd;
     char *path;      /* the final name */
     char *temporary; /* ".NAME.nibble-tmp" in the same folder */
+    bool replaces;   /* a file under the final name may be replaced */
 } nb_outfile;
 
 #define NB_OUTFILE_CLOSED ((nb_outfile){.fd = -1})
@@ -47,7 +48,8 @@ typedef struct {
  * another process holds (NB_IO, "locked"). A leftover temporary of a killed process is reused. */
 nb_status nb_outfile_open(nb_outfile *out, const char *path, bool force, nb_err *err);
 nb_status nb_outfile_write(nb_outfile *out, const void *bytes, size_t n, nb_err *err);
-/* Syncs, renames to the final name, syncs the folder, and closes; on failure it aborts. */
+/* Syncs, renames to the final name, syncs the folder, and closes; on failure it aborts. When only
+ * the last sync fails (NB_IO), the new file stands whole under the final name. */
 nb_status nb_outfile_commit(nb_outfile *out, nb_err *err);
 /* Removes the temporary; fine on a closed or committed one. */
 void nb_outfile_abort(nb_outfile *out);
@@ -63,7 +65,8 @@ typedef struct {
 #define NB_OUTDIR_CLOSED ((nb_outdir){.fd = -1})
 
 /* As nb_outfile_open. With `force`, an existing folder is replaced only when it holds a
- * config.json or nothing at all: nibble deletes model folders, never somebody's home. */
+ * config.json or nothing at all, and no folders: nibble deletes model folders, never somebody's
+ * home. A link to a folder is not replaced. */
 nb_status nb_outdir_open(nb_outdir *out, const char *path, bool force, nb_err *err);
 nb_status nb_outdir_commit(nb_outdir *out, nb_err *err);
 void nb_outdir_abort(nb_outdir *out);

@@ -20,7 +20,7 @@ static inline uint64_t nb_fpenv_enter(void)
 }
 static inline void nb_fpenv_leave(uint64_t before)
 {
-    if ((before & ~0x3fu) != 0x1f80u)
+    if (((before ^ _mm_getcsr()) & ~0x3fu) != 0)
         _mm_setcsr((unsigned)before);
 }
 #elif defined(__aarch64__)
@@ -34,7 +34,9 @@ static inline uint64_t nb_fpenv_enter(void)
 }
 static inline void nb_fpenv_leave(uint64_t before)
 {
-    if (before != 0)
+    uint64_t now;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(now));
+    if (now != before)
         __asm__ volatile("msr fpcr, %0" ::"r"(before));
 }
 #else

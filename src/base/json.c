@@ -72,8 +72,8 @@ static nb_status wrong_type(const char *key, const json_t *v, const char *want, 
     return nb_fail(err, NB_DATA, "key '%s' is %s, not %s", key, type_name(v), want);
 }
 
-nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min, int64_t max,
-                      int64_t *out, nb_err *err)
+nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min,
+                      int64_t max, int64_t *out, nb_err *err)
 {
     json_t *v;
     NB_TRY(find(object, key, required, &v, err));
@@ -155,16 +155,27 @@ nb_status nb_json_array(const json_t *object, const char *key, bool required, js
     return NB_OK;
 }
 
+typedef struct {
+    nb_buf *out;
+    nb_status status;
+    nb_err *err;
+} sink;
+
 static int append(const char *bytes, size_t n, void *data)
 {
-    nb_err ignored;
-    return nb_buf_put(data, bytes, n, &ignored) == NB_OK ? 0 : -1;
+    sink *to = data;
+    to->status = nb_buf_put(to->out, bytes, n, to->err);
+    return to->status == NB_OK ? 0 : -1;
 }
 
 nb_status nb_json_write(nb_buf *out, const json_t *value, bool pretty, nb_err *err)
 {
     const size_t flags = JSON_ENCODE_ANY | (pretty ? JSON_INDENT(2) : 0);
-    if (json_dump_callback(value, append, out, flags) != 0)
-        return nb_fail(err, NB_MEMORY, "out of memory while writing JSON");
-    return NB_OK;
+    const size_t before = out->len;
+    sink to = {.out = out, .err = err};
+    if (json_dump_callback(value, append, &to, flags) == 0)
+        return NB_OK;
+    out->len = before;
+    return to.status != NB_OK ? to.status
+                              : nb_fail(err, NB_MEMORY, "out of memory while writing JSON");
 }

@@ -1,5 +1,6 @@
 /* Thin typed getters over jansson. A wrong type or a missing key becomes a message that names the
- * key. Parsing refuses duplicate keys, NaN, numbers out of range, bad UTF-8 and depth above 2,048. */
+ * key. Parsing refuses duplicate keys, NaN, numbers out of range, bad UTF-8 and depth above 2,048.
+ */
 #ifndef NB_BASE_JSON_H
 #define NB_BASE_JSON_H
 
@@ -14,11 +15,12 @@ nb_status nb_json_load(json_t **out, const char *path, size_t limit, nb_err *err
 
 /* Each getter: a missing or null key gives NB_DATA when `required`, else leaves *out alone.
  * Integers must lie in [min, max]; a real with an integer value is not an integer. */
-nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min, int64_t max,
-                      int64_t *out, nb_err *err);
+nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min,
+                      int64_t max, int64_t *out, nb_err *err);
 nb_status nb_json_number(const json_t *object, const char *key, bool required, double *out,
                          nb_err *err);
-nb_status nb_json_bool(const json_t *object, const char *key, bool required, bool *out, nb_err *err);
+nb_status nb_json_bool(const json_t *object, const char *key, bool required, bool *out,
+                       nb_err *err);
 /* Borrowed from the object; zero-terminated, and refused if it holds a zero inside. */
 nb_status nb_json_text(const json_t *object, const char *key, bool required, const char **out,
                        nb_err *err);
@@ -27,7 +29,7 @@ nb_status nb_json_object(const json_t *object, const char *key, bool required, j
 nb_status nb_json_array(const json_t *object, const char *key, bool required, json_t **out,
                         nb_err *err);
 
-/* Appends the JSON text of `value` (2-space indent if `pretty`). */
+/* Appends the JSON text of `value` (2-space indent if `pretty`), or nothing on failure. */
 nb_status nb_json_write(nb_buf *out, const json_t *value, bool pretty, nb_err *err);
 
 #endif

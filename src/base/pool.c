@@ -35,7 +35,7 @@ struct nb_pool {
      * looking and claiming from taking a chunk of a later job, so nobody has to wait for workers
      * that never showed up: a run ends when its chunks are done. */
     _Alignas(NB_CACHE_LINE) _Atomic uint64_t claim;
-    _Alignas(NB_CACHE_LINE) _Atomic uint32_t n_left; /* chunks not yet finished; a futex */
+    _Alignas(NB_CACHE_LINE) _Atomic uint32_t n_left;     /* chunks not yet finished; a futex */
     _Alignas(NB_CACHE_LINE) _Atomic uint32_t generation; /* a new value announces work; a futex */
     atomic_int n_asleep;
     atomic_bool caller_asleep;

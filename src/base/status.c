@@ -35,11 +35,12 @@ int nb_status_exit_code(nb_status status)
     return 1;
 }
 
-/* Copies `text` to `out`, every byte outside printable ASCII as \xNN, cut to fit. */
-static void escape_into(char *out, size_t size, const char *text)
+/* Copies `text` to `out`, every byte outside printable ASCII as \xNN; false when it was cut. */
+static bool escape_into(char *out, size_t size, const char *text)
 {
     size_t n = 0;
-    for (const unsigned char *p = (const unsigned char *)text; *p != 0; p++) {
+    const unsigned char *p = (const unsigned char *)text;
+    for (; *p != 0; p++) {
         const bool plain = *p >= 0x20 && *p < 0x7f;
         const size_t need = plain ? 1 : 4;
         if (n + need + 1 > size)
@@ -50,6 +51,7 @@ static void escape_into(char *out, size_t size, const char *text)
             n += (size_t)snprintf(out + n, size - n, "\\x%02x", *p);
     }
     out[n] = 0;
+    return *p == 0;
 }
 
 static void write_message(nb_err *err, const char *format, va_list args)
@@ -57,6 +59,22 @@ static void write_message(nb_err *err, const char *format, va_list args)
     char raw[sizeof err->text];
     vsnprintf(raw, sizeof raw, format, args);
     escape_into(err->text, sizeof err->text, raw);
+}
+
+/* "where: reason". A path may be longer than the message: it is cut, with "..." at its end, before
+ * the reason is. */
+static nb_status write_both(nb_err *err, nb_status status, const char *where, const char *reason)
+{
+    enum { LEAST_WHERE = 200 };
+    char tail[sizeof err->text - LEAST_WHERE];
+    escape_into(tail, sizeof tail, reason);
+    const size_t room = sizeof err->text - strlen(tail) - strlen(": ");
+    char head[sizeof err->text];
+    if (!escape_into(head, room, where))
+        memcpy(head + strlen(head) - 3, "...", 3);
+    snprintf(err->text, sizeof err->text, "%s: %s", head, tail);
+    err->status = status;
+    return status;
 }
 
 nb_status nb_fail(nb_err *err, nb_status status, const char *format, ...)
@@ -76,8 +94,7 @@ nb_status nb_fail_errno(nb_err *err, int errnum, const char *format, ...)
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
-    const nb_status status = errnum == ENOMEM ? NB_MEMORY : NB_IO;
-    return nb_fail(err, status, "%s: %s", what, strerror(errnum));
+    return write_both(err, errnum == ENOMEM ? NB_MEMORY : NB_IO, what, strerror(errnum));
 }
 
 nb_status nb_context(nb_err *err, const char *format, ...)
@@ -89,5 +106,5 @@ nb_status nb_context(nb_err *err, const char *format, ...)
     va_end(args);
     char before[sizeof err->text];
     memcpy(before, err->text, sizeof before);
-    return nb_fail(err, err->status, "%s: %s", where, before);
+    return write_both(err, err->status, where, before);
 }
