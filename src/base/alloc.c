@@ -7,7 +7,14 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define HUGE_PAGE ((size_t)2 << 20)
+/* From this size on, memory comes straight from the system: zeroed without being touched, so that
+ * what is never used (most of a KV cache) is never resident, and given back when it is freed. */
+#define LARGE ((size_t)4 << 20)
+
+/* In front of every block, one cache line. */
+typedef struct {
+    size_t mapped; /* bytes of the mapping; 0: from malloc */
+} header;
 
 static atomic_llong fail_countdown; /* 0: never */
 static atomic_llong live;
@@ -29,25 +36,36 @@ static bool planted_failure(void)
     return atomic_fetch_sub(&fail_countdown, 1) == 1;
 }
 
+static header *allocate(size_t whole)
+{
+    if (planted_failure())
+        return NULL;
+    if (whole >= LARGE) {
+        header *h = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (h == MAP_FAILED)
+            return NULL;
+        (void)madvise(h, whole, MADV_HUGEPAGE);
+        h->mapped = whole;
+        return h;
+    }
+    const size_t rounded = (whole + NB_CACHE_LINE - 1) / NB_CACHE_LINE * NB_CACHE_LINE;
+    header *h = aligned_alloc(NB_CACHE_LINE, rounded);
+    if (h != NULL)
+        memset(h, 0, rounded);
+    return h;
+}
+
 nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err)
 {
     *out = NULL;
-    size_t bytes;
-    if (!nb_mul_size(count, size, &bytes) || bytes > PTRDIFF_MAX / 2)
-        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count,
-                       size);
-    const bool large = bytes >= 2 * HUGE_PAGE;
-    const size_t align = large ? HUGE_PAGE : NB_CACHE_LINE;
-    /* At least one byte, so that a count of 0 has an address of its own. */
-    const size_t padded = (bytes + (bytes == 0) + align - 1) / align * align;
-    void *p = planted_failure() ? NULL : aligned_alloc(align, padded);
-    if (p == NULL)
+    size_t bytes, whole;
+    if (!nb_mul_size(count, size, &bytes) || !nb_add_size(bytes, 2 * NB_CACHE_LINE, &whole))
+        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count, size);
+    header *h = allocate(bytes + NB_CACHE_LINE);
+    if (h == NULL)
         return nb_fail(err, NB_MEMORY, "out of memory: %zu bytes were needed", bytes);
-    if (large)
-        (void)madvise(p, padded, MADV_HUGEPAGE);
-    memset(p, 0, bytes);
     atomic_fetch_add(&live, 1);
-    *out = p;
+    *out = (uint8_t *)h + NB_CACHE_LINE;
     return NB_OK;
 }
 
@@ -56,5 +74,9 @@ void nb_free(void *p)
     if (p == NULL)
         return;
     atomic_fetch_sub(&live, 1);
-    free(p);
+    header *h = (header *)(void *)((uint8_t *)p - NB_CACHE_LINE);
+    if (h->mapped != 0)
+        munmap(h, h->mapped);
+    else
+        free(h);
 }

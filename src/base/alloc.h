@@ -26,8 +26,8 @@ static inline bool nb_add_size(size_t a, size_t b, size_t *out)
     return true;
 }
 
-/* `count` zeroed elements of `size` bytes, aligned to a cache line (2 MiB, and advised to use huge
- * pages, when large). *out is NULL only on failure: a count of 0 gives a valid pointer.
+/* `count` zeroed elements of `size` bytes, aligned to a cache line. Large blocks take memory only
+ * where they are touched. *out is NULL only on failure: a count of 0 gives a valid pointer.
  * NB_MEMORY on failure, with the size in the message. */
 nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err);
 #define NB_ALLOC(out, count, err)                                                                  \
