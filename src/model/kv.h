@@ -1,0 +1,48 @@
+/* The paged KV cache: pages of NB_KV_PAGE positions for all layers, handed out to sequences.
+ * Kwon et al., arXiv:2309.06180. A sequence wastes less than one page. */
+#ifndef NB_MODEL_KV_H
+#define NB_MODEL_KV_H
+
+#include "kernel/kernel.h"
+#include "model/config.h"
+
+typedef struct {
+    const nb_config *config;
+    nb_float_type cell;
+    size_t page_bytes;
+    int64_t n_pages, n_free;
+    uint8_t *arena;
+    int32_t *free_pages; /* a stack */
+} nb_kv_pool;
+
+/* Room for n_pages pages; memory becomes resident as pages are used. */
+nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_float_type cell, int64_t n_pages,
+                          nb_err *err);
+void nb_kv_pool_free(nb_kv_pool *pool);
+
+static inline int64_t nb_kv_pages_for(int64_t n_positions)
+{
+    return (n_positions + NB_KV_PAGE - 1) / NB_KV_PAGE;
+}
+
+/* One sequence: `n` positions are filled, in the pages of `table`. */
+typedef struct {
+    nb_kv_pool *pool;
+    int64_t n;
+    int64_t n_table, cap;
+    int32_t *table;
+} nb_kv_seq;
+
+/* A sequence of at most max_positions. */
+nb_status nb_kv_seq_init(nb_kv_seq *seq, nb_kv_pool *pool, int64_t max_positions, nb_err *err);
+/* Makes room for positions [0, n). NB_LIMIT when the sequence or the pool is full; then nothing
+ * has changed. */
+nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err);
+/* Forgets positions from n on and gives their pages back. */
+void nb_kv_seq_truncate(nb_kv_seq *seq, int64_t n);
+void nb_kv_seq_free(nb_kv_seq *seq);
+
+/* The kernels' view of one layer of a sequence. */
+nb_kv_view nb_kv_seq_view(const nb_kv_seq *seq, int64_t layer);
+
+#endif

@@ -1,0 +1,207 @@
+/* See model.h. */
+#include "model/model.h"
+
+#include "numeric/minifloat.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* What loading passes around. */
+typedef struct {
+    nb_model *m;
+    nb_store *store;
+    nb_pool *pool;
+    nb_compute_choice compute;
+    nb_loaded loaded; /* reused for every weight */
+} loader;
+
+nb_compute nb_weight_compute(const nb_weight *w, nb_compute_choice choice)
+{
+    if (w->fmt->int_form == NULL)
+        return NB_COMPUTE_F;
+    if (choice != NB_COMPUTE_AUTO)
+        return (nb_compute)choice;
+    return w->fmt->affine && w->act.bits == 0 ? NB_COMPUTE_I16 : NB_COMPUTE_I8;
+}
+
+static nb_status find(const loader *l, const char *name, int64_t n_rows, int64_t n_cols,
+                      const nb_weight **out, nb_err *err)
+{
+    const nb_weight *w = nb_store_find(l->store, name);
+    if (w == NULL)
+        return nb_fail(err, NB_DATA, "%s: tensor '%s' is missing", nb_store_path(l->store), name);
+    if (w->n_rows != n_rows || w->n_cols != n_cols)
+        return nb_fail(err, NB_DATA, "%s: tensor '%s' is %lld x %lld, and the config wants %lld x %lld",
+                       nb_store_path(l->store), name, (long long)w->n_rows, (long long)w->n_cols,
+                       (long long)n_rows, (long long)n_cols);
+    *out = w;
+    return NB_OK;
+}
+
+static nb_status load_vector(loader *l, const char *name, int64_t n, float **out, nb_err *err)
+{
+    const nb_weight *w = NULL;
+    NB_TRY(find(l, name, 1, n, &w, err));
+    if (w->n_dims != 1)
+        return nb_fail(err, NB_DATA, "%s: tensor '%s' has %d dimensions instead of 1",
+                       nb_store_path(l->store), name, w->n_dims);
+    NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
+    NB_TRY(NB_ARENA_ALLOC(&l->m->arena, out, n, err));
+    w->fmt->decode_row(&l->loaded.mat, 0, *out);
+    l->m->weight_bytes += w->bytes;
+    l->m->n_params += n;
+    return NB_OK;
+}
+
+static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_t n_cols,
+                             bool bias, nb_linear *out, nb_err *err)
+{
+    char full[160];
+    snprintf(full, sizeof full, "%s.weight", name);
+    const nb_weight *w = NULL;
+    NB_TRY(find(l, full, n_rows, n_cols, &w, err));
+    if (w->n_dims != 2)
+        return nb_fail(err, NB_DATA, "%s: tensor '%s' has %d dimensions instead of 2",
+                       nb_store_path(l->store), full, w->n_dims);
+    NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
+    nb_panels_plan(&out->w, &l->loaded.mat);
+    NB_TRY(nb_panels_alloc(&out->w, err));
+    NB_TRY(nb_panels_pack(&out->w, &l->loaded.mat, l->pool, err));
+    out->info = w;
+    nb_xlayout layout;
+    nb_xlayout_for(&layout, &out->w, nb_weight_compute(w, l->compute), w->act.per_token);
+    out->mode = layout.mode;
+    out->per_token = w->act.per_token;
+    l->m->packed_bytes += nb_panels_bytes(&out->w);
+    l->m->weight_bytes += w->bytes;
+    l->m->n_params += n_rows * n_cols;
+    if (bias) {
+        snprintf(full, sizeof full, "%s.bias", name);
+        NB_TRY(load_vector(l, full, n_rows, &out->bias, err));
+    }
+    return NB_OK;
+}
+
+static nb_status load_layer(loader *l, int64_t i, nb_err *err)
+{
+    nb_layer *layer = &l->m->layers[i];
+    const nb_config *c = &l->m->config;
+    const int64_t d_q = c->n_heads * c->head_dim, d_kv = c->n_kv_heads * c->head_dim;
+    const struct {
+        const char *name;
+        int64_t n_rows, n_cols;
+        bool bias;
+        nb_linear *out;
+    } linears[] = {
+        {"self_attn.q_proj", d_q, c->d_model, c->qkv_bias, &layer->q},
+        {"self_attn.k_proj", d_kv, c->d_model, c->qkv_bias, &layer->k},
+        {"self_attn.v_proj", d_kv, c->d_model, c->qkv_bias, &layer->v},
+        {"self_attn.o_proj", c->d_model, d_q, c->o_bias, &layer->o},
+        {"mlp.gate_proj", c->d_ff, c->d_model, c->mlp_bias, &layer->gate},
+        {"mlp.up_proj", c->d_ff, c->d_model, c->mlp_bias, &layer->up},
+        {"mlp.down_proj", c->d_model, c->d_ff, c->mlp_bias, &layer->down},
+    };
+    char name[96];
+    for (size_t j = 0; j < sizeof linears / sizeof *linears; j++) {
+        snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)i, linears[j].name);
+        NB_TRY(load_linear(l, name, linears[j].n_rows, linears[j].n_cols, linears[j].bias,
+                           linears[j].out, err));
+    }
+    const struct {
+        const char *name;
+        int64_t n;
+        bool wanted;
+        float **out;
+    } vectors[] = {
+        {"input_layernorm", c->d_model, true, &layer->attn_norm},
+        {"post_attention_layernorm", c->d_model, true, &layer->ffn_norm},
+        {"self_attn.q_norm", c->head_dim, c->qk_norm, &layer->q_norm},
+        {"self_attn.k_norm", c->head_dim, c->qk_norm, &layer->k_norm},
+    };
+    for (size_t j = 0; j < sizeof vectors / sizeof *vectors; j++) {
+        if (!vectors[j].wanted)
+            continue;
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, vectors[j].name);
+        NB_TRY(load_vector(l, name, vectors[j].n, vectors[j].out, err));
+    }
+    return NB_OK;
+}
+
+/* A layer more than the config says means that config and tensors belong to different models. */
+static nb_status check_no_layer_beyond(const loader *l, nb_err *err)
+{
+    char name[96];
+    const int64_t n = l->m->config.n_layers;
+    snprintf(name, sizeof name, "model.layers.%lld.self_attn.q_proj.weight", (long long)n);
+    if (nb_store_find(l->store, name) != NULL)
+        return nb_fail(err, NB_DATA, "%s: the config has %lld layers, and the tensors have more",
+                       nb_store_path(l->store), (long long)n);
+    return NB_OK;
+}
+
+static nb_status load(loader *l, nb_err *err)
+{
+    nb_model *m = l->m;
+    const nb_config *c = &m->config;
+    NB_TRY(check_no_layer_beyond(l, err));
+    NB_TRY(load_linear(l, "model.embed_tokens", c->vocab_size, c->d_model, false, &m->embed, err));
+    NB_TRY(NB_ARENA_ALLOC(&m->arena, &m->layers, c->n_layers, err));
+    for (int64_t i = 0; i < c->n_layers; i++)
+        NB_TRY(load_layer(l, i, err));
+    NB_TRY(load_vector(l, "model.norm.weight", c->d_model, &m->norm, err));
+    if (!c->tied_head)
+        NB_TRY(load_linear(l, "lm_head", c->vocab_size, c->d_model, false, &m->head, err));
+    float *factors = NULL;
+    if (c->rope.type == NB_ROPE_FACTORS) {
+        NB_TRY(load_vector(l, "rope_freqs.weight", c->rot_dim / 2, &factors, err));
+        for (int64_t i = 0; i < c->rot_dim / 2; i++) {
+            if (!(factors[i] > 0))
+                return nb_fail(err, NB_DATA, "%s: tensor 'rope_freqs.weight' has %g at %lld",
+                               nb_store_path(l->store), (double)factors[i], (long long)i);
+        }
+    }
+    return nb_rope_table_init(&m->rope, c, m->n_ctx, factors, err);
+}
+
+nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options, nb_pool *pool,
+                        nb_err *err)
+{
+    *m = (nb_model){0};
+    NB_TRY(nb_config_read(store, &m->config, err));
+    m->n_ctx = options->n_ctx;
+    if (m->n_ctx == 0)
+        m->n_ctx = m->config.n_ctx < NB_DEFAULT_CTX ? m->config.n_ctx : NB_DEFAULT_CTX;
+    loader l = {.m = m, .store = store, .pool = pool, .compute = options->compute};
+    const nb_status s = load(&l, err);
+    nb_loaded_free(&l.loaded);
+    if (s != NB_OK)
+        nb_model_close(m);
+    return s;
+}
+
+void nb_model_close(nb_model *m)
+{
+    for (int64_t i = 0; m->layers != NULL && i < m->config.n_layers; i++) {
+        nb_layer *y = &m->layers[i];
+        nb_linear *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
+        for (size_t j = 0; j < sizeof all / sizeof *all; j++)
+            nb_panels_free(&all[j]->w);
+    }
+    nb_panels_free(&m->embed.w);
+    nb_panels_free(&m->head.w);
+    nb_rope_table_free(&m->rope);
+    nb_arena_free(&m->arena);
+    *m = (nb_model){0};
+}
+
+const char *nb_model_compute_name(const nb_model *m)
+{
+    unsigned seen = 0;
+    for (int64_t i = 0; i < m->config.n_layers; i++) {
+        const nb_layer *y = &m->layers[i];
+        seen |= 1u << y->q.mode | 1u << y->k.mode | 1u << y->v.mode | 1u << y->o.mode |
+                1u << y->gate.mode | 1u << y->up.mode | 1u << y->down.mode;
+    }
+    static const char *const names[8] = {"f", "f", "i8", "i8+f", "i16", "i16+f", "i16+i8", "i16+i8+f"};
+    return names[seen & 7u];
+}
