@@ -1,0 +1,73 @@
+/* compressed-tensors (formats.md section 4): what quantization_config says, and which of a folder's
+ * modules it says it about. Reading of integer weights of 4 and 8 bits; everything else is refused
+ * by its name. ct_pack.h knows the bits. */
+#ifndef NB_STORE_COMPRESSED_TENSORS_H
+#define NB_STORE_COMPRESSED_TENSORS_H
+
+#include "base/arena.h"
+#include "base/json.h"
+#include "store/names.h"
+#include "store/safetensors.h"
+
+typedef enum {
+    NB_CT_PACKED, /* weight_packed, weight_scale, weight_shape */
+    NB_CT_INT8    /* weight (I8, also for 4-bit codes), weight_scale */
+} nb_ct_layout;
+
+typedef enum { NB_CT_TENSOR, NB_CT_CHANNEL, NB_CT_GROUP } nb_ct_strategy;
+
+/* One entry of config_groups. */
+typedef struct {
+    const char *name;
+    nb_ct_layout layout;
+    int bits; /* 4 or 8 */
+    bool symmetric;
+    nb_ct_strategy strategy;
+    int64_t group_size; /* NB_CT_GROUP only */
+    nb_act_spec act;
+} nb_ct_group;
+
+typedef struct nb_ct_regex nb_ct_regex;
+
+/* A list of targets, or the list of what to ignore. Values are indexes of groups. */
+typedef struct {
+    nb_name *names; /* sorted */
+    int64_t n_names;
+    nb_ct_regex *regexes; /* in file order */
+    int64_t n_regexes;
+    int64_t linear; /* who named the class "Linear"; -1: nobody */
+} nb_ct_targets;
+
+/* `{0}` is empty: no quantization. The rest of it lives in an arena. */
+typedef struct {
+    nb_ct_group *groups;
+    int64_t n_groups;
+    nb_ct_targets targets, ignore;
+} nb_ct;
+
+/* Parses a quantization_config for a folder of at most n_modules modules (which bounds the work
+ * that regular expressions may cause). NB_UNSUPPORTED names what nibble does not read. */
+nb_status nb_ct_parse(nb_ct *ct, nb_arena *arena, const json_t *config, int64_t n_modules,
+                      nb_err *err);
+void nb_ct_free(nb_ct *ct);
+
+/* The group that quantizes a module ("model.layers.0.mlp.up_proj"); *out = NULL when none does, or
+ * when it is ignored. Exact names first, then regular expressions, then the class. */
+nb_status nb_ct_match(const nb_ct *ct, const char *module, const nb_ct_group **out, nb_err *err);
+/* Whether a group names exactly this module, and nothing ignores it. */
+nb_status nb_ct_is_named(const nb_ct *ct, const char *module, bool *out, nb_err *err);
+
+/* Embeddings are matrices, but not of the class Linear. By the last part of module[0, len). */
+bool nb_ct_is_embedding(const char *module, size_t len);
+
+/* The tensors of one quantized module; NULL: not in the file. */
+typedef struct {
+    const nb_st_tensor *codes, *scale, *zero_point;
+} nb_ct_parts;
+
+/* Checks dtypes and shapes of the parts of an [n_rows, n_cols] matrix against its group, and fills
+ * in the affine fields of the weight (fmt, group_size, symmetric, scale_type, act). */
+nb_status nb_ct_describe(nb_weight *weight, const nb_ct_group *group, const nb_ct_parts *parts,
+                         nb_err *err);
+
+#endif

@@ -1,0 +1,642 @@
+/* Hugging Face folders: config.json and its companions, and the tensors of model.safetensors or of
+ * the shards that model.safetensors.index.json names. Quantized linears of compressed-tensors are
+ * put together from their parts here; what the parts mean is compressed_tensors.h's to know. */
+#define _POSIX_C_SOURCE 200809L
+#include "store/compressed_tensors.h"
+#include "store/container.h"
+#include "store/ct_pack.h"
+
+#include <string.h>
+#include <sys/stat.h>
+
+/* What these files may have at most; the largest real ones have a few MB. */
+#define MAX_CONFIG_BYTES    ((size_t)16 << 20)
+#define MAX_TOKENIZER_BYTES ((size_t)32 << 20)
+#define MAX_INDEX_BYTES     ((size_t)64 << 20)
+
+/* A tensor and the file it is in; {NULL, NULL}: not there. */
+typedef struct {
+    const nb_safetensors *file;
+    const nb_st_tensor *tensor;
+} located;
+
+/* How weight i is read. */
+typedef struct {
+    const nb_ct_group *group; /* NULL: plain numbers */
+    located codes, scale, zero_point;
+} recipe;
+
+typedef struct {
+    nb_safetensors *files;
+    int64_t n_files;
+    located *tensors; /* of all files, in file order */
+    nb_name *names;   /* sorted; values are indexes into tensors */
+    bool *used;       /* which tensors belong to a weight */
+    int64_t n_tensors;
+    nb_ct ct;
+    recipe *recipes; /* one a weight */
+} hf_state;
+
+static bool ends_with(const char *text, const char *end)
+{
+    const size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+/* ---- the JSON files ---- */
+
+/* True also for a link that leads nowhere: such a file is there, and broken. */
+static bool is_listed(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0;
+}
+
+static nb_status path_in(nb_store *store, char **out, const char *name, nb_err *err)
+{
+    return nb_arena_format(&store->arena, out, err, "%s/%s", store->path, name);
+}
+
+static nb_status load_object(nb_store *store, json_t **out, const char *name, bool required,
+                             size_t limit, nb_err *err)
+{
+    char *path;
+    NB_TRY(path_in(store, &path, name, err));
+    if (!required && !is_listed(path))
+        return NB_OK;
+    NB_TRY(nb_json_load(out, path, limit, err));
+    if (!json_is_object(*out))
+        return nb_fail(err, NB_DATA, "%s: not a JSON object", path);
+    return NB_OK;
+}
+
+/* ---- the tensor files ---- */
+
+/* A file of this folder and nothing else: no way leads out of it by name. */
+static nb_status check_shard_name(const char *name, nb_err *err)
+{
+    if (strchr(name, '/') == NULL && name[0] != '.' && ends_with(name, ".safetensors"))
+        return NB_OK;
+    return nb_fail(err, NB_DATA, "'%.200s' is no name of a .safetensors file in this folder", name);
+}
+
+static nb_status open_files(nb_store *store, const nb_name *names, int64_t n, nb_err *err)
+{
+    hf_state *hf = store->state;
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->files, n, err));
+    for (int64_t i = 0; i < n; i++) {
+        char *path;
+        NB_TRY(path_in(store, &path, names[i].name, err));
+        NB_TRY(nb_st_open(&hf->files[i], &store->arena, path, err));
+        hf->n_files++; /* so that closing closes it */
+        store->file_bytes += hf->files[i].file.size;
+    }
+    return NB_OK;
+}
+
+/* The distinct values of the map, sorted: the shards. */
+static nb_status list_shards(nb_store *store, json_t *map, nb_name **out, int64_t *n_out,
+                             nb_err *err)
+{
+    nb_name *names;
+    int64_t n = 0, kept = 0;
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &names, json_object_size(map), err));
+    const char *tensor;
+    json_t *value;
+    json_object_foreach(map, tensor, value)
+    {
+        const char *name = json_string_value(value);
+        if (name == NULL)
+            return nb_fail(err, NB_DATA, "weight_map: '%.200s' is not mapped to a text", tensor);
+        if (check_shard_name(name, err) != NB_OK)
+            return nb_context(err, "weight_map: '%.200s'", tensor);
+        names[n++] = (nb_name){.name = name};
+    }
+    nb_names_sort(names, n);
+    for (int64_t i = 0; i < n; i++) {
+        if (kept == 0 || strcmp(names[kept - 1].name, names[i].name) != 0)
+            names[kept++] = names[i];
+    }
+    *out = names;
+    *n_out = kept;
+    return NB_OK;
+}
+
+/* All tensors of all files, and the table of their names. */
+static nb_status list_tensors(nb_store *store, nb_err *err)
+{
+    hf_state *hf = store->state;
+    for (int64_t f = 0; f < hf->n_files; f++)
+        hf->n_tensors += hf->files[f].n_tensors;
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->tensors, hf->n_tensors, err));
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->names, hf->n_tensors, err));
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->used, hf->n_tensors, err));
+    int64_t n = 0;
+    for (int64_t f = 0; f < hf->n_files; f++) {
+        const nb_safetensors *file = &hf->files[f];
+        for (int64_t i = 0; i < file->n_tensors; i++, n++) {
+            hf->tensors[n] = (located){.file = file, .tensor = &file->tensors[i]};
+            hf->names[n] = (nb_name){.name = file->tensors[i].name, .value = n};
+        }
+    }
+    nb_names_sort(hf->names, n);
+    const nb_name *twice = nb_names_twice(hf->names, n);
+    if (twice != NULL)
+        return nb_fail(err, NB_DATA, "%s: tensor '%.200s' is also in another shard",
+                       hf->tensors[twice->value].file->file.path, twice->name);
+    return NB_OK;
+}
+
+/* The map and the files must say the same about every tensor. `shards` are sorted as the files. */
+static nb_status check_map(const hf_state *hf, json_t *map, const nb_name *shards, nb_err *err)
+{
+    const char *tensor;
+    json_t *value;
+    json_object_foreach(map, tensor, value)
+    {
+        const char *shard = json_string_value(value);
+        const nb_name *found = nb_names_find(hf->names, hf->n_tensors, tensor);
+        if (found == NULL ||
+            strcmp(shards[hf->tensors[found->value].file - hf->files].name, shard) != 0)
+            return nb_fail(err, NB_DATA, "weight_map: tensor '%.200s' is not in '%.200s'", tensor,
+                           shard);
+    }
+    if ((int64_t)json_object_size(map) == hf->n_tensors)
+        return NB_OK;
+    for (int64_t i = 0; i < hf->n_tensors; i++) {
+        if (json_object_get(map, hf->names[i].name) == NULL)
+            return nb_fail(err, NB_DATA, "weight_map: tensor '%.200s' of '%.200s' is missing",
+                           hf->names[i].name,
+                           shards[hf->tensors[hf->names[i].value].file - hf->files].name);
+    }
+    return NB_OK;
+}
+
+static nb_status open_shards(nb_store *store, const char *index_path, nb_err *err)
+{
+    json_t *index = NULL, *map = NULL;
+    nb_name *shards = NULL;
+    int64_t n_shards = 0;
+    NB_TRY(nb_json_load(&index, index_path, MAX_INDEX_BYTES, err));
+    nb_status s = json_is_object(index) ? nb_json_object(index, "weight_map", true, &map, err)
+                                        : nb_fail(err, NB_DATA, "not a JSON object");
+    if (s == NB_OK)
+        s = list_shards(store, map, &shards, &n_shards, err);
+    if (s != NB_OK) {
+        nb_context(err, "%s", index_path);
+    } else {
+        s = open_files(store, shards, n_shards, err);
+        if (s == NB_OK)
+            s = list_tensors(store, err);
+        if (s == NB_OK) {
+            s = check_map(store->state, map, shards, err);
+            if (s != NB_OK)
+                nb_context(err, "%s", index_path);
+        }
+    }
+    json_decref(index);
+    return s;
+}
+
+/* A folder without tensors that nibble reads: what it has instead. */
+static nb_status no_tensors(nb_store *store, nb_err *err)
+{
+    static const struct {
+        const char *name, *what;
+    } others[] = {
+        {"pytorch_model.bin", "pickled weights, which are never loaded because they can run code"},
+        {"pytorch_model.bin.index.json",
+         "pickled weights, which are never loaded because they can run code"},
+        {"consolidated.safetensors", "weights in Mistral's own naming"},
+        {"adapter_model.safetensors", "an adapter and not a model"},
+        {"tf_model.h5", "TensorFlow weights"},
+        {"flax_model.msgpack", "Flax weights"},
+    };
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        char *path;
+        NB_TRY(path_in(store, &path, others[i].name, err));
+        if (is_listed(path))
+            return nb_fail(err, NB_UNSUPPORTED, "%s: no model.safetensors; %s holds %s",
+                           store->path, others[i].name, others[i].what);
+    }
+    return nb_fail(err, NB_DATA,
+                   "%s: neither model.safetensors nor model.safetensors.index.json is there",
+                   store->path);
+}
+
+static nb_status open_tensors(nb_store *store, nb_err *err)
+{
+    char *single, *index;
+    NB_TRY(path_in(store, &single, "model.safetensors", err));
+    NB_TRY(path_in(store, &index, "model.safetensors.index.json", err));
+    if (is_listed(single)) { /* it wins, as in transformers */
+        NB_TRY(open_files(store, &(nb_name){.name = "model.safetensors"}, 1, err));
+        return list_tensors(store, err);
+    }
+    if (is_listed(index))
+        return open_shards(store, index, err);
+    return no_tensors(store, err);
+}
+
+/* ---- quantization ---- */
+
+/* Keys that would change what the tensors mean, and that only other readers know. */
+static nb_status refuse_other_configs(const json_t *config, nb_err *err)
+{
+    const json_t *text = json_object_get(config, "text_config");
+    const struct {
+        const json_t *object;
+        const char *key, *path;
+    } keys[] = {
+        {config, "compression_config", "compression_config"},
+        {text, "compression_config", "text_config.compression_config"},
+        {text, "quantization_config", "text_config.quantization_config"},
+    };
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const json_t *v = json_object_get(keys[i].object, keys[i].key);
+        if (v != NULL && !json_is_null(v))
+            return nb_fail(err, NB_UNSUPPORTED, "key '%s' is not supported", keys[i].path);
+    }
+    return NB_OK;
+}
+
+static nb_status parse_quantization(nb_store *store, nb_err *err)
+{
+    hf_state *hf = store->state;
+    const json_t *q = json_object_get(store->config, "quantization_config");
+    nb_status s = refuse_other_configs(store->config, err);
+    if (s == NB_OK && q != NULL && !json_is_null(q))
+        s = nb_ct_parse(&hf->ct, &store->arena, q, hf->n_tensors, err);
+    return s == NB_OK ? NB_OK : nb_context(err, "%s/config.json", store->path);
+}
+
+/* ---- weights ---- */
+
+/* Finds a part of a module, and marks it as used. */
+static nb_status find_part(nb_store *store, located *out, const char *module, const char *part,
+                           nb_err *err)
+{
+    hf_state *hf = store->state;
+    nb_buf name = {0};
+    nb_status s = nb_buf_format(&name, err, "%s.%s", module, part);
+    if (s == NB_OK) {
+        const nb_name *found = nb_names_find(hf->names, hf->n_tensors, (const char *)name.data);
+        *out = (located){0};
+        if (found != NULL) {
+            *out = hf->tensors[found->value];
+            hf->used[found->value] = true;
+        }
+    }
+    nb_buf_free(&name);
+    return s;
+}
+
+/* weight_shape is data, but without it the number of columns is not known: it is read now. */
+static nb_status read_shape(nb_store *store, nb_weight *w, const char *module, nb_err *err)
+{
+    located shape;
+    int64_t dims[2] = {0, 0};
+    NB_TRY(find_part(store, &shape, module, "weight_shape", err));
+    if (shape.tensor == NULL)
+        return nb_fail(err, NB_DATA, "tensor '%.200s' has no weight_shape", w->file_name);
+    const nb_st_tensor *t = shape.tensor;
+    if (t->dtype != NB_ST_I64 || t->n_dims != 1 || t->dims[0] != 2) {
+        char found[NB_ST_SHAPE_TEXT];
+        return nb_fail(err, NB_DATA, "tensor '%.200s': wanted I64 [2], found %s %s", t->name,
+                       nb_st_dtype_name(t->dtype), nb_st_shape_text(found, t->n_dims, t->dims));
+    }
+    NB_TRY(nb_st_read(shape.file, t, dims, err));
+    w->n_rows = dims[0];
+    w->n_cols = dims[1];
+    w->bytes += t->bytes;
+    return NB_OK;
+}
+
+/* A weight in codes: `t` is P.weight_packed, or P.weight in I8. */
+static nb_status add_quantized(nb_store *store, located at, const char *module, bool packed,
+                               nb_err *err)
+{
+    hf_state *hf = store->state;
+    const nb_st_tensor *t = at.tensor;
+    const nb_ct_group *group;
+    if (hf->ct.n_groups == 0)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "tensor '%.200s': codes of dtype %s, and config.json has no "
+                       "quantization_config",
+                       t->name, nb_st_dtype_name(t->dtype));
+    NB_TRY(nb_ct_match(&hf->ct, module, &group, err));
+    if (group == NULL)
+        return nb_fail(err, NB_DATA,
+                       "tensor '%.200s' holds codes, and quantization_config names no group for it",
+                       t->name);
+    if (packed != (group->layout == NB_CT_PACKED))
+        return nb_fail(err, NB_DATA, "tensor '%.200s': group '%.100s' is %s", t->name, group->name,
+                       packed ? "int-quantized" : "pack-quantized");
+
+    nb_weight *w = &store->weights[store->n_weights];
+    recipe *r = &hf->recipes[store->n_weights];
+    *w = (nb_weight){.file_name = t->name, .n_dims = 2};
+    *r = (recipe){.group = group, .codes = at};
+    char *name;
+    NB_TRY(nb_arena_format(&store->arena, &name, err, "%s.weight", module));
+    w->name = name;
+    if (packed) {
+        if (nb_names_find(hf->names, hf->n_tensors, name) != NULL)
+            return nb_fail(err, NB_DATA, "tensors '%.200s' and '%.200s' are one weight, twice",
+                           t->name, name);
+        NB_TRY(read_shape(store, w, module, err));
+    } else if (t->n_dims == 2) {
+        w->n_rows = t->dims[0];
+        w->n_cols = t->dims[1];
+    }
+    w->dims[0] = w->n_rows;
+    w->dims[1] = w->n_cols;
+    NB_TRY(find_part(store, &r->scale, module, "weight_scale", err));
+    NB_TRY(find_part(store, &r->zero_point, module, "weight_zero_point", err));
+    const nb_ct_parts parts = {
+        .codes = t, .scale = r->scale.tensor, .zero_point = r->zero_point.tensor};
+    NB_TRY(nb_ct_describe(w, group, &parts, err));
+    w->bytes += t->bytes + parts.scale->bytes;
+    w->bytes += parts.zero_point != NULL ? parts.zero_point->bytes : 0;
+    store->n_weights++;
+    return NB_OK;
+}
+
+static const nb_format *plain_format(nb_st_dtype dtype)
+{
+    switch (dtype) {
+    case NB_ST_F32:
+        return &nb_format_f32;
+    case NB_ST_F16:
+        return &nb_format_f16;
+    case NB_ST_BF16:
+        return &nb_format_bf16;
+    default:
+        return NULL;
+    }
+}
+
+/* A tensor of plain numbers. What is no weight by its name, and nothing a weight can be, is none
+ * of our business: buffers, counters, masks. */
+static nb_status add_plain(nb_store *store, located at, nb_err *err)
+{
+    hf_state *hf = store->state;
+    const nb_st_tensor *t = at.tensor;
+    const nb_format *fmt = plain_format(t->dtype);
+    const bool named = ends_with(t->name, ".weight") || ends_with(t->name, ".bias");
+    if (fmt == NULL || t->bytes == 0) {
+        if (!named)
+            return NB_OK;
+        if (fmt == NULL)
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "tensor '%.200s': weights of dtype %s are not supported", t->name,
+                           nb_st_dtype_name(t->dtype));
+        char shape[NB_ST_SHAPE_TEXT];
+        return nb_fail(err, NB_DATA, "tensor '%.200s' is empty: %s", t->name,
+                       nb_st_shape_text(shape, t->n_dims, t->dims));
+    }
+    nb_weight *w = &store->weights[store->n_weights];
+    *w = (nb_weight){.name = t->name, .file_name = t->name, .n_dims = t->n_dims, .fmt = fmt};
+    memcpy(w->dims, t->dims, sizeof w->dims);
+    w->bytes = t->bytes;
+    w->n_cols = t->n_dims == 0 ? 1 : t->dims[t->n_dims - 1];
+    w->n_rows = t->bytes / (nb_st_dtype_bits(t->dtype) / 8) / w->n_cols;
+    hf->recipes[store->n_weights] = (recipe){.codes = at};
+    store->n_weights++;
+    return NB_OK;
+}
+
+/* Suffixes that belong to a quantized weight, and mean nothing without it. */
+static bool is_part_name(const char *name)
+{
+    static const char *const parts[] = {
+        ".weight_packed",
+        ".weight_scale",
+        ".weight_scale_inv",
+        ".weight_zero_point",
+        ".weight_shape",
+        ".weight_g_idx",
+        ".weight_scale_2",
+        ".weight_global_scale",
+        ".input_scale",
+        ".input_zero_point",
+        ".input_global_scale",
+        ".output_scale",
+        ".k_scale",
+        ".v_scale",
+        ".q_scale",
+        ".kv_scale",
+        ".qweight",
+        ".qzeros",
+        ".scales",
+        ".g_idx",
+        ".SCB",
+        ".absmax",
+        ".quant_map",
+        ".weight_format",
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (ends_with(name, parts[i]))
+            return true;
+    }
+    return false;
+}
+
+static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
+{
+    hf_state *hf = store->state;
+    const located at = hf->tensors[i];
+    const char *name = at.tensor->name;
+    const bool packed = ends_with(name, ".weight_packed");
+    const bool int8 = ends_with(name, ".weight") && at.tensor->dtype == NB_ST_I8;
+    const bool float_weight = ends_with(name, ".weight") && !int8;
+    if (!packed && is_part_name(name))
+        return NB_OK; /* looked for by name; whether it was is asked at the end */
+    hf->used[i] = true;
+    if (!packed && !int8 && (!float_weight || hf->ct.n_groups == 0))
+        return add_plain(store, at, err);
+
+    char *module;
+    const char *dot = strrchr(name, '.');
+    NB_TRY(nb_arena_text(&store->arena, &module, name, (size_t)(dot - name), err));
+    if (packed || int8)
+        return add_quantized(store, at, module, packed, err);
+    bool named;
+    NB_TRY(nb_ct_is_named(&hf->ct, module, &named, err));
+    if (named)
+        return nb_fail(err, NB_DATA,
+                       "tensor '%.200s': dtype %s, and quantization_config says it is quantized",
+                       name, nb_st_dtype_name(at.tensor->dtype));
+    return add_plain(store, at, err);
+}
+
+static nb_status list_weights(nb_store *store, nb_err *err)
+{
+    hf_state *hf = store->state;
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &store->weights, hf->n_tensors, err));
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->recipes, hf->n_tensors, err));
+    for (int64_t i = 0; i < hf->n_tensors; i++) {
+        if (add_tensor(store, i, err) != NB_OK)
+            return nb_context(err, "%s", hf->tensors[i].file->file.path);
+    }
+    for (int64_t i = 0; i < hf->n_tensors; i++) {
+        if (!hf->used[i])
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "%s: tensor '%.200s' belongs to no quantized weight that nibble reads",
+                           hf->tensors[i].file->file.path, hf->tensors[i].tensor->name);
+    }
+    return NB_OK;
+}
+
+static nb_status hf_open(nb_store *store, const char *path, nb_err *err)
+{
+    hf_state *hf;
+    (void)path; /* the store's own */
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf, 1, err));
+    store->state = hf;
+    NB_TRY(load_object(store, &store->config, "config.json", true, MAX_CONFIG_BYTES, err));
+    NB_TRY(load_object(store, &store->generation_config, "generation_config.json", false,
+                       MAX_CONFIG_BYTES, err));
+    NB_TRY(load_object(store, &store->tokenizer_config, "tokenizer_config.json", false,
+                       MAX_TOKENIZER_BYTES, err));
+    NB_TRY(open_tensors(store, err));
+    NB_TRY(parse_quantization(store, err));
+    return list_weights(store, err);
+}
+
+static void hf_close(nb_store *store)
+{
+    hf_state *hf = store->state;
+    if (hf == NULL)
+        return;
+    for (int64_t i = 0; i < hf->n_files; i++)
+        nb_st_close(&hf->files[i]);
+    nb_ct_free(&hf->ct);
+    store->state = NULL; /* its memory is the arena's */
+}
+
+/* ---- reading ---- */
+
+/* The bytes of a tensor, in a buffer that is used again and again. */
+static nb_status read_into(nb_buf *buf, located at, size_t extra, nb_err *err)
+{
+    buf->len = 0;
+    NB_TRY(nb_buf_reserve(buf, (size_t)at.tensor->bytes + extra, err));
+    NB_TRY(nb_st_read(at.file, at.tensor, buf->data, err));
+    buf->len = (size_t)at.tensor->bytes;
+    return NB_OK;
+}
+
+static nb_status read_codes(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    const bool packed = r->group->layout == NB_CT_PACKED;
+    nb_mat *m = &out->mat;
+    m->row_bytes = r->group->bits == 8 ? w->n_cols : 4 * nb_ct_n_words(w->n_cols, 4);
+    if (packed || r->group->bits == 8) {
+        NB_TRY(read_into(&out->codes, r->codes, 0, err));
+        if (packed && r->group->bits == 8)
+            nb_ct_unpack8(out->codes.data, w->n_rows, w->n_cols);
+        else if (packed)
+            nb_ct_clear_padding4(out->codes.data, w->n_rows, w->n_cols);
+        m->codes = out->codes.data;
+        return NB_OK;
+    }
+    NB_TRY(read_into(&out->scratch, r->codes, 0, err));
+    out->codes.len = 0;
+    NB_TRY(nb_buf_reserve(&out->codes, (size_t)(w->n_rows * m->row_bytes), err));
+    for (int64_t row = 0; row < w->n_rows; row++) {
+        if (nb_ct_pack4_row(out->codes.data + row * m->row_bytes,
+                            (const int8_t *)out->scratch.data + row * w->n_cols, w->n_cols,
+                            err) != NB_OK)
+            return nb_context(err, "tensor '%.200s': row %lld", w->file_name, (long long)row);
+    }
+    m->codes = out->codes.data;
+    return NB_OK;
+}
+
+/* One value for the whole tensor becomes one for every row, as nb_mat has it. */
+static nb_status spread(nb_buf *buf, size_t size, int64_t n_rows, nb_err *err)
+{
+    size_t bytes;
+    if (!nb_mul_size(size, (size_t)n_rows, &bytes))
+        return nb_fail(err, NB_MEMORY, "%lld scales do not fit in memory", (long long)n_rows);
+    NB_TRY(nb_buf_reserve(buf, bytes - buf->len, err));
+    for (int64_t i = 1; i < n_rows; i++)
+        memcpy(buf->data + (size_t)i * size, buf->data, size);
+    buf->len = bytes;
+    return NB_OK;
+}
+
+static nb_status read_scales(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    NB_TRY(read_into(&out->scales, r->scale, 0, err));
+    if (r->group->strategy == NB_CT_TENSOR)
+        NB_TRY(spread(&out->scales, nb_float_bytes(w->scale_type), w->n_rows, err));
+    out->mat.scales = out->scales.data;
+    return NB_OK;
+}
+
+static nb_status read_zeros(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    const int64_t n_groups = w->n_cols / w->group_size;
+    const nb_ct_group *group = r->group;
+    if (group->layout == NB_CT_PACKED && group->strategy != NB_CT_TENSOR) {
+        NB_TRY(read_into(&out->scratch, r->zero_point, 0, err));
+        out->zeros.len = 0;
+        NB_TRY(nb_buf_reserve(&out->zeros, (size_t)(w->n_rows * n_groups), err));
+        nb_ct_unpack_zeros((int8_t *)out->zeros.data, (const uint32_t *)out->scratch.data,
+                           w->n_rows, n_groups, group->bits);
+    } else {
+        NB_TRY(read_into(&out->zeros, r->zero_point, 0, err));
+        if (group->strategy == NB_CT_TENSOR)
+            NB_TRY(spread(&out->zeros, 1, w->n_rows, err));
+    }
+    out->mat.zeros = (int8_t *)out->zeros.data;
+    for (int64_t i = 0; i < w->n_rows * n_groups && group->bits == 4; i++) {
+        const int z = out->mat.zeros[i];
+        if (z < -8 || z > 7)
+            return nb_fail(err, NB_DATA,
+                           "tensor '%.200s': zero point %d at row %lld, not in [-8, 7]",
+                           r->zero_point.tensor->name, z, (long long)(i / n_groups));
+    }
+    return NB_OK;
+}
+
+static nb_status read_weight(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    out->mat = (nb_mat){.fmt = w->fmt, .n_rows = w->n_rows, .n_cols = w->n_cols};
+    if (r->group == NULL) {
+        NB_TRY(read_into(&out->codes, r->codes, 0, err));
+        out->mat.codes = out->codes.data;
+        out->mat.row_bytes = w->bytes / w->n_rows;
+        return NB_OK;
+    }
+    out->mat.group_size = w->group_size;
+    out->mat.scale_type = w->scale_type;
+    NB_TRY(read_codes(r, w, out, err));
+    NB_TRY(read_scales(r, w, out, err));
+    return w->symmetric ? NB_OK : read_zeros(r, w, out, err);
+}
+
+static nb_status hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err)
+{
+    const recipe *r = &((hf_state *)store->state)->recipes[i];
+    const nb_status s = read_weight(r, &store->weights[i], out, err);
+    const located parts[] = {r->codes, r->scale, r->zero_point};
+    /* Bytes that make no sense may come from a file that was replaced: say that, then. */
+    if (s != NB_OK && s != NB_DATA)
+        return s;
+    for (int p = 0; p < 3; p++) {
+        if (parts[p].tensor != NULL)
+            NB_TRY(nb_file_check_unchanged(&parts[p].file->file, err));
+    }
+    return s == NB_OK ? NB_OK : nb_context(err, "%s", r->codes.file->file.path);
+}
+
+const nb_container nb_container_hf = {
+    .name = "hf",
+    .kind = NB_STORE_HF,
+    .open = hf_open,
+    .read = hf_read,
+    .close = hf_close,
+};
