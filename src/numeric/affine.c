@@ -208,6 +208,7 @@ static int64_t smaller(int64_t a, int64_t b)
 
 static void int8_encode_row(nb_mat *m, int64_t r, const float *x)
 {
+    assert(m->group_size > 0);
     int8_t *row = nb_mat_row(m, r);
     const int64_t n_groups = nb_mat_n_groups(m);
     for (int64_t g = 0; g < n_groups; g++) {
@@ -220,6 +221,7 @@ static void int8_encode_row(nb_mat *m, int64_t r, const float *x)
 
 static void int4_encode_row(nb_mat *m, int64_t r, const float *x)
 {
+    assert(m->group_size > 0);
     uint8_t *row = nb_mat_row(m, r);
     const int64_t n_groups = nb_mat_n_groups(m);
     memset(row, 0, (size_t)m->row_bytes);
@@ -237,6 +239,7 @@ static void int4_encode_row(nb_mat *m, int64_t r, const float *x)
 
 static void int8_decode_row(const nb_mat *m, int64_t r, float *y)
 {
+    assert(m->group_size > 0);
     const int8_t *row = nb_mat_row(m, r);
     const int64_t n_groups = nb_mat_n_groups(m);
     for (int64_t g = 0; g < n_groups; g++) {
@@ -250,6 +253,7 @@ static void int8_decode_row(const nb_mat *m, int64_t r, float *y)
 
 static void int4_decode_row(const nb_mat *m, int64_t r, float *y)
 {
+    assert(m->group_size > 0);
     const uint8_t *row = nb_mat_row(m, r);
     const int64_t n_groups = nb_mat_n_groups(m);
     for (int64_t g = 0; g < n_groups; g++) {

@@ -145,6 +145,7 @@ static inline float half_at(const uint8_t *block, int i)
 
 ROWS rows_decode(const nb_mat *m, int64_t r, float *y, unpack_fn *unpack, bool has_min)
 {
+    assert(m->n_cols % BLOCK == 0);
     const uint8_t *block = nb_mat_row(m, r);
     for (int64_t c = 0; c < m->n_cols; c += BLOCK, block += m->fmt->block_bytes) {
         int8_t code[BLOCK];
@@ -158,6 +159,7 @@ ROWS rows_decode(const nb_mat *m, int64_t r, float *y, unpack_fn *unpack, bool h
 
 ROWS rows_int(const nb_mat *m, int64_t r, const nb_int_row *out, unpack_fn *unpack, bool has_min)
 {
+    assert(m->n_cols % BLOCK == 0);
     const uint8_t *block = nb_mat_row(m, r);
     const int64_t n_blocks = m->n_cols / BLOCK;
     for (int64_t b = 0; b < n_blocks; b++, block += m->fmt->block_bytes) {
@@ -314,6 +316,7 @@ typedef void encode_fn(void *block, const float *x);
 
 ROWS rows_encode(nb_mat *m, int64_t r, const float *x, encode_fn *encode)
 {
+    assert(m->n_cols % BLOCK == 0);
     uint8_t *block = nb_mat_row(m, r);
     for (int64_t c = 0; c < m->n_cols; c += BLOCK, block += m->fmt->block_bytes)
         encode(block, x + c);

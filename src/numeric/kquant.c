@@ -74,6 +74,7 @@ static void q4_k_values(float *restrict y, const int8_t *restrict code, float sc
 
 static void q4_k_decode_row(const nb_mat *m, int64_t r, float *y)
 {
+    assert(m->n_cols % SUPER == 0);
     const q4_k_block *b = nb_mat_row(m, r);
     for (int64_t c = 0; c < m->n_cols; c += SUPER, b++) {
         float scale[Q4_K_N], min[Q4_K_N];
@@ -98,6 +99,7 @@ static void q4_k_int_form(const nb_mat *m, nb_int_form *form)
 
 static void q4_k_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
 {
+    assert(m->n_cols % SUPER == 0);
     const q4_k_block *b = nb_mat_row(m, r);
     const int64_t n = m->n_cols / SUPER;
     for (int64_t i = 0; i < n; i++) {
@@ -162,6 +164,7 @@ static void q6_k_values(float *restrict y, const int8_t *restrict code, float sc
 
 static void q6_k_decode_row(const nb_mat *m, int64_t r, float *y)
 {
+    assert(m->n_cols % SUPER == 0);
     const q6_k_block *b = nb_mat_row(m, r);
     for (int64_t c = 0; c < m->n_cols; c += SUPER, b++) {
         float scale[Q6_K_N];
@@ -186,6 +189,7 @@ static void q6_k_int_form(const nb_mat *m, nb_int_form *form)
 
 static void q6_k_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
 {
+    assert(m->n_cols % SUPER == 0);
     const q6_k_block *b = nb_mat_row(m, r);
     const int64_t n = m->n_cols / SUPER;
     for (int64_t i = 0; i < n; i++) {
