@@ -72,7 +72,10 @@ static nb_status write_both(nb_err *err, nb_status status, const char *where, co
     char head[sizeof err->text];
     if (!escape_into(head, room, where))
         memcpy(head + strlen(head) - 3, "...", 3);
-    snprintf(err->text, sizeof err->text, "%s: %s", head, tail);
+    const size_t n = strlen(head);
+    memcpy(err->text, head, n);
+    memcpy(err->text + n, ": ", 2);
+    memcpy(err->text + n + 2, tail, strlen(tail) + 1); /* it fits: `room` was cut for it */
     err->status = status;
     return status;
 }
