@@ -53,11 +53,11 @@ static dd dd_div(dd a, dd b)
 }
 
 /* ln 2 = LN2_HI + LN2_MID + LN2_LO; 11 trailing zeros in LN2_HI make n * LN2_HI exact. */
-#define LN2_HI 0x1.62e42fefa3800p-1
+#define LN2_HI  0x1.62e42fefa3800p-1
 #define LN2_MID 0x1.ef35793c76730p-45
-#define LN2_LO 0x1.f97b57a079a19p-103
-#define LOG2E 0x1.71547652b82fep+0
-#define SQRT2 0x1.6a09e667f3bcdp+0
+#define LN2_LO  0x1.f97b57a079a19p-103
+#define LOG2E   0x1.71547652b82fep+0
+#define SQRT2   0x1.6a09e667f3bcdp+0
 
 /* exp(hi + lo) for a finite hi in [-746, 710] and |lo| <= ulp(hi), as 2^n * exp(r) with exp(r) its
  * Taylor polynomial: at |r| < 0.3467 the first term left out, r^15 / 15!, is 1e-19. */
@@ -149,9 +149,9 @@ double nb_pow64(double x, double y)
 }
 
 /* pi / 2 = PIO2_HI + PIO2_MID + PIO2_LO, off by 2^-164. */
-#define PIO2_HI 0x1.921fb54442d18p+0
-#define PIO2_MID 0x1.1a62633145c07p-54
-#define PIO2_LO (-0x1.f1976b7ed8fbcp-110)
+#define PIO2_HI     0x1.921fb54442d18p+0
+#define PIO2_MID    0x1.1a62633145c07p-54
+#define PIO2_LO     (-0x1.f1976b7ed8fbcp-110)
 #define TWO_OVER_PI 0x1.45f306dc9c883p-1
 
 /* sin(r) and cos(r), |r| < 0.7855, by their Taylor polynomials: the first terms left out,
