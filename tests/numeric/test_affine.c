@@ -331,6 +331,16 @@ static void expect_sensible(const float *x, int64_t n, const nb_format *fmt, nb_
     fmt->encode_row(&m, 0, x);
     const float s = nb_float_get(m.scales, type, 0);
     assert_true(s > 0 && s <= FLT_MAX);
+    /* No coarser than the rule says: its 16-bit rounding, or the least number of the type. */
+    static const float least[] = {0x1p-149f, 0x1p-24f, 0x1p-133f};
+    double min = 0, max = 0;
+    for (int64_t i = 0; i < n; i++) {
+        min = fmin(min, (double)x[i]);
+        max = fmax(max, (double)x[i]);
+    }
+    const double span = (double)(1 << fmt->bits) - 1;
+    const double rule = asymmetric ? (max - min) / span : fmax(-min, max) / (span / 2);
+    assert_true((double)s <= rule * 1.01 + (double)least[type]);
     if (nb_mat_find_nonfinite(&m, scratch, &r, &c))
         fail_msg("%s: column %lld became %g", fmt->name, (long long)c, (double)scratch[c]);
     fmt->decode_row(&m, 0, y);

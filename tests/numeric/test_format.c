@@ -105,6 +105,7 @@ static void row_bytes(void **state)
     expect_refused("q8_0", 31, NB_UNSUPPORTED, "31 columns are no whole blocks of 32");
     expect_refused("f32", -1, NB_DATA, "a row of -1 columns");
     expect_refused("f32", INT64_MAX, NB_DATA, "a row of 9223372036854775807 columns is too long");
+    expect_refused("f32", 1ll << 62, NB_DATA, "a row of 4611686018427387904 columns is too long");
     expect_refused("q8_0", INT64_MAX - 31, NB_DATA,
                    "a row of 9223372036854775776 columns is too long");
 }

@@ -90,6 +90,10 @@ static void f16_every_code(void **state)
 {
     (void)state;
     every_code(&F16);
+    /* The conversion instructions make a NaN quiet on the way up; so does this one. */
+    for (unsigned code = 0x7c01; code < 0x8000; code++)
+        assert_int_equal(nb_f32_bits(nb_f16_to_f32((uint16_t)code)), 0x7fc00000u | (code & 0x3ffu)
+                                                                                       << 13);
 }
 
 static void f16_every_boundary(void **state)
