@@ -241,9 +241,9 @@ static void any_finite_block_encodes(void **state)
                 assert_false(nb_mat_find_nonfinite(&m, y, &row, &col));
                 SIMPLE[f]->decode_row(&m, 0, y);
                 /* A scale without an inverse leaves the codes of zeros, not of infinities. */
-                for (int64_t j = 2; s == 0 && f == 4 && j < 34; j++)
+                for (int64_t j = 2; s <= 2 && f == 4 && j < 34; j++)
                     assert_int_equal(((uint8_t *)m.codes)[j], 0);
-                for (int64_t j = 2; s == 0 && f == 0 && j < 18; j++)
+                for (int64_t j = 2; s <= 2 && f == 0 && j < 18; j++)
                     assert_int_equal(((uint8_t *)m.codes)[j], 0x88);
                 for (int j = 0; j < 32; j++) {
                     assert_true(fabsf(y[j]) <= 3e7f);
