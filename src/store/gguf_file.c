@@ -5,6 +5,7 @@
  * has to be patched when the buffer moves, and the tensor data are never read. */
 #include "store/gguf_file.h"
 #include "store/gguf_names.h"
+#include "store/sniff.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -34,8 +35,9 @@ static uint64_t left_in_file(const header *h)
     return h->file_size - h->r.pos;
 }
 
-/* Borrows n bytes, or says why not: the file ends, or more of it has to be read. */
-static nb_status take(header *h, const uint8_t **out, uint64_t n, nb_err *err)
+/* NB_OK when the next n bytes are in memory. Otherwise the file ends before, or more of it has to
+ * be read. */
+static nb_status need(header *h, uint64_t n, nb_err *err)
 {
     if (n > left_in_file(h))
         return nb_fail(err, NB_DATA, "%llu bytes are announced at byte %zu, and %llu are left",
@@ -45,6 +47,12 @@ static nb_status take(header *h, const uint8_t **out, uint64_t n, nb_err *err)
         return nb_fail(err, NB_DATA, "the header is longer than %llu bytes",
                        (unsigned long long)MAX_HEADER);
     }
+    return NB_OK;
+}
+
+static nb_status take(header *h, const uint8_t **out, uint64_t n, nb_err *err)
+{
+    NB_TRY(need(h, n, err));
     return nb_read_span(&h->r, out, n, err);
 }
 
@@ -76,37 +84,15 @@ static nb_status take_text(header *h, nb_text *out, nb_err *err)
 
 /* ---- what stands at the front ---- */
 
-/* What a file that is no GGUF seems to be, from its first bytes; NULL: no idea. */
+/* What a file that is no GGUF seems to be; NULL: no idea. */
 static const char *seems_to_be(const uint8_t *p, size_t n)
 {
-    static const struct {
-        const char *bytes, *what;
-    } starts[] = {
-        {"FUGG", "a byte-swapped GGUF file; only little-endian ones are read"},
-        {"PK\x03\x04", "a zip archive, as PyTorch writes checkpoints"},
-        {"lmgg", "an old ggml file"},
-        {"tjgg", "an old ggml file"},
-        {"fmgg", "an old ggml file"},
-        {"algg", "an old ggml adapter"},
-        {"version https://git-lfs", "a Git LFS pointer: the file itself was not downloaded"},
-        {"<", "an HTML or XML page"},
-        {"{", "a JSON text"},
-        {"\x1f\x8b", "a gzip archive"},
-        {"\x89HDF", "an HDF5 file"},
-    };
-    uint64_t json_bytes = 0;
+    uint64_t json_bytes = 0; /* safetensors start with the length of a JSON text */
     if (n >= 9)
         memcpy(&json_bytes, p, 8);
     if (n >= 9 && json_bytes >= 2 && json_bytes <= 100000000 && p[8] == '{')
         return "a safetensors file";
-    if (n >= 2 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5)
-        return "a Python pickle, which can run code and is never opened";
-    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) {
-        const size_t len = strlen(starts[i].bytes);
-        if (n >= len && memcmp(p, starts[i].bytes, len) == 0)
-            return starts[i].what;
-    }
-    return NULL;
+    return nb_sniff(p, n);
 }
 
 static nb_status parse_magic(header *h, nb_err *err)
@@ -195,6 +181,7 @@ static nb_status take_elements(header *h, nb_gguf_kv *kv, nb_gguf_type type, nb_
         if (kv->count > left_in_file(h) / 8)
             return nb_fail(err, NB_DATA, "%llu strings are announced, and %llu bytes are left",
                            (unsigned long long)kv->count, (unsigned long long)left_in_file(h));
+        NB_TRY(need(h, kv->count * 8, err)); /* their lengths alone; no walk through 2^30 of them */
         nb_text text;
         for (uint64_t i = 0; i < kv->count; i++)
             NB_TRY(take_text(h, &text, err));

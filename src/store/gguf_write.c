@@ -205,29 +205,19 @@ static nb_status gguf_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_er
     return NB_OK;
 }
 
-static void free_state(nb_sink *sink)
-{
-    gguf_sink *state = sink->state;
-    nb_buf_free(&state->one_head);
-    nb_free(state);
-    sink->state = NULL;
-}
-
 static nb_status gguf_commit(nb_sink *sink, nb_err *err)
 {
     gguf_sink *state = sink->state;
-    const nb_status s = nb_outfile_commit(&state->file, err);
-    free_state(sink);
-    return s;
+    return nb_outfile_commit(&state->file, err);
 }
 
 static void gguf_abort(nb_sink *sink)
 {
     gguf_sink *state = sink->state;
-    if (state == NULL)
-        return;
     nb_outfile_abort(&state->file);
-    free_state(sink);
+    nb_buf_free(&state->one_head);
+    nb_free(state);
+    sink->state = NULL;
 }
 
 static const nb_sink_kind gguf_kind = {
