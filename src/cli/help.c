@@ -35,31 +35,30 @@ static nb_status put_wrapped(nb_buf *out, size_t left, size_t column, const char
     return nb_buf_text(out, "\n", err);
 }
 
-/* What a value may be: "(1 to 256)", "(one of f, i8)", "(default f16)". */
+/* What a value may be: "(1 to 256)", "(f16, f32; default f16)". */
 static nb_status put_limits(nb_buf *out, const nb_opt *o, nb_err *err)
 {
-    switch (o->kind) {
-    case NB_OPT_INT:
-        if (o->max < INT64_MAX)
-            NB_TRY(
-                nb_buf_format(out, err, " (%lld to %lld)", (long long)o->min, (long long)o->max));
-        break;
-    case NB_OPT_FLOAT:
-        NB_TRY(nb_buf_format(out, err, " (%g to %g)", o->low, o->high));
-        break;
-    case NB_OPT_CHOICE:
+    const char *between = " (";
+    if (o->kind == NB_OPT_INT && o->max < INT64_MAX) {
+        NB_TRY(nb_buf_format(out, err, " (%lld to %lld", (long long)o->min, (long long)o->max));
+        between = "; ";
+    } else if (o->kind == NB_OPT_FLOAT) {
+        NB_TRY(nb_buf_format(out, err, " (%g to %g", o->low, o->high));
+        between = "; ";
+    } else if (o->kind == NB_OPT_CHOICE) {
         for (int i = 0; o->choices[i] != NULL; i++)
             NB_TRY(nb_buf_format(out, err, "%s%s", i == 0 ? " (" : ", ", o->choices[i]));
-        NB_TRY(nb_buf_text(out, ")", err));
-        break;
-    default:
-        break;
+        between = "; ";
     }
-    if (o->repeats)
-        NB_TRY(nb_buf_text(out, "; may be repeated", err));
-    if (o->preset != NULL)
-        NB_TRY(nb_buf_format(out, err, "; default %s", o->preset));
-    return NB_OK;
+    if (o->repeats) {
+        NB_TRY(nb_buf_format(out, err, "%smay be repeated", between));
+        between = "; ";
+    }
+    if (o->preset != NULL) {
+        NB_TRY(nb_buf_format(out, err, "%sdefault %s", between, o->preset));
+        between = "; ";
+    }
+    return between[0] == ';' ? nb_buf_text(out, ")", err) : NB_OK;
 }
 
 static nb_status put_option(nb_buf *out, const nb_opt *o, nb_err *err)

@@ -215,12 +215,13 @@ static nb_status put_points(const nb_report *r, const axis *ax, const axis *ay, 
         const int shown = letters(row->name) < 28 ? letters(row->name) : 28;
         const box label = place_label(x, y, shown * LETTER_WIDTH, taken, n);
         taken[n++] = label;
-        const double middle = label.x + label.w / 2;
+        const bool right = label.x > x, left = label.x + label.w < x;
+        const double at = right ? label.x : left ? label.x + label.w : label.x + label.w / 2;
         if (fabs(label.y + label.h / 2 - y) > 20) /* far off: a line leads to the dot */
             NB_TRY(nb_buf_format(out, err,
                                  "<line class=\"lead\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" "
                                  "y2=\"%.1f\"/>",
-                                 x, y, label.x > x ? label.x : label.x + label.w,
+                                 x, y, label.x > x ? label.x - 2 : label.x + label.w + 2,
                                  label.y + label.h / 2));
         NB_TRY(nb_buf_format(
             out, err, "<circle class=\"dot\" cx=\"%.1f\" cy=\"%.1f\" r=\"6\"><title>", x, y));
@@ -228,8 +229,11 @@ static nb_status put_points(const nb_report *r, const axis *ax, const axis *ay, 
         NB_TRY(nb_buf_format(out, err, ": %s %s, %s %s</title></circle>",
                              nb_report_show(r, row, x_column).text, r->columns[x_column].unit,
                              r->columns[y_column].title, nb_report_show(r, row, y_column).text));
-        NB_TRY(nb_buf_format(out, err, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">",
-                             middle, label.y + 12));
+        NB_TRY(nb_buf_format(out, err, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\">", at,
+                             label.y + 12,
+                             right  ? "start"
+                             : left ? "end"
+                                    : "middle"));
         NB_TRY(put_short(out, row->name, 28, err));
         NB_TRY(nb_buf_text(out, "</text>\n", err));
     }
