@@ -6,7 +6,6 @@
 #include "store/gguf_file.h"
 #include "store/gguf_names.h"
 #include "store/gguf_rows.h"
-#include "store/names.h"
 
 #include <assert.h>
 #include <stdio.h>
@@ -186,23 +185,8 @@ static nb_status find_order(const nb_store *store, const nb_weight *w, place *p,
     return p->n_heads == 0 ? NB_OK : nb_gguf_head_shape(w, p->n_heads, &p->head, err);
 }
 
-/* By their Hugging Face names: a file may also hold one weight under both names. */
-static nb_status check_names_differ(const nb_store *store, nb_err *err)
-{
-    nb_name *names;
-    NB_TRY(NB_ALLOC(&names, store->n_weights, err));
-    for (int64_t i = 0; i < store->n_weights; i++)
-        names[i] = (nb_name){.name = store->weights[i].name, .value = i};
-    nb_names_sort(names, store->n_weights);
-    const nb_name *twice = nb_names_twice(names, store->n_weights);
-    nb_status s = NB_OK;
-    if (twice != NULL)
-        s = nb_fail(err, NB_DATA, "tensor '%s' is there twice",
-                    store->weights[twice->value].file_name);
-    nb_free(names);
-    return s;
-}
-
+/* Names given twice are found by store.c, which sees them translated: a file may also hold one
+ * weight under GGUF's and Hugging Face's name. */
 static nb_status list_weights(nb_store *store, const headers *all, nb_err *err)
 {
     gguf_state *state = store->state;
@@ -224,8 +208,6 @@ static nb_status list_weights(nb_store *store, const headers *all, nb_err *err)
             store->n_weights++;
         }
     }
-    if (check_names_differ(store, err) != NB_OK)
-        return nb_context(err, "%s", state->files[0].path);
     return NB_OK;
 }
 

@@ -84,24 +84,13 @@ static nb_status take_text(header *h, nb_text *out, nb_err *err)
 
 /* ---- what stands at the front ---- */
 
-/* What a file that is no GGUF seems to be; NULL: no idea. */
-static const char *seems_to_be(const uint8_t *p, size_t n)
-{
-    uint64_t json_bytes = 0; /* safetensors start with the length of a JSON text */
-    if (n >= 9)
-        memcpy(&json_bytes, p, 8);
-    if (n >= 9 && json_bytes >= 2 && json_bytes <= 100000000 && p[8] == '{')
-        return "a safetensors file";
-    return nb_sniff(p, n);
-}
-
 static nb_status parse_magic(header *h, nb_err *err)
 {
     const uint8_t *p = h->r.data;
     if (h->r.size >= 4 && memcmp(p, "GGUF", 4) != 0) {
-        const char *what = seems_to_be(p, h->r.size);
+        const char *what = nb_sniff(p, h->r.size);
         if (what != NULL)
-            return nb_fail(err, NB_DATA, "not a GGUF file: it seems to be %s", what);
+            return nb_fail(err, NB_DATA, "not a GGUF file; it seems to be %s", what);
         return nb_fail(err, NB_DATA,
                        "not a GGUF file: it starts with bytes %02x %02x %02x %02x, expected 'GGUF'",
                        p[0], p[1], p[2], p[3]);
