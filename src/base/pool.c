@@ -30,11 +30,11 @@ struct nb_pool {
     nb_task_fn *task;
     void *context;
     int64_t n_chunks;
-    uint32_t job;
-    /* job << 32 | chunks not yet claimed. The tag keeps a worker that was descheduled between
-     * looking and claiming from taking a chunk of a later job, so nobody has to wait for workers
-     * that never showed up: a run ends when its chunks are done. */
-    _Alignas(NB_CACHE_LINE) _Atomic uint64_t claim;
+    /* Chunks not yet claimed. A worker that was descheduled between looking and claiming may find
+     * the count of a later job; then its claim is one on that job, which it reads only afterwards.
+     * So nobody has to wait for workers that never showed up: a run ends when its chunks are done.
+     */
+    _Alignas(NB_CACHE_LINE) _Atomic uint32_t n_unclaimed;
     _Alignas(NB_CACHE_LINE) _Atomic uint32_t n_left;     /* chunks not yet finished; a futex */
     _Alignas(NB_CACHE_LINE) _Atomic uint32_t generation; /* a new value announces work; a futex */
     atomic_int n_asleep;
@@ -65,18 +65,18 @@ static void futex_wake_all(void *word)
 static void work(nb_pool *pool, int thread)
 {
     const uint64_t env = nb_fpenv_enter();
-    uint64_t seen = atomic_load_explicit(&pool->claim, memory_order_acquire);
-    while ((uint32_t)seen != 0) {
-        if (!atomic_compare_exchange_weak_explicit(&pool->claim, &seen, seen - 1,
+    uint32_t seen = atomic_load_explicit(&pool->n_unclaimed, memory_order_acquire);
+    while (seen != 0) {
+        if (!atomic_compare_exchange_weak_explicit(&pool->n_unclaimed, &seen, seen - 1,
                                                    memory_order_acquire, memory_order_acquire)) {
             continue;
         }
         /* The claim holds the job open: task, context and n_chunks cannot change before it ends. */
-        pool->task(pool->context, pool->n_chunks - (int64_t)(uint32_t)seen, thread);
+        pool->task(pool->context, pool->n_chunks - (int64_t)seen, thread);
         const uint32_t left = atomic_fetch_sub(&pool->n_left, 1);
         if (left == 1 && atomic_load(&pool->caller_asleep))
             futex_wake_all(&pool->n_left);
-        seen = atomic_load_explicit(&pool->claim, memory_order_acquire);
+        seen = atomic_load_explicit(&pool->n_unclaimed, memory_order_acquire);
     }
     nb_fpenv_leave(env);
 }
@@ -173,10 +173,8 @@ void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *contex
     pool->task = task;
     pool->context = context;
     pool->n_chunks = n_chunks;
-    pool->job++;
     atomic_store(&pool->n_left, (uint32_t)n_chunks);
-    atomic_store_explicit(&pool->claim, (uint64_t)pool->job << 32 | (uint64_t)n_chunks,
-                          memory_order_release);
+    atomic_store_explicit(&pool->n_unclaimed, (uint32_t)n_chunks, memory_order_release);
     announce(pool);
     work(pool, 0);
     int spins = 0;
