@@ -1,0 +1,285 @@
+/* nibble eval: what quantization cost. Perplexity, divergence from the original, accuracy. */
+#include "cli/runtime.h"
+#include "cli/verbs.h"
+#include "eval/score.h"
+#include "eval/tasks.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define TEXT_LIMIT ((size_t)4 << 30)
+#define MAX_MODELS 64
+
+static const char *const protocol_choices[] = {"llama", "paper", NULL};
+
+static const nb_opt eval_options[] = {
+    {.name = "base", .kind = NB_OPT_PATH, .value = "MODEL",
+     .help = "the original to compare with (always in mode f with an F32 cache): adds KL "
+             "divergence and top-1 agreement"},
+    {.name = "text", .kind = NB_OPT_PATH, .value = "FILE", .help = "text to score"},
+    {.name = "protocol", .kind = NB_OPT_CHOICE, .value = "NAME", .choices = protocol_choices,
+     .preset = "llama",
+     .help = "llama: windows of 512, second half scored; paper: windows of 2048, all scored"},
+    {.name = "windows", .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 1 << 30,
+     .help = "score the first N windows only (default: all)"},
+    {.name = "tasks", .repeats = true, .kind = NB_OPT_PATH, .value = "FILE",
+     .help = "multiple-choice items (JSON lines); may be given more than once"},
+    {.name = "limit", .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 1 << 30,
+     .help = "the first N items of each task only (default: all)"},
+    {.name = "name", .repeats = true, .kind = NB_OPT_TEXT, .value = "LABEL",
+     .help = "what to call a model in the results, in the order of the models"},
+    NB_OPT_ROW_COMPUTE,
+    NB_OPT_ROW_KV,
+    NB_OPT_ROW_THREADS,
+    NB_OPT_ROW_ISA,
+    NB_OPT_ROW_JSON,
+    NB_OPT_ROW_QUIET,
+    {0},
+};
+
+/* Everything the verb holds; freed in one place. */
+typedef struct {
+    const nb_args *args;
+    nb_out *out;
+    nb_runtime rt;
+    int n_models;
+    nb_opened models[MAX_MODELS], base;
+    char labels[MAX_MODELS][256];
+    nb_progress progress;
+} eval_run;
+
+static bool on_progress(void *context, int64_t done, int64_t total)
+{
+    eval_run *run = context;
+    (void)total;
+    nb_progress_update(run->out, &run->progress, done);
+    return !nb_interrupted();
+}
+
+static nb_status open_models(eval_run *run, int64_t n_ctx, nb_err *err)
+{
+    const nb_args *args = run->args;
+    for (int i = 0; i < run->n_models; i++) {
+        const char *path = nb_args_operand(args, i);
+        NB_TRY(nb_opened_open(&run->models[i], &run->rt, path, nb_compute_option(args), n_ctx, true, err));
+        if (i < nb_args_n_values(args, "name"))
+            snprintf(run->labels[i], sizeof run->labels[i], "%s", nb_args_value(args, "name", i));
+        else
+            nb_path_label(path, run->labels[i], sizeof run->labels[i]);
+    }
+    const char *base = nb_args_text(args, "base");
+    if (base != NULL)
+        NB_TRY(nb_opened_open(&run->base, &run->rt, base, NB_COMPUTE_ALL_F, n_ctx, false, err));
+    return NB_OK;
+}
+
+/* ---- perplexity and divergence ---- */
+
+static nb_status print_score_json(eval_run *run, int i, const nb_protocol *p, const nb_score *r,
+                                  nb_err *err)
+{
+    const nb_opened *o = &run->models[i];
+    char hash[24];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)r->logits_hash);
+    json_t *j = json_object();
+    json_object_set_new(j, "name", nb_json_any_text(run->labels[i], strlen(run->labels[i])));
+    json_object_set_new(j, "protocol", json_string(p->name));
+    json_object_set_new(j, "perplexity", json_real(r->perplexity));
+    json_object_set_new(j, "perplexity_se", json_real(r->perplexity_se));
+    if (r->has_base) {
+        json_object_set_new(j, "base_perplexity", json_real(r->base_perplexity));
+        json_object_set_new(j, "kl_mean", json_real(r->kl_mean));
+        json_object_set_new(j, "kl_mean_se", json_real(r->kl_mean_se));
+        json_object_set_new(j, "kl_median", json_real(r->kl_median));
+        json_object_set_new(j, "kl_p99", json_real(r->kl_p99));
+        json_object_set_new(j, "kl_max", json_real(r->kl_max));
+        json_object_set_new(j, "top1", json_real(r->top1));
+        json_object_set_new(j, "top1_se", json_real(r->top1_se));
+    }
+    json_object_set_new(j, "bpw", json_real(nb_opened_bpw(o)));
+    json_object_set_new(j, "bytes", json_integer(nb_store_file_bytes(o->store)));
+    json_object_set_new(j, "n_tokens", json_integer(r->n_tokens));
+    json_object_set_new(j, "n_windows", json_integer(r->n_windows));
+    json_object_set_new(j, "compute", json_string(nb_model_compute_name(&o->model)));
+    json_object_set_new(j, "kv", json_string(nb_args_text(run->args, "kv")));
+    json_object_set_new(j, "logits_hash", json_string(hash));
+    json_object_set_new(j, "seconds", json_real(r->seconds));
+    return nb_out_json(run->out, j, err);
+}
+
+static nb_status print_scores(eval_run *run, const nb_protocol *p, const nb_score *scores, nb_err *err)
+{
+    if (run->out->json) {
+        for (int i = 0; i < run->n_models; i++)
+            NB_TRY(print_score_json(run, i, p, &scores[i], err));
+        return NB_OK;
+    }
+    const bool base = scores[0].has_base;
+    static const char *const heads[] = {"model",     ">size",    ">bpw", "compute", ">perplexity",
+                                        ">+-",       ">KL mean", ">+-",  ">median", ">p99",
+                                        ">max",      ">top-1 %", "logits"};
+    nb_out_text(run->out, "protocol %s, %lld windows, %lld tokens scored", p->name,
+                (long long)scores[0].n_windows, (long long)scores[0].n_tokens);
+    if (base)
+        nb_out_text(run->out, "; base perplexity %.4f", scores[0].base_perplexity);
+    nb_out_text(run->out, "\n");
+    nb_table t = {0};
+    NB_TRY(nb_table_begin(&t, heads, base ? 12 : 6, err));
+    for (int i = 0; i < run->n_models; i++) {
+        const nb_score *r = &scores[i];
+        const nb_opened *o = &run->models[i];
+        NB_TRY(nb_table_cell(&t, err, "%s", run->labels[i]));
+        NB_TRY(nb_table_cell(&t, err, "%s", nb_human_bytes(nb_store_file_bytes(o->store)).text));
+        NB_TRY(nb_table_cell(&t, err, "%.2f", nb_opened_bpw(o)));
+        NB_TRY(nb_table_cell(&t, err, "%s", nb_model_compute_name(&o->model)));
+        NB_TRY(nb_table_cell(&t, err, "%.4f", r->perplexity));
+        NB_TRY(nb_table_cell(&t, err, "%.4f", r->perplexity_se));
+        if (!base)
+            continue;
+        const double cells[] = {r->kl_mean, r->kl_mean_se, r->kl_median, r->kl_p99, r->kl_max};
+        for (size_t c = 0; c < sizeof cells / sizeof *cells; c++)
+            NB_TRY(nb_table_cell(&t, err, "%.5f", cells[c]));
+        NB_TRY(nb_table_cell(&t, err, "%.2f", 100 * r->top1));
+    }
+    NB_TRY(nb_table_print(&t, run->out, err));
+    for (int i = 0; i < run->n_models; i++)
+        nb_out_note(run->out, "%s: logits hash %016llx, %.1f s\n", run->labels[i],
+                    (unsigned long long)scores[i].logits_hash, scores[i].seconds);
+    return NB_OK;
+}
+
+static nb_status score_text(eval_run *run, const nb_protocol *p, nb_err *err)
+{
+    const char *path = nb_args_text(run->args, "text");
+    nb_buf text = {0};
+    nb_tokens tokens = {0};
+    nb_scorer scorers[MAX_MODELS] = {{0}}, base = {0};
+    nb_score scores[MAX_MODELS];
+    nb_status s;
+    NB_TRY_GOTO(s, nb_file_slurp(&text, path, TEXT_LIMIT, err));
+    NB_TRY_GOTO(s, nb_tokenizer_encode(run->models[0].tokenizer, (const char *)text.data, text.len,
+                                       (nb_encode_options){0}, &tokens, err));
+    for (int i = 0; i < run->n_models; i++)
+        NB_TRY_GOTO(s, nb_scorer_init(&scorers[i], &run->models[i].model, &run->rt.kernels, run->rt.pool,
+                                      p, nb_kv_option(run->args), err));
+    const bool with_base = run->base.store != NULL;
+    if (with_base)
+        NB_TRY_GOTO(s, nb_scorer_init(&base, &run->base.model, &run->rt.kernels, run->rt.pool, p, NB_F32,
+                                      err));
+    int64_t windows = tokens.n / p->n_ctx, asked = nb_args_int(run->args, "windows");
+    if (asked > 0 && asked < windows)
+        windows = asked;
+    nb_progress_begin(run->out, &run->progress, "scoring", "windows", windows);
+    s = nb_score_run(scorers, run->n_models, with_base ? &base : NULL, p, tokens.ids, tokens.n, asked,
+                     on_progress, run, scores, err);
+    nb_progress_end(run->out, &run->progress);
+    if (s != NB_OK) {
+        if (s == NB_DATA)
+            nb_context(err, "%s", path);
+        goto done;
+    }
+    s = print_scores(run, p, scores, err);
+done:
+    for (int i = 0; i < run->n_models; i++)
+        nb_scorer_free(&scorers[i]);
+    nb_scorer_free(&base);
+    nb_tokens_free(&tokens);
+    nb_buf_free(&text);
+    return s;
+}
+
+/* ---- tasks ---- */
+
+static void task_name(const char *path, char *out, size_t size)
+{
+    nb_path_label(path, out, size);
+    char *dot = strrchr(out, '.');
+    if (dot != NULL && dot != out)
+        *dot = 0;
+}
+
+static nb_status score_task(eval_run *run, const char *path, nb_err *err)
+{
+    nb_task task;
+    NB_TRY(nb_task_load(&task, path, nb_args_int(run->args, "limit"), err));
+    char name[256];
+    task_name(path, name, sizeof name);
+    nb_status s = NB_OK;
+    for (int i = 0; s == NB_OK && i < run->n_models; i++) {
+        const nb_opened *o = &run->models[i];
+        nb_task_result r;
+        const double start = nb_clock();
+        nb_progress_begin(run->out, &run->progress, name, "items", task.n_items);
+        s = nb_task_run(&task, &run->models[i].model, o->tokenizer, &run->rt.kernels, run->rt.pool,
+                        nb_kv_option(run->args), on_progress, run, &r, err);
+        nb_progress_end(run->out, &run->progress);
+        if (s != NB_OK) {
+            s = s == NB_DATA ? nb_context(err, "%s", path) : s;
+            break;
+        }
+        r.seconds = nb_clock() - start;
+        if (run->out->json)
+            s = nb_out_json(run->out,
+                            json_pack("{s:o, s:o, s:I, s:f, s:f, s:f, s:f, s:s, s:f}", "name",
+                                      nb_json_any_text(run->labels[i], strlen(run->labels[i])), "task",
+                                      nb_json_any_text(name, strlen(name)), "n", (json_int_t)r.n, "acc",
+                                      r.acc, "acc_se", r.acc_se, "acc_norm", r.acc_norm, "acc_norm_se",
+                                      r.acc_norm_se, "compute", nb_model_compute_name(&o->model),
+                                      "seconds", r.seconds),
+                            err);
+        else
+            nb_out_text(run->out, "%s: %s: acc %.4f +- %.4f, acc_norm %.4f +- %.4f (%lld items, %.1f s)\n",
+                        run->labels[i], name, r.acc, r.acc_se, r.acc_norm, r.acc_norm_se, (long long)r.n,
+                        r.seconds);
+    }
+    nb_task_free(&task);
+    return s;
+}
+
+static nb_status run_all(eval_run *run, nb_err *err)
+{
+    const nb_args *args = run->args;
+    const bool text = nb_args_text(args, "text") != NULL;
+    const int n_tasks = nb_args_n_values(args, "tasks");
+    if (!text && n_tasks == 0)
+        return nb_fail(err, NB_USAGE, "eval: nothing to score: give --text FILE or --tasks FILE");
+    if (nb_args_n_operands(args) > MAX_MODELS)
+        return nb_fail(err, NB_USAGE, "eval: at most %d models", MAX_MODELS);
+    const nb_protocol *p = nb_protocol_by_name(nb_args_text(args, "protocol"));
+    NB_TRY(nb_runtime_open(&run->rt, args, err));
+    NB_TRY(open_models(run, p->n_ctx, err));
+    if (text)
+        NB_TRY(score_text(run, p, err));
+    for (int i = 0; i < n_tasks; i++)
+        NB_TRY(score_task(run, nb_args_value(args, "tasks", i), err));
+    return NB_OK;
+}
+
+static nb_status run_eval(const nb_args *args, nb_out *out, nb_err *err)
+{
+    eval_run *run;
+    NB_TRY(NB_ALLOC(&run, 1, err));
+    run->args = args;
+    run->out = out;
+    run->n_models = nb_args_n_operands(args) < MAX_MODELS ? nb_args_n_operands(args) : MAX_MODELS;
+    const nb_status s = run_all(run, err);
+    for (int i = 0; i < run->n_models; i++)
+        nb_opened_close(&run->models[i]);
+    nb_opened_close(&run->base);
+    nb_runtime_close(&run->rt);
+    nb_free(run);
+    return s;
+}
+
+const nb_verb nb_verb_eval = {
+    .name = "eval",
+    .summary = "measure perplexity, divergence from the original, and accuracy",
+    .example = "nibble eval small.gguf --base original/ --text wiki.txt\n"
+               "nibble eval a/ b/ c.gguf --base original/ --text wiki.txt --windows 32 --json\n"
+               "nibble eval small.gguf --tasks arc_easy.jsonl --tasks winogrande.jsonl",
+    .about = "The text is scored as it is, without a begin-of-sequence token. Several models are\n"
+             "scored side by side, so that the base runs only once.",
+    .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, .min = 1, .max = NB_MANY}, {0}},
+    .options = eval_options,
+    .run = run_eval,
+};

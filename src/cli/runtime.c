@@ -1,0 +1,95 @@
+/* See runtime.h. */
+#define _GNU_SOURCE
+#include "cli/runtime.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+/* Processors this process may run on. */
+static int n_processors(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return 1;
+    const int n = CPU_COUNT(&set);
+    return n < 1 ? 1 : n > NB_POOL_MAX_THREADS ? NB_POOL_MAX_THREADS : n;
+}
+
+nb_status nb_runtime_open(nb_runtime *rt, const nb_args *args, nb_err *err)
+{
+    *rt = (nb_runtime){0};
+    unsigned mask;
+    NB_TRY(nb_isa_parse(nb_args_text(args, "isa"), &mask, err));
+    const int64_t threads = nb_args_given(args, "threads") ? nb_args_int(args, "threads") : n_processors();
+    nb_kernels_init(&rt->kernels, mask);
+    return nb_pool_open(&rt->pool, (int)threads, err);
+}
+
+void nb_runtime_close(nb_runtime *rt)
+{
+    nb_pool_close(rt->pool);
+    *rt = (nb_runtime){0};
+}
+
+nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
+                         nb_compute_choice compute, int64_t n_ctx, bool with_tokenizer, nb_err *err)
+{
+    *o = (nb_opened){0};
+    const double start = nb_clock();
+    nb_status s = nb_store_open(&o->store, path, err);
+    if (s == NB_OK)
+        s = nb_model_open(&o->model, o->store, &(nb_model_options){compute, n_ctx}, rt->pool, err);
+    if (s == NB_OK && with_tokenizer)
+        s = nb_tokenizer_open(&o->tokenizer, o->store, err);
+    o->load_seconds = nb_clock() - start;
+    if (s != NB_OK)
+        nb_opened_close(o);
+    return s;
+}
+
+void nb_opened_close(nb_opened *o)
+{
+    nb_model_close(&o->model);
+    nb_tokenizer_close(o->tokenizer);
+    nb_store_close(o->store);
+    *o = (nb_opened){0};
+}
+
+nb_compute_choice nb_compute_option(const nb_args *args)
+{
+    const char *mode = nb_args_text(args, "compute");
+    return strcmp(mode, "f") == 0     ? NB_COMPUTE_ALL_F
+           : strcmp(mode, "i8") == 0  ? NB_COMPUTE_ALL_I8
+           : strcmp(mode, "i16") == 0 ? NB_COMPUTE_ALL_I16
+                                      : NB_COMPUTE_AUTO;
+}
+
+nb_float_type nb_kv_option(const nb_args *args)
+{
+    return strcmp(nb_args_text(args, "kv"), "f32") == 0 ? NB_F32 : NB_F16;
+}
+
+double nb_opened_bpw(const nb_opened *o)
+{
+    return 8.0 * (double)o->model.weight_bytes / (double)o->model.n_params;
+}
+
+int64_t nb_peak_rss(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (int64_t)usage.ru_maxrss * 1024 : 0;
+}
+
+const char *nb_path_label(const char *path, char *buffer, size_t size)
+{
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    size_t begin = n;
+    while (begin > 0 && path[begin - 1] != '/')
+        begin--;
+    snprintf(buffer, size, "%.*s", (int)(n - begin), path + begin);
+    return buffer;
+}

@@ -1,0 +1,45 @@
+/* What every verb that computes needs: threads, kernels, and models opened with the common
+ * options (--threads, --isa, --compute, --kv). */
+#ifndef NB_CLI_RUNTIME_H
+#define NB_CLI_RUNTIME_H
+
+#include "cli/args.h"
+#include "cli/out.h"
+#include "model/forward.h"
+#include "text/tokenizer.h"
+
+typedef struct {
+    nb_pool *pool;
+    nb_kernels kernels;
+} nb_runtime;
+
+/* The verb's table must have the rows THREADS and ISA. `{0}` is a valid empty runtime. */
+nb_status nb_runtime_open(nb_runtime *rt, const nb_args *args, nb_err *err);
+void nb_runtime_close(nb_runtime *rt);
+
+/* A model with what it came from. `{0}` is empty. */
+typedef struct {
+    nb_store *store;
+    nb_tokenizer *tokenizer; /* NULL when it was not asked for */
+    nb_model model;
+    double load_seconds;
+} nb_opened;
+
+nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
+                         nb_compute_choice compute, int64_t n_ctx, bool with_tokenizer, nb_err *err);
+void nb_opened_close(nb_opened *o);
+
+/* Values of --compute and --kv. */
+nb_compute_choice nb_compute_option(const nb_args *args);
+nb_float_type nb_kv_option(const nb_args *args);
+
+/* Bits per weight of all tensors of the files. */
+double nb_opened_bpw(const nb_opened *o);
+
+/* Peak resident set of this process so far, in bytes. */
+int64_t nb_peak_rss(void);
+
+/* The last part of a path, without trailing slashes: what a table calls a model. */
+const char *nb_path_label(const char *path, char *buffer, size_t size);
+
+#endif

@@ -1,0 +1,48 @@
+/* Multiple choice: which continuation does the model find most likely? Items are JSON lines, of
+ * one of two shapes:
+ *
+ *   {"query": text, "choices": [text...], "gold": i}              ARC and its kind: the choices
+ *       follow "query\nAnswer:" after a space
+ *   {"context_options": [text...], "continuation": text, "gold": i}   Winogrande: the shared
+ *       continuation follows each option after a space
+ *
+ * As lm-evaluation-harness counts: acc takes the largest log-likelihood, acc_norm the largest per
+ * character of the choice; ties go to the first. */
+#ifndef NB_EVAL_TASKS_H
+#define NB_EVAL_TASKS_H
+
+#include "base/arena.h"
+#include "eval/score.h"
+
+typedef struct {
+    const char *context, *continuation; /* scored: continuation after context */
+    int64_t n_chars;                    /* code points of the choice */
+} nb_task_choice;
+
+typedef struct {
+    int64_t n_choices, gold;
+    nb_task_choice *choices;
+} nb_task_item;
+
+typedef struct {
+    nb_task_item *items;
+    int64_t n_items;
+    nb_arena arena;
+} nb_task;
+
+/* Reads a file of items. NB_DATA names file and line. At most max_items (0: all). */
+nb_status nb_task_load(nb_task *task, const char *path, int64_t max_items, nb_err *err);
+void nb_task_free(nb_task *task);
+
+typedef struct {
+    int64_t n;
+    double acc, acc_se, acc_norm, acc_norm_se;
+    double seconds;
+} nb_task_result;
+
+/* Scores every item. Progress as in score.h, counted in items. */
+nb_status nb_task_run(const nb_task *task, nb_model *model, const nb_tokenizer *tokenizer,
+                      const nb_kernels *kernels, nb_pool *pool, nb_float_type kv_cell,
+                      nb_score_progress *progress, void *context, nb_task_result *out, nb_err *err);
+
+#endif
