@@ -271,6 +271,27 @@ static void long_headers(void **state)
     nb_gguf_close(file);
 }
 
+/* The file that was parsed is the file that was opened. */
+static void a_header_that_changes_is_noticed(void **state)
+{
+    (void)state;
+    gguf_bytes g = {0};
+    gb_u32(&g, "some.key", 1);
+    nb_gguf_close(open_pairs(&g));
+    nb_file file;
+    nb_err err = {0};
+    assert_int_equal(nb_file_open(&file, scratch_path("pairs.gguf"), &err), NB_OK);
+    FILE *f = fopen(scratch_path("pairs.gguf"), "ab");
+    assert_non_null(f);
+    assert_int_equal(fputc(0, f), 0);
+    assert_int_equal(fclose(f), 0);
+    nb_gguf *out = NULL;
+    assert_int_equal(nb_gguf_open(&out, &file, &err), NB_DATA);
+    assert_non_null(strstr(err.text, "pairs.gguf: changed while reading"));
+    assert_null(out);
+    nb_file_close(&file);
+}
+
 /* What the encoders write is byte for byte what formats.md says. */
 static void encoders_write_the_layout(void **state)
 {
@@ -367,6 +388,7 @@ int main(void)
         cmocka_unit_test(arrays_are_aligned),
         cmocka_unit_test(long_headers),
         cmocka_unit_test(encoders_write_the_layout),
+        cmocka_unit_test(a_header_that_changes_is_noticed),
         cmocka_unit_test(pairs_of_a_span),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
