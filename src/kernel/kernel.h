@@ -98,8 +98,8 @@ typedef void nb_rope_fn(float *x, const float *cos, const float *sin, int64_t n_
                         int64_t head_dim, int64_t rot_dim);
 /* y = nb_expf(x), element by element (kernel/math.h). y may be x. */
 typedef void nb_exp_fn(float *y, const float *x, int64_t n);
-/* max of x (NaN if any is NaN), and *sum = sum of exp(x - max) by A1 over pieces of 4,096
- * elements, pieces added ascending in binary64. */
+/* max of x (NaN if any is NaN; a zero is +0), and *sum = sum of exp(x - max) by A1 over pieces of
+ * 4,096 elements, pieces added ascending in binary64. */
 typedef void nb_softmax_stats_fn(const float *x, int64_t n, float *max, double *sum);
 /* Sum over i of p_i * (lp_i - lq_i), where lp = fl(fl(p[i] - p_max) - p_logsum), the same for q,
  * p_i = exp(lp): A1 over pieces of 4,096, lane = fma(p_i, fl(lp - lq), lane), pieces in binary64. */
@@ -157,7 +157,8 @@ typedef struct {
     nb_kv_view kv;
     float *scratch;
 } nb_attn_args;
-/* Room for q', the scores of one split, and (m_j, l_j, o_j) of every split of n_positions. */
+/* Room for q', the scores and chains of one split, and (m_j, l_j, o_j) of every split of
+ * n_positions. */
 int64_t nb_attn_scratch_floats(int head_dim, int64_t n_positions);
 typedef void nb_attention_fn(const nb_attn_args *args);
 
