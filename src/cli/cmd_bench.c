@@ -7,14 +7,37 @@
 #include <string.h>
 
 static const nb_opt bench_options[] = {
-    {.name = "prompt", .letter = 'p', .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 1 << 20,
-     .preset = "512", .help = "tokens of prefill"},
-    {.name = "gen", .letter = 'n', .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 1 << 20,
-     .preset = "64", .help = "tokens of decode, one at a time"},
-    {.name = "depth", .kind = NB_OPT_INT, .value = "N", .min = 0, .max = 1 << 24, .preset = "0",
+    {.name = "prompt",
+     .letter = 'p',
+     .kind = NB_OPT_INT,
+     .value = "N",
+     .min = 1,
+     .max = 1 << 20,
+     .preset = "512",
+     .help = "tokens of prefill"},
+    {.name = "gen",
+     .letter = 'n',
+     .kind = NB_OPT_INT,
+     .value = "N",
+     .min = 1,
+     .max = 1 << 20,
+     .preset = "64",
+     .help = "tokens of decode, one at a time"},
+    {.name = "depth",
+     .kind = NB_OPT_INT,
+     .value = "N",
+     .min = 0,
+     .max = 1 << 24,
+     .preset = "0",
      .help = "tokens in the context before the prompt or the first generated token"},
-    {.name = "repeat", .letter = 'r', .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 1000,
-     .preset = "5", .help = "measurements; the median counts"},
+    {.name = "repeat",
+     .letter = 'r',
+     .kind = NB_OPT_INT,
+     .value = "N",
+     .min = 1,
+     .max = 1000,
+     .preset = "5",
+     .help = "measurements; the median counts"},
     {.name = "name", .kind = NB_OPT_TEXT, .value = "LABEL", .help = "what to call the model"},
     NB_OPT_ROW_COMPUTE,
     NB_OPT_ROW_KV,
@@ -127,8 +150,8 @@ static nb_status measure(bench *b, const nb_args *args, nb_out *out, speed *pref
     return NB_OK;
 }
 
-static nb_status print(const bench *b, const nb_args *args, nb_out *out, speed prefill, speed decode,
-                       nb_err *err)
+static nb_status print(const bench *b, const nb_args *args, nb_out *out, speed prefill,
+                       speed decode, nb_err *err)
 {
     const char *name = nb_args_text(args, "name");
     char label[256];
@@ -140,7 +163,8 @@ static nb_status print(const bench *b, const nb_args *args, nb_out *out, speed p
     if (out->json)
         return nb_out_json(
             out,
-            json_pack("{s:o, s:f, s:f, s:f, s:I, s:I, s:f, s:s, s:s, s:i, s:s, s:I, s:I, s:I, s:[ff], s:[ff]}",
+            json_pack("{s:o, s:f, s:f, s:f, s:I, s:I, s:f, s:s, s:s, s:i, s:s, s:I, s:I, s:I, "
+                      "s:[ff], s:[ff]}",
                       "name", nb_json_any_text(name, strlen(name)), "prefill_tok_s", prefill.median,
                       "decode_tok_s", decode.median, "load_s", b->o.load_seconds, "peak_rss_bytes",
                       (json_int_t)rss, "bytes", (json_int_t)nb_store_file_bytes(b->o.store), "bpw",
@@ -148,17 +172,17 @@ static nb_status print(const bench *b, const nb_args *args, nb_out *out, speed p
                       "threads", threads, "isa", isa, "prompt_tokens",
                       (json_int_t)nb_args_int(args, "prompt"), "gen_tokens",
                       (json_int_t)nb_args_int(args, "gen"), "depth",
-                      (json_int_t)nb_args_int(args, "depth"), "prefill_range", prefill.low, prefill.high,
-                      "decode_range", decode.low, decode.high),
+                      (json_int_t)nb_args_int(args, "depth"), "prefill_range", prefill.low,
+                      prefill.high, "decode_range", decode.low, decode.high),
             err);
     nb_out_text(out, "%s: %s on disk, %.2f bits per weight; mode %s, %s, %d threads, KV %s\n", name,
-                nb_human_bytes(nb_store_file_bytes(b->o.store)).text, nb_opened_bpw(&b->o), compute, isa,
-                threads, nb_args_text(args, "kv"));
-    nb_out_text(out, "prefill %8.1f tok/s  (%.1f to %.1f; %lld tokens at depth %lld)\n", prefill.median,
-                prefill.low, prefill.high, (long long)nb_args_int(args, "prompt"),
+                nb_human_bytes(nb_store_file_bytes(b->o.store)).text, nb_opened_bpw(&b->o), compute,
+                isa, threads, nb_args_text(args, "kv"));
+    nb_out_text(out, "prefill %8.1f tok/s  (%.1f to %.1f; %lld tokens at depth %lld)\n",
+                prefill.median, prefill.low, prefill.high, (long long)nb_args_int(args, "prompt"),
                 (long long)nb_args_int(args, "depth"));
-    nb_out_text(out, "decode  %8.1f tok/s  (%.1f to %.1f; %lld tokens)\n", decode.median, decode.low,
-                decode.high, (long long)nb_args_int(args, "gen"));
+    nb_out_text(out, "decode  %8.1f tok/s  (%.1f to %.1f; %lld tokens)\n", decode.median,
+                decode.low, decode.high, (long long)nb_args_int(args, "gen"));
     nb_out_text(out, "load    %8.3f s\nmemory  %s at the peak\n", b->o.load_seconds,
                 nb_human_bytes(rss).text);
     return NB_OK;
@@ -171,8 +195,8 @@ static nb_status run_open(bench *b, const nb_args *args, nb_out *out, nb_err *er
     int64_t n_ctx = nb_args_int(args, "depth") + longest;
     n_ctx = n_ctx < 16 ? 16 : n_ctx;
     NB_TRY(nb_runtime_open(&b->rt, args, err));
-    NB_TRY(nb_opened_open(&b->o, &b->rt, nb_args_operand(args, 0), nb_compute_option(args), n_ctx, false,
-                          err));
+    NB_TRY(nb_opened_open(&b->o, &b->rt, nb_args_operand(args, 0), nb_compute_option(args), n_ctx,
+                          false, err));
     const nb_config *c = &b->o.model.config;
     NB_TRY(nb_work_init(&b->work, &b->o.model, &b->rt.kernels, b->rt.pool, STEP_TOKENS, err));
     NB_TRY(nb_kv_pool_init(&b->kv, c, nb_kv_option(args), nb_kv_pages_for(n_ctx), err));
@@ -212,8 +236,9 @@ const nb_verb nb_verb_bench = {
     .name = "bench",
     .summary = "measure prefill and decode speed, load time and memory",
     .example = "nibble bench small.gguf\nnibble bench small.gguf --depth 4096 --threads 2 --json",
-    .about = "Speeds are medians, with the slowest and the fastest run. Before it times, it checks\n"
-             "that prefill and decode give the same logits bit for bit.",
+    .about =
+        "Speeds are medians, with the slowest and the fastest run. Before it times, it checks\n"
+        "that prefill and decode give the same logits bit for bit.",
     .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, .min = 1, .max = 1}, {0}},
     .options = bench_options,
     .run = run_bench,

@@ -13,20 +13,39 @@
 static const char *const protocol_choices[] = {"llama", "paper", NULL};
 
 static const nb_opt eval_options[] = {
-    {.name = "base", .kind = NB_OPT_PATH, .value = "MODEL",
+    {.name = "base",
+     .kind = NB_OPT_PATH,
+     .value = "MODEL",
      .help = "the original to compare with (always in mode f with an F32 cache): adds KL "
              "divergence and top-1 agreement"},
     {.name = "text", .kind = NB_OPT_PATH, .value = "FILE", .help = "text to score"},
-    {.name = "protocol", .kind = NB_OPT_CHOICE, .value = "NAME", .choices = protocol_choices,
+    {.name = "protocol",
+     .kind = NB_OPT_CHOICE,
+     .value = "NAME",
+     .choices = protocol_choices,
      .preset = "llama",
      .help = "llama: windows of 512, second half scored; paper: windows of 2048, all scored"},
-    {.name = "windows", .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 1 << 30,
+    {.name = "windows",
+     .kind = NB_OPT_INT,
+     .value = "N",
+     .min = 1,
+     .max = 1 << 30,
      .help = "score the first N windows only (default: all)"},
-    {.name = "tasks", .repeats = true, .kind = NB_OPT_PATH, .value = "FILE",
+    {.name = "tasks",
+     .repeats = true,
+     .kind = NB_OPT_PATH,
+     .value = "FILE",
      .help = "multiple-choice items (JSON lines); may be given more than once"},
-    {.name = "limit", .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 1 << 30,
+    {.name = "limit",
+     .kind = NB_OPT_INT,
+     .value = "N",
+     .min = 1,
+     .max = 1 << 30,
      .help = "the first N items of each task only (default: all)"},
-    {.name = "name", .repeats = true, .kind = NB_OPT_TEXT, .value = "LABEL",
+    {.name = "name",
+     .repeats = true,
+     .kind = NB_OPT_TEXT,
+     .value = "LABEL",
      .help = "what to call a model in the results, in the order of the models"},
     NB_OPT_ROW_COMPUTE,
     NB_OPT_ROW_KV,
@@ -61,7 +80,8 @@ static nb_status open_models(eval_run *run, int64_t n_ctx, nb_err *err)
     const nb_args *args = run->args;
     for (int i = 0; i < run->n_models; i++) {
         const char *path = nb_args_operand(args, i);
-        NB_TRY(nb_opened_open(&run->models[i], &run->rt, path, nb_compute_option(args), n_ctx, true, err));
+        NB_TRY(nb_opened_open(&run->models[i], &run->rt, path, nb_compute_option(args), n_ctx, true,
+                              err));
         if (i < nb_args_n_values(args, "name"))
             snprintf(run->labels[i], sizeof run->labels[i], "%s", nb_args_value(args, "name", i));
         else
@@ -107,7 +127,8 @@ static nb_status print_score_json(eval_run *run, int i, const nb_protocol *p, co
     return nb_out_json(run->out, j, err);
 }
 
-static nb_status print_scores(eval_run *run, const nb_protocol *p, const nb_score *scores, nb_err *err)
+static nb_status print_scores(eval_run *run, const nb_protocol *p, const nb_score *scores,
+                              nb_err *err)
 {
     if (run->out->json) {
         for (int i = 0; i < run->n_models; i++)
@@ -115,9 +136,9 @@ static nb_status print_scores(eval_run *run, const nb_protocol *p, const nb_scor
         return NB_OK;
     }
     const bool base = scores[0].has_base;
-    static const char *const heads[] = {"model",     ">size",    ">bpw", "compute", ">perplexity",
-                                        ">+-",       ">KL mean", ">+-",  ">median", ">p99",
-                                        ">max",      ">top-1 %", "logits"};
+    static const char *const heads[] = {"model", ">size",    ">bpw",  "compute", ">perplexity",
+                                        ">+-",   ">KL mean", ">+-",   ">median", ">p99",
+                                        ">max",  ">top-1 %", "logits"};
     nb_out_text(run->out, "protocol %s, %lld windows, %lld tokens scored", p->name,
                 (long long)scores[0].n_windows, (long long)scores[0].n_tokens);
     if (base)
@@ -160,18 +181,18 @@ static nb_status score_text(eval_run *run, const nb_protocol *p, nb_err *err)
     NB_TRY_GOTO(s, nb_tokenizer_encode(run->models[0].tokenizer, (const char *)text.data, text.len,
                                        (nb_encode_options){0}, &tokens, err));
     for (int i = 0; i < run->n_models; i++)
-        NB_TRY_GOTO(s, nb_scorer_init(&scorers[i], &run->models[i].model, &run->rt.kernels, run->rt.pool,
-                                      p, nb_kv_option(run->args), err));
+        NB_TRY_GOTO(s, nb_scorer_init(&scorers[i], &run->models[i].model, &run->rt.kernels,
+                                      run->rt.pool, p, nb_kv_option(run->args), err));
     const bool with_base = run->base.store != NULL;
     if (with_base)
-        NB_TRY_GOTO(s, nb_scorer_init(&base, &run->base.model, &run->rt.kernels, run->rt.pool, p, NB_F32,
-                                      err));
+        NB_TRY_GOTO(s, nb_scorer_init(&base, &run->base.model, &run->rt.kernels, run->rt.pool, p,
+                                      NB_F32, err));
     int64_t windows = tokens.n / p->n_ctx, asked = nb_args_int(run->args, "windows");
     if (asked > 0 && asked < windows)
         windows = asked;
     nb_progress_begin(run->out, &run->progress, "scoring", "windows", windows);
-    s = nb_score_run(scorers, run->n_models, with_base ? &base : NULL, p, tokens.ids, tokens.n, asked,
-                     on_progress, run, scores, err);
+    s = nb_score_run(scorers, run->n_models, with_base ? &base : NULL, p, tokens.ids, tokens.n,
+                     asked, on_progress, run, scores, err);
     nb_progress_end(run->out, &run->progress);
     if (s != NB_OK) {
         if (s == NB_DATA)
@@ -221,16 +242,17 @@ static nb_status score_task(eval_run *run, const char *path, nb_err *err)
         if (run->out->json)
             s = nb_out_json(run->out,
                             json_pack("{s:o, s:o, s:I, s:f, s:f, s:f, s:f, s:s, s:f}", "name",
-                                      nb_json_any_text(run->labels[i], strlen(run->labels[i])), "task",
-                                      nb_json_any_text(name, strlen(name)), "n", (json_int_t)r.n, "acc",
-                                      r.acc, "acc_se", r.acc_se, "acc_norm", r.acc_norm, "acc_norm_se",
-                                      r.acc_norm_se, "compute", nb_model_compute_name(&o->model),
-                                      "seconds", r.seconds),
+                                      nb_json_any_text(run->labels[i], strlen(run->labels[i])),
+                                      "task", nb_json_any_text(name, strlen(name)), "n",
+                                      (json_int_t)r.n, "acc", r.acc, "acc_se", r.acc_se, "acc_norm",
+                                      r.acc_norm, "acc_norm_se", r.acc_norm_se, "compute",
+                                      nb_model_compute_name(&o->model), "seconds", r.seconds),
                             err);
         else
-            nb_out_text(run->out, "%s: %s: acc %.4f +- %.4f, acc_norm %.4f +- %.4f (%lld items, %.1f s)\n",
-                        run->labels[i], name, r.acc, r.acc_se, r.acc_norm, r.acc_norm_se, (long long)r.n,
-                        r.seconds);
+            nb_out_text(run->out,
+                        "%s: %s: acc %.4f +- %.4f, acc_norm %.4f +- %.4f (%lld items, %.1f s)\n",
+                        run->labels[i], name, r.acc, r.acc_se, r.acc_norm, r.acc_norm_se,
+                        (long long)r.n, r.seconds);
     }
     nb_task_free(&task);
     return s;

@@ -22,7 +22,8 @@ nb_status nb_runtime_open(nb_runtime *rt, const nb_args *args, nb_err *err)
     *rt = (nb_runtime){0};
     unsigned mask;
     NB_TRY(nb_isa_parse(nb_args_text(args, "isa"), &mask, err));
-    const int64_t threads = nb_args_given(args, "threads") ? nb_args_int(args, "threads") : n_processors();
+    const int64_t threads =
+        nb_args_given(args, "threads") ? nb_args_int(args, "threads") : n_processors();
     nb_kernels_init(&rt->kernels, mask);
     return nb_pool_open(&rt->pool, (int)threads, err);
 }

@@ -32,7 +32,8 @@ nb_status nb_scorer_init(nb_scorer *s, nb_model *model, const nb_kernels *kernel
     const nb_config *c = &model->config;
     nb_status status;
     if (protocol->n_ctx > model->n_ctx)
-        return nb_fail(err, NB_USAGE, "protocol '%s' needs a context of %lld, and the model has %lld",
+        return nb_fail(err, NB_USAGE,
+                       "protocol '%s' needs a context of %lld, and the model has %lld",
                        protocol->name, (long long)protocol->n_ctx, (long long)model->n_ctx);
     NB_TRY_GOTO(status, nb_work_init(&s->work, model, kernels, pool, NB_SCORE_TOKENS, err));
     NB_TRY_GOTO(status, nb_kv_pool_init(&s->kv, c, kv_cell, nb_kv_pages_for(protocol->n_ctx), err));
@@ -241,8 +242,8 @@ static nb_status score_window(nb_scorer *models, int64_t n_models, nb_scorer *ba
             t0 = now();
             nb_logits(&s->work, s->hidden + (first - p->first_scored) * s->model->config.d_model, n,
                       s->logits);
-            add_rows(s, i < 0 ? NULL : base, base_stats, i < 0 ? base_stats : stats, n, w + first + 1,
-                     index, t);
+            add_rows(s, i < 0 ? NULL : base, base_stats, i < 0 ? base_stats : stats, n,
+                     w + first + 1, index, t);
             t->n += n;
             t->seconds += now() - t0;
         }
@@ -277,10 +278,11 @@ nb_status nb_score_run(nb_scorer *models, int64_t n_models, nb_scorer *base,
             s = NB_ALLOC(&tallies[i].kl, n_scored, err);
     }
     for (int64_t w = 0; s == NB_OK && w < n_windows; w++) {
-        s = score_window(models, n_models, base, protocol, tokens, w, tallies, &tallies[n_models], err);
+        s = score_window(models, n_models, base, protocol, tokens, w, tallies, &tallies[n_models],
+                         err);
         if (s == NB_OK && progress != NULL && !progress(context, w + 1, n_windows))
-            s = nb_fail(err, NB_INTERRUPTED, "interrupted after %lld of %lld windows", (long long)(w + 1),
-                        (long long)n_windows);
+            s = nb_fail(err, NB_INTERRUPTED, "interrupted after %lld of %lld windows",
+                        (long long)(w + 1), (long long)n_windows);
     }
     for (int64_t i = 0; s == NB_OK && i < n_models; i++)
         conclude(&tallies[i], base != NULL ? &tallies[n_models] : NULL, n_windows, &results[i]);

@@ -31,15 +31,15 @@ typedef struct {
     float *logits; /* [NB_SCORE_ROWS][vocab] */
 } nb_scorer;
 
-#define NB_SCORE_ROWS 64     /* positions whose logits are held at a time */
-#define NB_SCORE_TOKENS 512  /* tokens of a forward step */
+#define NB_SCORE_ROWS   64  /* positions whose logits are held at a time */
+#define NB_SCORE_TOKENS 512 /* tokens of a forward step */
 
 nb_status nb_scorer_init(nb_scorer *s, nb_model *model, const nb_kernels *kernels, nb_pool *pool,
                          const nb_protocol *protocol, nb_float_type kv_cell, nb_err *err);
 void nb_scorer_free(nb_scorer *s);
 
 typedef struct {
-    int64_t n_windows, n_tokens; /* n_tokens: scored positions */
+    int64_t n_windows, n_tokens;      /* n_tokens: scored positions */
     double perplexity, perplexity_se; /* the error by the delta method: ppl * se of the mean loss */
     bool has_base;
     double base_perplexity;

@@ -7,10 +7,10 @@
 #include <math.h>
 #include <string.h>
 
-#define FILE_LIMIT ((size_t)1 << 30)
+#define FILE_LIMIT  ((size_t)1 << 30)
 #define MAX_CHOICES 64
 #define STEP_TOKENS 512 /* of a forward step */
-#define GROUP 64        /* items whose contexts share a step */
+#define GROUP       64  /* items whose contexts share a step */
 
 /* ---- reading ---- */
 
@@ -27,7 +27,8 @@ static nb_status read_texts(const json_t *item, const char *key, json_t **list, 
     NB_TRY(nb_json_array(item, key, true, list, err));
     const size_t n = json_array_size(*list);
     if (n < 2 || n > MAX_CHOICES)
-        return nb_fail(err, NB_DATA, "'%s' has %zu entries; 2 to %d are possible", key, n, MAX_CHOICES);
+        return nb_fail(err, NB_DATA, "'%s' has %zu entries; 2 to %d are possible", key, n,
+                       MAX_CHOICES);
     for (size_t i = 0; i < n; i++) {
         const json_t *v = json_array_get(*list, i);
         if (!json_is_string(v) || json_string_length(v) == 0 ||
@@ -145,17 +146,20 @@ typedef struct {
     double *sums; /* per row of the step */
 } task_run;
 
-static nb_status encode_choice(const task_run *run, const nb_task_choice *c, encoded *out, nb_err *err)
+static nb_status encode_choice(const task_run *run, const nb_task_choice *c, encoded *out,
+                               nb_err *err)
 {
     const nb_encode_options how = {.add_bos = true};
     nb_tokens context = {0};
     nb_buf text = {0};
-    nb_status s = nb_tokenizer_encode(run->tokenizer, c->context, strlen(c->context), how, &context, err);
+    nb_status s =
+        nb_tokenizer_encode(run->tokenizer, c->context, strlen(c->context), how, &context, err);
     if (s == NB_OK)
         s = nb_buf_format(&text, err, "%s%s", c->context, c->continuation);
     out->whole.n = 0;
     if (s == NB_OK)
-        s = nb_tokenizer_encode(run->tokenizer, (const char *)text.data, text.len, how, &out->whole, err);
+        s = nb_tokenizer_encode(run->tokenizer, (const char *)text.data, text.len, how, &out->whole,
+                                err);
     out->n_context = context.n;
     nb_buf_free(&text);
     nb_tokens_free(&context);
@@ -163,14 +167,15 @@ static nb_status encode_choice(const task_run *run, const nb_task_choice *c, enc
         return s;
     const int64_t limit = run->model->n_ctx < STEP_TOKENS ? run->model->n_ctx : STEP_TOKENS;
     if (out->whole.n > limit)
-        return nb_fail(err, NB_DATA, "an item of %lld tokens; at most %lld fit", (long long)out->whole.n,
-                       (long long)limit);
+        return nb_fail(err, NB_DATA, "an item of %lld tokens; at most %lld fit",
+                       (long long)out->whole.n, (long long)limit);
     if (out->n_context < 1 || out->whole.n <= out->n_context)
         return nb_fail(err, NB_DATA, "a choice without tokens of its own");
     return NB_OK;
 }
 
-static nb_status prepare_item(const task_run *run, const nb_task_item *item, prepared *p, nb_err *err)
+static nb_status prepare_item(const task_run *run, const nb_task_item *item, prepared *p,
+                              nb_err *err)
 {
     p->n_choices = item->n_choices;
     for (int64_t i = 0; i < item->n_choices; i++)
@@ -256,7 +261,8 @@ static nb_status score_group(task_run *run, int64_t n, nb_err *err)
         prepared *p = &run->items[i];
         nb_kv_seq_truncate(&p->seq, 0);
         if (p->n_shared > 0)
-            run->inputs[n_inputs++] = (nb_step_input){&p->seq, p->choices[0].whole.ids, p->n_shared, 0};
+            run->inputs[n_inputs++] =
+                (nb_step_input){&p->seq, p->choices[0].whole.ids, p->n_shared, 0};
         most = p->n_choices > most ? p->n_choices : most;
     }
     if (n_inputs > 0)
@@ -297,8 +303,8 @@ static nb_status run_items(const nb_task *task, task_run *run, nb_score_progress
         }
         first += n;
         if (progress != NULL && !progress(context, first, task->n_items))
-            return nb_fail(err, NB_INTERRUPTED, "interrupted after %lld of %lld items", (long long)first,
-                           (long long)task->n_items);
+            return nb_fail(err, NB_INTERRUPTED, "interrupted after %lld of %lld items",
+                           (long long)first, (long long)task->n_items);
     }
     const double n = (double)task->n_items;
     out->n = task->n_items;

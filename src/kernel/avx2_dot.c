@@ -27,7 +27,8 @@ INLINE __m256 load_params(const void *array, nb_float_type type, int64_t at)
         return _mm256_cvtph_ps(_mm_loadu_si128((const void *)((const uint16_t *)array + at)));
     case NB_BF16:
         return _mm256_castsi256_ps(_mm256_slli_epi32(
-            _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)((const uint16_t *)array + at))), 16));
+            _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)((const uint16_t *)array + at))),
+            16));
     case NB_F32:
         break;
     }
@@ -38,9 +39,8 @@ INLINE __m256i load_zeros(const nb_panels *w, int64_t at, int bias)
 {
     if (w->zeros == NULL)
         return _mm256_set1_epi32(w->zero_const - bias);
-    return _mm256_sub_epi32(
-        _mm256_cvtepi16_epi32(_mm_loadu_si128((const void *)(w->zeros + at))),
-        _mm256_set1_epi32(bias));
+    return _mm256_sub_epi32(_mm256_cvtepi16_epi32(_mm_loadu_si128((const void *)(w->zeros + at))),
+                            _mm256_set1_epi32(bias));
 }
 
 INLINE __m256i load(const uint8_t *p)
@@ -80,8 +80,8 @@ INLINE void sums_u4(__m256i *acc, const uint8_t *w, const int8_t *x, int64_t n8,
             UNROLL
             for (int t = 0; t < T; t++) {
                 narrow[t] = _mm256_add_epi16(narrow[t], _mm256_maddubs_epi16(a, bcast(x + 4 * t)));
-                narrow[t] = _mm256_add_epi16(
-                    narrow[t], _mm256_maddubs_epi16(b, bcast(x + 4 * (n_tok + t))));
+                narrow[t] = _mm256_add_epi16(narrow[t],
+                                             _mm256_maddubs_epi16(b, bcast(x + 4 * (n_tok + t))));
             }
         }
         UNROLL
@@ -206,11 +206,12 @@ typedef void tile_i_fn(float *y, int64_t ldy, const nb_panels *w, int64_t p, int
     {                                                                                              \
         tile_i(y, ldy, w, p, half, t0, xt, false, T);                                              \
     }
-X(1) X(2) X(3) X(4)
+X(1)
+X(2) X(3) X(4)
 #undef X
 
-static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
-                   const nb_xtile *x)
+    static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
+                       const nb_xtile *x)
 {
     static tile_i_fn *const u4[] = {tile_u4_1, tile_u4_2, tile_u4_3, tile_u4_4};
     static tile_i_fn *const u8[] = {tile_u8_1, tile_u8_2, tile_u8_3, tile_u8_4};
@@ -229,8 +230,8 @@ INLINE __m256 load_weights(const uint8_t *w, int64_t k, int half, const nb_panel
 {
     const uint8_t *p = w + (k * NB_PANEL_ROWS + 8 * half) * (kind == NB_PANEL_F32 ? 4 : 2);
     if (kind == NB_PANEL_BF16)
-        return _mm256_castsi256_ps(_mm256_slli_epi32(
-            _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
+        return _mm256_castsi256_ps(
+            _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
     if (kind == NB_PANEL_F16)
         return _mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
     return _mm256_loadu_ps((const void *)p);
@@ -269,8 +270,7 @@ INLINE void tile_f(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, int6
                 const __m256i mask = lane_mask(n_rows - row);
                 float *out = y + t * ldy + row;
                 const __m256 before = first ? _mm256_setzero_ps() : _mm256_maskload_ps(out, mask);
-                _mm256_maskstore_ps(out, mask,
-                                    _mm256_add_ps(before, acc[2 * (j * T + t) + half]));
+                _mm256_maskstore_ps(out, mask, _mm256_add_ps(before, acc[2 * (j * T + t) + half]));
             }
         }
     }
@@ -287,10 +287,11 @@ typedef void tile_f_fn(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, 
         tile_f(y, ldy, n_rows, w, stride, x, n_tok, n, first, NB_PANEL_##kind, P, T);              \
     }
 #define X(kind)                                                                                    \
-    DEFINE(kind, 1, 1) DEFINE(kind, 1, 2) DEFINE(kind, 1, 3) DEFINE(kind, 1, 4)                    \
-    DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) DEFINE(kind, 4, 1) DEFINE(kind, 2, 2)                    \
-    DEFINE(kind, 2, 3)
-X(F32) X(BF16) X(F16)
+    DEFINE(kind, 1, 1)                                                                             \
+    DEFINE(kind, 1, 2) DEFINE(kind, 1, 3) DEFINE(kind, 1, 4) DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) \
+        DEFINE(kind, 4, 1) DEFINE(kind, 2, 2) DEFINE(kind, 2, 3)
+X(F32)
+X(BF16) X(F16)
 #undef X
 
 #define ROW(kind)                                                                                  \
@@ -298,10 +299,12 @@ X(F32) X(BF16) X(F16)
         tile_##kind##_1_1, tile_##kind##_1_2, tile_##kind##_1_3, tile_##kind##_1_4,                \
             tile_##kind##_1_5, tile_##kind##_1_6                                                   \
     }
-#define WIDE_ROW(kind) {tile_##kind##_4_1, tile_##kind##_2_2, tile_##kind##_2_3}
-static tile_f_fn *const tiles_one[3][6] = {[NB_PANEL_F32] = ROW(F32),
-                                           [NB_PANEL_BF16] = ROW(BF16),
-                                           [NB_PANEL_F16] = ROW(F16)};
+#define WIDE_ROW(kind)                                                                             \
+    {                                                                                              \
+        tile_##kind##_4_1, tile_##kind##_2_2, tile_##kind##_2_3                                    \
+    }
+    static tile_f_fn *const tiles_one[3][6] = {
+        [NB_PANEL_F32] = ROW(F32), [NB_PANEL_BF16] = ROW(BF16), [NB_PANEL_F16] = ROW(F16)};
 static tile_f_fn *const tiles_wide[3][3] = {[NB_PANEL_F32] = WIDE_ROW(F32),
                                             [NB_PANEL_BF16] = WIDE_ROW(BF16),
                                             [NB_PANEL_F16] = WIDE_ROW(F16)};

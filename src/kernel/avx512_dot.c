@@ -21,6 +21,12 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
+/* Lanes [0, n) of 16. */
+INLINE __mmask16 lanes(int64_t n)
+{
+    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
+}
+
 /* acc += for each lane the dot of 4 unsigned bytes of w and the 4 signed bytes at x. */
 INLINE __m512i dot_bcst(__m512i acc, __m512i w, const int8_t *x)
 {
@@ -96,9 +102,10 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
                 acc[t] = _mm512_slli_epi32(acc[t], 8);
             segment_sums(acc, codes + g * group8_bytes, xt->lo + g * 8 * T, n8, u4, T);
         }
-        const __m512i z = w->zeros != NULL
-                              ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
-                              : _mm512_set1_epi32(w->zero_const);
+        const __m512i z =
+            w->zeros != NULL
+                ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
+                : _mm512_set1_epi32(w->zero_const);
         const __m512 sw = load_params(w->scales, w->scale_type, at);
         const float *sx = xt->scale + xseg * T;
         UNROLL
@@ -116,7 +123,7 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
         }
     }
     const int64_t left = w->n_rows - p * NB_PANEL_ROWS;
-    const __mmask16 mask = left >= NB_PANEL_ROWS ? 0xffff : (__mmask16)((1u << left) - 1);
+    const __mmask16 mask = lanes(left);
     UNROLL
     for (int t = 0; t < T; t++)
         _mm512_mask_storeu_ps(y + t * ldy + p * NB_PANEL_ROWS, mask, total[t]);
@@ -161,17 +168,17 @@ static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
 INLINE __m512 load_weights(const uint8_t *w, int64_t k, const nb_panel_kind kind)
 {
     if (kind == NB_PANEL_BF16)
-        return _mm512_castsi512_ps(
-            _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(w + 32 * k))), 16));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(w + 32 * k))), 16));
     if (kind == NB_PANEL_F16)
         return _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(w + 32 * k)));
     return _mm512_loadu_ps((const float *)(const void *)w + 16 * k);
 }
 
 /* P panels (weights of panel j at w + j * stride) by T tokens, one chunk of n columns. */
-INLINE void tile_f(float *y, int64_t ldy, const uint8_t *w, int64_t stride, const float *x, int64_t n,
-                   bool first, const __mmask16 *mask, const nb_panel_kind kind, const int P,
-                   const int T)
+INLINE void tile_f(float *y, int64_t ldy, const uint8_t *w, int64_t stride, const float *x,
+                   int64_t n, bool first, const __mmask16 *mask, const nb_panel_kind kind,
+                   const int P, const int T)
 {
     __m512 acc[2 * NB_TILE_MAX];
     UNROLL
@@ -191,8 +198,7 @@ INLINE void tile_f(float *y, int64_t ldy, const uint8_t *w, int64_t stride, cons
         UNROLL
         for (int t = 0; t < T; t++) {
             float *out = y + t * ldy + j * NB_PANEL_ROWS;
-            const __m512 before =
-                first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask[j], out);
+            const __m512 before = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask[j], out);
             _mm512_mask_storeu_ps(out, mask[j], _mm512_add_ps(before, acc[j * T + t]));
         }
     }
@@ -213,11 +219,11 @@ FOR_EACH_T(X)
 #undef X
 /* Several panels at once where T alone leaves the FMA units waiting for their own results. */
 #define FOR_EACH_SMALL_T(X) X(1) X(2) X(3)
-#define X(T) DEFINE(F32, 4, T) DEFINE(BF16, 4, T) DEFINE(F16, 4, T)
+#define X(T)                DEFINE(F32, 4, T) DEFINE(BF16, 4, T) DEFINE(F16, 4, T)
 FOR_EACH_SMALL_T(X)
 #undef X
 #define FOR_EACH_MIDDLE_T(X) X(4) X(5) X(6)
-#define X(T) DEFINE(F32, 2, T) DEFINE(BF16, 2, T) DEFINE(F16, 2, T)
+#define X(T)                 DEFINE(F32, 2, T) DEFINE(BF16, 2, T) DEFINE(F16, 2, T)
 FOR_EACH_MIDDLE_T(X)
 #undef X
 
@@ -232,9 +238,8 @@ FOR_EACH_MIDDLE_T(X)
         tile_##kind##_4_1, tile_##kind##_4_2, tile_##kind##_4_3, tile_##kind##_2_4,                \
             tile_##kind##_2_5, tile_##kind##_2_6                                                   \
     }
-static tile_f_fn *const tiles_one[3][NB_TILE_MAX] = {[NB_PANEL_F32] = ROW(F32),
-                                                     [NB_PANEL_BF16] = ROW(BF16),
-                                                     [NB_PANEL_F16] = ROW(F16)};
+static tile_f_fn *const tiles_one[3][NB_TILE_MAX] = {
+    [NB_PANEL_F32] = ROW(F32), [NB_PANEL_BF16] = ROW(BF16), [NB_PANEL_F16] = ROW(F16)};
 static tile_f_fn *const tiles_wide[3][6] = {[NB_PANEL_F32] = WIDE_ROW(F32),
                                             [NB_PANEL_BF16] = WIDE_ROW(BF16),
                                             [NB_PANEL_F16] = WIDE_ROW(F16)};
@@ -251,8 +256,9 @@ static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t 
         if (seg != have) {
             const int64_t at = (p * w->n_segs + seg) * NB_PANEL_ROWS;
             s = load_params(w->scales, w->scale_type, at);
-            z = w->zeros != NULL ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
-                                 : _mm512_set1_epi32(w->zero_const);
+            z = w->zeros != NULL
+                    ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
+                    : _mm512_set1_epi32(w->zero_const);
             if (w->mins != NULL)
                 m = _mm512_loadu_ps(w->mins + at);
             have = seg;
@@ -291,7 +297,7 @@ static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
         __mmask16 mask[4];
         for (int j = 0; j < P; j++) {
             const int64_t left = w->n_rows - (p + j) * NB_PANEL_ROWS;
-            mask[j] = left >= NB_PANEL_ROWS ? 0xffff : (__mmask16)((1u << left) - 1);
+            mask[j] = lanes(left);
         }
         for (int64_t k0 = 0; k0 < w->n_cols; k0 += NB_CHUNK_K) {
             const int64_t n = k0 + NB_CHUNK_K < w->n_cols ? NB_CHUNK_K : w->n_cols - k0;
@@ -323,7 +329,7 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
         const int64_t begin = g * group, end = begin + group < n ? begin + group : n;
         __m512i most = _mm512_setzero_si512();
         for (int64_t k = begin; k < end; k += 16) {
-            const __mmask16 in = end - k >= 16 ? 0xffff : (__mmask16)((1u << (end - k)) - 1);
+            const __mmask16 in = lanes(end - k);
             const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(in, x + k));
             most = _mm512_max_epi32(most, _mm512_and_si512(bits, magnitude));
         }
@@ -337,7 +343,7 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
         const __m512 inv16 = _mm512_set1_ps(inv);
         const __m512i most_code = _mm512_set1_epi32((int)qmax);
         for (int64_t k = begin; k < end; k += 16) {
-            const __mmask16 in = end - k >= 16 ? 0xffff : (__mmask16)((1u << (end - k)) - 1);
+            const __mmask16 in = lanes(end - k);
             __m512 v = _mm512_maskz_loadu_ps(in, x + k);
             if (bad)
                 v = _mm512_setzero_ps();
@@ -345,7 +351,8 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
             q = _mm512_max_epi32(_mm512_min_epi32(q, most_code),
                                  _mm512_sub_epi32(_mm512_setzero_si512(), most_code));
             if (lo != NULL) {
-                const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
+                const __m512i high =
+                    _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
                 const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 8));
                 _mm512_mask_cvtepi32_storeu_epi8(lo + k, in, low);
                 q = high;

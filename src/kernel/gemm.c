@@ -129,7 +129,8 @@ static bool pack_tile_i(const nb_xpacked *out, const nb_xtile *tile, const nb_ke
         memset(row_hi + l->n_cols, 0, (size_t)(l->k_pad - l->n_cols));
         memset(row_lo + l->n_cols, 0, (size_t)(l->k_pad - l->n_cols));
         finite = k->quantize_row(x + t * ld, l->n_cols, l->x_seg_len, row_hi, wide ? row_lo : NULL,
-                                 row_scale) && finite;
+                                 row_scale) &&
+                 finite;
         for (int64_t s = 0; s < n_x_segs; s++)
             scale[s * n_tok + t] = row_scale[s];
         spread(l, row_hi, hi, n_tok, t);
@@ -225,7 +226,8 @@ static void gemm_task(void *context, int64_t chunk, int thread)
         return;
     }
     for (int64_t i = 0; i < x->n_tiles; i++)
-        run->k->gemm_i(job->y + x->tile_first[i] * job->ld, job->ld, job->w, begin, end, &x->tiles[i]);
+        run->k->gemm_i(job->y + x->tile_first[i] * job->ld, job->ld, job->w, begin, end,
+                       &x->tiles[i]);
 }
 
 /* A chunk is about this many bytes of codes: small enough to stay in L2 while all token tiles pass

@@ -178,7 +178,8 @@ nb_status nb_panels_pack(nb_panels *p, const nb_mat *m, nb_pool *pool, nb_err *e
     pack_job job = {.p = p, .m = m};
     if (p->n_segs > 0) {
         job.scratch_bytes = (size_t)round_up(10 * round_up(p->n_segs, 16) + p->k_pad, 64);
-        NB_TRY(nb_alloc((void **)&job.scratch, (size_t)nb_pool_n_threads(pool), job.scratch_bytes, err));
+        NB_TRY(nb_alloc((void **)&job.scratch, (size_t)nb_pool_n_threads(pool), job.scratch_bytes,
+                        err));
     }
     nb_pool_run(pool, p->n_panels, pack_task, &job);
     nb_free(job.scratch);

@@ -89,7 +89,8 @@ static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
                 const int64_t wseg = k0 / w->seg_len;
                 int64_t isum = 0;
                 for (int64_t k = k0; k < k1; k++)
-                    isum += (int64_t)(code_at(w, p, k, i) - zero_at(w, p, wseg, i)) * x_code(x, k, t);
+                    isum +=
+                        (int64_t)(code_at(w, p, k, i) - zero_at(w, p, wseg, i)) * x_code(x, k, t);
                 assert(isum >= INT32_MIN && isum <= INT32_MAX);
                 const float sx = x->scale[k0 / x->x_seg_len * x->n_tok + t];
                 acc = fmaf((float)(int32_t)isum, scale_at(w, p, wseg, i) * sx, acc);

@@ -21,8 +21,8 @@ typedef struct {
 /* All of them, ending with NULL. */
 extern const nb_arch *const nb_archs[];
 
-const nb_arch *nb_arch_by_hf(const char *model_type);   /* NULL: unknown */
-const nb_arch *nb_arch_by_class(const char *hf_class);  /* NULL: unknown */
-const nb_arch *nb_arch_by_gguf(const char *name);       /* NULL: unknown */
+const nb_arch *nb_arch_by_hf(const char *model_type);  /* NULL: unknown */
+const nb_arch *nb_arch_by_class(const char *hf_class); /* NULL: unknown */
+const nb_arch *nb_arch_by_gguf(const char *name);      /* NULL: unknown */
 
 #endif

@@ -9,11 +9,11 @@
 
 /* Stated maxima: far above any model, far below what could wrap a product. */
 #define MAX_LAYERS 4096
-#define MAX_HEADS 4096
-#define MAX_WIDTH (1 << 20)
-#define MAX_FF (1 << 22)
-#define MAX_VOCAB (1 << 24)
-#define MAX_CTX (1 << 27)
+#define MAX_HEADS  4096
+#define MAX_WIDTH  (1 << 20)
+#define MAX_FF     (1 << 22)
+#define MAX_VOCAB  (1 << 24)
+#define MAX_CTX    (1 << 27)
 
 int64_t nb_config_kv_bytes(const nb_config *c, nb_float_type cell)
 {
@@ -34,7 +34,8 @@ static nb_status check(const nb_config *c, nb_err *err)
         return nb_fail(err, NB_DATA, "%lld attention heads cannot share %lld key-value heads",
                        (long long)c->n_heads, (long long)c->n_kv_heads);
     if (c->n_heads / c->n_kv_heads > NB_ATTN_ROWS)
-        return nb_fail(err, NB_UNSUPPORTED, "%lld query heads per key-value head; at most %d are supported",
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%lld query heads per key-value head; at most %d are supported",
                        (long long)(c->n_heads / c->n_kv_heads), NB_ATTN_ROWS);
     if (c->head_dim > NB_ATTN_MAX_DIM)
         return nb_fail(err, NB_UNSUPPORTED, "heads of %lld dimensions; at most %d are supported",
@@ -56,7 +57,8 @@ static nb_status check(const nb_config *c, nb_err *err)
 
 /* ---- Hugging Face ---- */
 
-static nb_status read_rope_scaling(const json_t *scaling, const json_t *top, nb_config *c, nb_err *err)
+static nb_status read_rope_scaling(const json_t *scaling, const json_t *top, nb_config *c,
+                                   nb_err *err)
 {
     nb_rope *r = &c->rope;
     const char *type = NULL;
@@ -68,8 +70,11 @@ static nb_status read_rope_scaling(const json_t *scaling, const json_t *top, nb_
     static const struct {
         const char *name;
         nb_rope_type type;
-    } known[] = {{"default", NB_ROPE_DEFAULT}, {"linear", NB_ROPE_LINEAR},
-                 {"dynamic", NB_ROPE_DYNAMIC}, {"llama3", NB_ROPE_LLAMA3}, {"yarn", NB_ROPE_YARN}};
+    } known[] = {{"default", NB_ROPE_DEFAULT},
+                 {"linear", NB_ROPE_LINEAR},
+                 {"dynamic", NB_ROPE_DYNAMIC},
+                 {"llama3", NB_ROPE_LLAMA3},
+                 {"yarn", NB_ROPE_YARN}};
     size_t i = 0;
     while (i < sizeof known / sizeof *known && strcmp(known[i].name, type) != 0)
         i++;
@@ -81,9 +86,11 @@ static nb_status read_rope_scaling(const json_t *scaling, const json_t *top, nb_
     NB_TRY(nb_json_number(scaling, "factor", true, &r->factor, err));
     const bool original_needed = r->type == NB_ROPE_LLAMA3;
     int64_t original = 0;
-    NB_TRY(nb_json_int(scaling, "original_max_position_embeddings", false, 1, MAX_CTX, &original, err));
+    NB_TRY(nb_json_int(scaling, "original_max_position_embeddings", false, 1, MAX_CTX, &original,
+                       err));
     if (original == 0)
-        NB_TRY(nb_json_int(top, "original_max_position_embeddings", false, 1, MAX_CTX, &original, err));
+        NB_TRY(nb_json_int(top, "original_max_position_embeddings", false, 1, MAX_CTX, &original,
+                           err));
     if (original == 0 && original_needed)
         return nb_fail(err, NB_DATA, "key 'original_max_position_embeddings' is missing");
     r->original_n_ctx = original != 0 ? original : c->n_ctx;
@@ -153,14 +160,15 @@ static nb_status check_layer_types(const json_t *j, const nb_config *c, nb_err *
     NB_TRY(nb_json_array(j, "layer_types", false, &types, err));
     size_t i;
     json_t *v;
-    json_array_foreach(types, i, v) {
+    json_array_foreach(types, i, v)
+    {
         const char *name = json_string_value(v);
         if (name != NULL && strcmp(name, "full_attention") == 0 && c->sliding_window == 0)
             continue;
         if (name != NULL && strcmp(name, "sliding_attention") == 0 && c->sliding_window != 0)
             continue;
-        return nb_fail(err, NB_UNSUPPORTED, "layer_types[%zu] is '%s', which is not supported here", i,
-                       name != NULL ? name : "not a string");
+        return nb_fail(err, NB_UNSUPPORTED, "layer_types[%zu] is '%s', which is not supported here",
+                       i, name != NULL ? name : "not a string");
     }
     return NB_OK;
 }
@@ -194,7 +202,8 @@ static nb_status read_hf(const json_t *j, nb_config *c, nb_err *err)
     const char *act = "silu";
     NB_TRY(nb_json_text(j, "hidden_act", false, &act, err));
     if (strcmp(act, "silu") != 0 && strcmp(act, "swish") != 0)
-        return nb_fail(err, NB_UNSUPPORTED, "hidden_act '%s' is not supported for %s", act, c->arch->name);
+        return nb_fail(err, NB_UNSUPPORTED, "hidden_act '%s' is not supported for %s", act,
+                       c->arch->name);
     c->tied_head = c->arch->tied_default;
     NB_TRY(nb_json_bool(j, "tie_word_embeddings", false, &c->tied_head, err));
     c->qkv_bias = c->arch->qkv_bias;
@@ -237,8 +246,8 @@ static nb_status arch_int(const nb_gguf *g, const nb_arch *arch, const char *suf
     return nb_gguf_int(g, key, required, 1, max, out, err);
 }
 
-static nb_status arch_number(const nb_gguf *g, const nb_arch *arch, const char *suffix, bool required,
-                             double *out, nb_err *err)
+static nb_status arch_number(const nb_gguf *g, const nb_arch *arch, const char *suffix,
+                             bool required, double *out, nb_err *err)
 {
     char key[128];
     key_name(key, sizeof key, arch, suffix);
@@ -247,8 +256,8 @@ static nb_status arch_number(const nb_gguf *g, const nb_arch *arch, const char *
 
 static nb_status refuse_text(const nb_text *t, const char *what, nb_err *err)
 {
-    return nb_fail(err, NB_UNSUPPORTED, "%s '%.*s' is not supported", what, (int)(t->len < 200 ? t->len : 200),
-                   t->text);
+    return nb_fail(err, NB_UNSUPPORTED, "%s '%.*s' is not supported", what,
+                   (int)(t->len < 200 ? t->len : 200), t->text);
 }
 
 static bool text_is(const nb_text *t, const char *s)
@@ -303,7 +312,8 @@ static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
     int64_t value_length = c->head_dim;
     NB_TRY(arch_int(g, a, "attention.value_length", false, MAX_WIDTH, &value_length, err));
     if (c->head_dim == 0 && c->d_model % c->n_heads != 0)
-        return nb_fail(err, NB_DATA, "%s.embedding_length %lld is no multiple of attention.head_count %lld",
+        return nb_fail(err, NB_DATA,
+                       "%s.embedding_length %lld is no multiple of attention.head_count %lld",
                        a->gguf_name, (long long)c->d_model, (long long)c->n_heads);
     if (c->head_dim == 0)
         c->head_dim = c->d_model / c->n_heads;
@@ -316,9 +326,10 @@ static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
     NB_TRY(arch_number(g, a, "attention.layer_norm_rms_epsilon", true, &eps, err));
     c->rms_eps = (float)eps;
     char key[128];
-    static const char *const refused[] = {"expert_count", "attn_logit_softcapping",
-                                          "final_logit_softcapping", "attention.scale",
-                                          "embedding_scale", "residual_scale", "logit_scale"};
+    static const char *const refused[] = {
+        "expert_count",    "attn_logit_softcapping", "final_logit_softcapping",
+        "attention.scale", "embedding_scale",        "residual_scale",
+        "logit_scale"};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         double v = 0;
         NB_TRY(arch_number(g, a, refused[i], false, &v, err));
@@ -344,8 +355,10 @@ static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
     if (said != embed->n_rows)
         return nb_fail(err, NB_DATA, "%s.vocab_size is %lld, and token_embd.weight has %lld rows",
                        a->gguf_name, (long long)said, (long long)embed->n_rows);
-    NB_TRY(nb_gguf_int(g, "tokenizer.ggml.bos_token_id", false, 0, c->vocab_size - 1, &c->bos, err));
-    NB_TRY(nb_gguf_int(g, "tokenizer.ggml.eos_token_id", false, 0, c->vocab_size - 1, &c->eos, err));
+    NB_TRY(
+        nb_gguf_int(g, "tokenizer.ggml.bos_token_id", false, 0, c->vocab_size - 1, &c->bos, err));
+    NB_TRY(
+        nb_gguf_int(g, "tokenizer.ggml.eos_token_id", false, 0, c->vocab_size - 1, &c->eos, err));
     c->tied_head = nb_store_find(store, "lm_head.weight") == NULL;
     c->qkv_bias = nb_store_find(store, "model.layers.0.self_attn.q_proj.bias") != NULL;
     c->o_bias = nb_store_find(store, "model.layers.0.self_attn.o_proj.bias") != NULL;

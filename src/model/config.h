@@ -21,26 +21,26 @@ typedef struct {
     nb_rope_type type;
     double base; /* rope_theta */
     double factor;
-    int64_t original_n_ctx;              /* llama3, yarn */
+    int64_t original_n_ctx;                   /* llama3, yarn */
     double low_freq_factor, high_freq_factor; /* llama3 */
-    double beta_fast, beta_slow;         /* yarn */
-    double attention_factor;             /* multiplies cos and sin; 0: the type's default */
-    double mscale, mscale_all_dim;       /* yarn; 0: not given */
-    bool truncate;                       /* yarn: floor and ceil the correction range */
+    double beta_fast, beta_slow;              /* yarn */
+    double attention_factor;                  /* multiplies cos and sin; 0: the type's default */
+    double mscale, mscale_all_dim;            /* yarn; 0: not given */
+    bool truncate;                            /* yarn: floor and ceil the correction range */
 } nb_rope;
 
 typedef struct {
     const nb_arch *arch;
     int64_t n_layers, n_heads, n_kv_heads, head_dim;
     int64_t d_model, d_ff, vocab_size;
-    int64_t n_ctx;        /* the length the model was trained for */
-    int64_t rot_dim;      /* dimensions of a head that rotate */
+    int64_t n_ctx;          /* the length the model was trained for */
+    int64_t rot_dim;        /* dimensions of a head that rotate */
     int64_t sliding_window; /* 0: none; else every query sees this many positions */
     float rms_eps;
     nb_rope rope;
-    bool tied_head;   /* logits use the token embedding */
-    bool qkv_bias;    /* biases on q, k, v */
-    bool o_bias;      /* bias on the attention output */
+    bool tied_head; /* logits use the token embedding */
+    bool qkv_bias;  /* biases on q, k, v */
+    bool o_bias;    /* bias on the attention output */
     bool mlp_bias;
     bool qk_norm;     /* RMSNorm on each head of q and k */
     int64_t bos, eos; /* -1: none */

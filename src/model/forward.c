@@ -41,8 +41,8 @@ int64_t nb_work_bytes(const nb_model *model, int n_threads, int64_t max_tokens)
            4 * n_threads * nb_attn_scratch_floats((int)c->head_dim, model->n_ctx);
 }
 
-nb_status nb_work_init(nb_work *work, const nb_model *model, const nb_kernels *kernels, nb_pool *pool,
-                       int64_t max_tokens, nb_err *err)
+nb_status nb_work_init(nb_work *work, const nb_model *model, const nb_kernels *kernels,
+                       nb_pool *pool, int64_t max_tokens, nb_err *err)
 {
     const nb_config *c = &model->config;
     *work = (nb_work){.model = model, .kernels = kernels, .pool = pool, .max_tokens = max_tokens};
@@ -181,8 +181,8 @@ static void rope_row(const rows_run *run, int64_t row)
             k->rmsnorm(q + h * c->head_dim, q + h * c->head_dim, run->layer->q_norm, c->head_dim,
                        c->rms_eps);
         for (int64_t h = 0; h < c->n_kv_heads; h++)
-            k->rmsnorm(key + h * c->head_dim, key + h * c->head_dim, run->layer->k_norm, c->head_dim,
-                       c->rms_eps);
+            k->rmsnorm(key + h * c->head_dim, key + h * c->head_dim, run->layer->k_norm,
+                       c->head_dim, c->rms_eps);
     }
     const float *cosine = w->model->rope.cos + pos * half, *sine = w->model->rope.sin + pos * half;
     k->rope(q, cosine, sine, c->n_heads, c->head_dim, c->rot_dim);
@@ -215,15 +215,16 @@ static bool linears(nb_work *w, const float *x, int64_t n_rows, const nb_linear 
             done[j] = true;
         }
         nb_xpacked packed;
-        finite = nb_xpack(&packed, &layout, w->kernels, w->pool, x, layout.n_cols, n_rows, w->packed) &&
-                 finite;
+        finite =
+            nb_xpack(&packed, &layout, w->kernels, w->pool, x, layout.n_cols, n_rows, w->packed) &&
+            finite;
         nb_gemm(w->kernels, w->pool, &packed, jobs, n_jobs);
     }
     for (int i = 0; i < n; i++) {
         if (list[i]->bias == NULL)
             continue;
-        const rows_run run = {.work = w, .n = n_rows, .y = ys[i], .bias = list[i]->bias,
-                              .width = list[i]->w.n_rows};
+        const rows_run run = {
+            .work = w, .n = n_rows, .y = ys[i], .bias = list[i]->bias, .width = list[i]->w.n_rows};
         for_rows(&run, bias_row);
     }
     return finite;
@@ -303,7 +304,8 @@ static nb_status prepare(nb_work *w, const nb_step_input *inputs, int64_t n_inpu
     }
     assert(*n_rows <= w->max_tokens);
     for (int64_t i = 0; i < n_inputs; i++) {
-        const nb_status s = nb_kv_seq_reserve(inputs[i].seq, inputs[i].seq->n + inputs[i].n_tokens, err);
+        const nb_status s =
+            nb_kv_seq_reserve(inputs[i].seq, inputs[i].seq->n + inputs[i].n_tokens, err);
         if (s != NB_OK) { /* give back what this step had reserved */
             for (int64_t j = 0; j < i; j++)
                 nb_kv_seq_truncate(inputs[j].seq, inputs[j].seq->n);
@@ -327,7 +329,9 @@ static bool run_layer(nb_work *w, rows_run *rows, int64_t index, int64_t n_tasks
     finite &= linears(w, w->h, rows->n, (const nb_linear *[]){&y->q, &y->k, &y->v},
                       (float *[]){w->q, w->k, w->v}, 3);
     for_rows(rows, rope_row);
-    attn_run run = {.work = w, .n_tasks = n_tasks, .layer = index,
+    attn_run run = {.work = w,
+                    .n_tasks = n_tasks,
+                    .layer = index,
                     .scale = 1.0f / sqrtf((float)m->config.head_dim)};
     nb_pool_run(w->pool, n_tasks, attn_chunk, &run);
     finite &= linears(w, w->att, rows->n, (const nb_linear *[]){&y->o}, (float *[]){w->h}, 1);
@@ -366,7 +370,8 @@ nb_status nb_forward(nb_work *w, const nb_step_input *inputs, int64_t n_inputs, 
     for (int64_t i = 0; i < n_inputs; i++) {
         row += inputs[i].n_tokens;
         for (int64_t t = inputs[i].n_out; t > 0; t--, out++)
-            w->kernels->rmsnorm(hidden + out * d, w->x + (row - t) * d, m->norm, d, m->config.rms_eps);
+            w->kernels->rmsnorm(hidden + out * d, w->x + (row - t) * d, m->norm, d,
+                                m->config.rms_eps);
         inputs[i].seq->n += inputs[i].n_tokens;
     }
     nb_fpenv_leave(env);

@@ -23,8 +23,8 @@ typedef struct {
     int64_t n_tasks_max;
 } nb_work;
 
-nb_status nb_work_init(nb_work *work, const nb_model *model, const nb_kernels *kernels, nb_pool *pool,
-                       int64_t max_tokens, nb_err *err);
+nb_status nb_work_init(nb_work *work, const nb_model *model, const nb_kernels *kernels,
+                       nb_pool *pool, int64_t max_tokens, nb_err *err);
 void nb_work_free(nb_work *work);
 /* Bytes that nb_work_init allocates. */
 int64_t nb_work_bytes(const nb_model *model, int n_threads, int64_t max_tokens);

@@ -46,8 +46,8 @@ nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err)
 {
     const int64_t want = nb_kv_pages_for(n), more = want - seq->n_table;
     if (want > seq->cap)
-        return nb_fail(err, NB_LIMIT, "%lld positions do not fit in a context of %lld", (long long)n,
-                       (long long)(seq->cap * NB_KV_PAGE));
+        return nb_fail(err, NB_LIMIT, "%lld positions do not fit in a context of %lld",
+                       (long long)n, (long long)(seq->cap * NB_KV_PAGE));
     if (more > seq->pool->n_free)
         return nb_fail(err, NB_LIMIT, "the KV cache is full: %lld pages are needed, %lld are free",
                        (long long)more, (long long)seq->pool->n_free);

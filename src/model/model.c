@@ -31,7 +31,8 @@ static nb_status find(const loader *l, const char *name, int64_t n_rows, int64_t
     if (w == NULL)
         return nb_fail(err, NB_DATA, "%s: tensor '%s' is missing", nb_store_path(l->store), name);
     if (w->n_rows != n_rows || w->n_cols != n_cols)
-        return nb_fail(err, NB_DATA, "%s: tensor '%s' is %lld x %lld, and the config wants %lld x %lld",
+        return nb_fail(err, NB_DATA,
+                       "%s: tensor '%s' is %lld x %lld, and the config wants %lld x %lld",
                        nb_store_path(l->store), name, (long long)w->n_rows, (long long)w->n_cols,
                        (long long)n_rows, (long long)n_cols);
     *out = w;
@@ -53,8 +54,8 @@ static nb_status load_vector(loader *l, const char *name, int64_t n, float **out
     return NB_OK;
 }
 
-static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_t n_cols,
-                             bool bias, nb_linear *out, nb_err *err)
+static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_t n_cols, bool bias,
+                             nb_linear *out, nb_err *err)
 {
     char full[160];
     snprintf(full, sizeof full, "%s.weight", name);
@@ -163,8 +164,8 @@ static nb_status load(loader *l, nb_err *err)
     return nb_rope_table_init(&m->rope, c, m->n_ctx, factors, err);
 }
 
-nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options, nb_pool *pool,
-                        nb_err *err)
+nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options,
+                        nb_pool *pool, nb_err *err)
 {
     *m = (nb_model){0};
     NB_TRY(nb_config_read(store, &m->config, err));
@@ -202,6 +203,7 @@ const char *nb_model_compute_name(const nb_model *m)
         seen |= 1u << y->q.mode | 1u << y->k.mode | 1u << y->v.mode | 1u << y->o.mode |
                 1u << y->gate.mode | 1u << y->up.mode | 1u << y->down.mode;
     }
-    static const char *const names[8] = {"f", "f", "i8", "i8+f", "i16", "i16+f", "i16+i8", "i16+i8+f"};
+    static const char *const names[8] = {"f",   "f",     "i8",     "i8+f",
+                                         "i16", "i16+f", "i16+i8", "i16+i8+f"};
     return names[seen & 7u];
 }

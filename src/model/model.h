@@ -12,8 +12,8 @@ typedef struct {
     nb_panels w;
     float *bias; /* NULL: none */
     nb_compute mode;
-    bool per_token;         /* activations: one scale a token (i8) */
-    const nb_weight *info;  /* borrowed from the store, which must stay open */
+    bool per_token;        /* activations: one scale a token (i8) */
+    const nb_weight *info; /* borrowed from the store, which must stay open */
 } nb_linear;
 
 typedef struct {
@@ -29,14 +29,19 @@ typedef struct {
     nb_linear head; /* unused when tied: nb_model_head() gives the embedding */
     float *norm;    /* [d_model] */
     nb_rope_table rope;
-    int64_t n_ctx; /* positions the model was opened for */
+    int64_t n_ctx;                  /* positions the model was opened for */
     int64_t weight_bytes, n_params; /* in the file */
     int64_t packed_bytes;           /* in memory */
     nb_arena arena;
 } nb_model;
 
 /* What the scheme says (A7), or one mode for every weight that has an integer form. */
-typedef enum { NB_COMPUTE_AUTO = -1, NB_COMPUTE_ALL_F, NB_COMPUTE_ALL_I8, NB_COMPUTE_ALL_I16 } nb_compute_choice;
+typedef enum {
+    NB_COMPUTE_AUTO = -1,
+    NB_COMPUTE_ALL_F,
+    NB_COMPUTE_ALL_I8,
+    NB_COMPUTE_ALL_I16
+} nb_compute_choice;
 
 typedef struct {
     nb_compute_choice compute;
@@ -46,8 +51,8 @@ typedef struct {
 #define NB_DEFAULT_CTX 8192
 
 /* Reads every weight once and packs it. Errors name the file and the tensor. */
-nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options, nb_pool *pool,
-                        nb_err *err);
+nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options,
+                        nb_pool *pool, nb_err *err);
 void nb_model_close(nb_model *m);
 
 static inline const nb_linear *nb_model_head(const nb_model *m)

@@ -39,7 +39,8 @@ void nb_rope_frequencies(const nb_config *c, int64_t n_ctx, const float *factors
     const double d = (double)c->rot_dim;
     double base = r->base;
     if (r->type == NB_ROPE_DYNAMIC && n_ctx > c->n_ctx)
-        base *= nb_pow64(r->factor * (double)n_ctx / (double)c->n_ctx - (r->factor - 1), d / (d - 2));
+        base *=
+            nb_pow64(r->factor * (double)n_ctx / (double)c->n_ctx - (r->factor - 1), d / (d - 2));
     double low = 0, high = 0;
     *factor = 1;
     if (r->type == NB_ROPE_YARN) {

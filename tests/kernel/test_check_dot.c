@@ -74,7 +74,8 @@ static nb_panels random_panels(const shape *s)
             const nb_float_type t = s->kind == NB_PANEL_F32   ? NB_F32
                                     : s->kind == NB_PANEL_F16 ? NB_F16
                                                               : NB_BF16;
-            nb_float_put(p.codes, t, i, random_u32() % 97 == 0 ? 3.0e-6f * random_f32() : random_f32());
+            nb_float_put(p.codes, t, i,
+                         random_u32() % 97 == 0 ? 3.0e-6f * random_f32() : random_f32());
         }
     }
     for (int64_t i = 0; i < p.n_panels * p.n_segs * 16; i++) {
@@ -89,8 +90,8 @@ static nb_panels random_panels(const shape *s)
 
 /* Everything that is checked of one shape: all modes, all token counts given. Returns the number
  * of results that differ from the reference. */
-static int64_t compare_shape(const nb_kernels *ref, const nb_kernels *k, nb_pool *pool, const shape *s,
-                             int n_tok, bool wild, int64_t *n_checked)
+static int64_t compare_shape(const nb_kernels *ref, const nb_kernels *k, nb_pool *pool,
+                             const shape *s, int n_tok, bool wild, int64_t *n_checked)
 {
     nb_err err;
     nb_panels w = random_panels(s);
@@ -269,8 +270,11 @@ static void reference_is_within_its_rounding_bound(void **state)
                     wsum += fabs((double)row[j]);
                 }
                 /* Activations move by half a step of at most 1 / qmax. */
-                const double step = mode == NB_COMPUTE_F ? 0 : mode == NB_COMPUTE_I8 ? 1 / 254.0 : 1 / 65278.0;
-                const double bound = (double)(s->n_cols + 8) * 0x1p-23 * (size + wsum) + step * wsum * 1.001;
+                const double step = mode == NB_COMPUTE_F    ? 0
+                                    : mode == NB_COMPUTE_I8 ? 1 / 254.0
+                                                            : 1 / 65278.0;
+                const double bound =
+                    (double)(s->n_cols + 8) * 0x1p-23 * (size + wsum) + step * wsum * 1.001;
                 if (!(fabs((double)y[r] - truth) <= bound))
                     fail_msg("shape %zu mode %d row %lld: %g instead of %g, bound %g", i, mode,
                              (long long)r, (double)y[r], truth, bound);
@@ -358,10 +362,13 @@ static void quantize_row_keeps_its_promises(void **state)
         for (int round = 0; round < 4000; round++) {
             float x[200], s1[200], s2[200];
             int8_t h1[200], h2[200], l1[200], l2[200];
-            const int64_t n = 1 + (int64_t)(random_u32() % 200), group = 1 + (int64_t)(random_u32() % 200);
+            const int64_t n = 1 + (int64_t)(random_u32() % 200),
+                          group = 1 + (int64_t)(random_u32() % 200);
             const bool wide = round & 1;
             for (int64_t i = 0; i < n; i++)
-                x[i] = round % 3 == 0 ? random_wild() : round % 3 == 1 ? random_f32() : random_f32() * 0x1p-99f;
+                x[i] = round % 3 == 0   ? random_wild()
+                       : round % 3 == 1 ? random_f32()
+                                        : random_f32() * 0x1p-99f;
             if (round % 50 == 0)
                 x[n / 2] = INFINITY;
             const bool f1 = ref.quantize_row(x, n, group, h1, wide ? l1 : NULL, s1);
@@ -375,7 +382,8 @@ static void quantize_row_keeps_its_promises(void **state)
                 assert_true(h1[i] >= -127);
                 const double s = (double)s1[i / group], code = wide ? 256.0 * h1[i] + l1[i] : h1[i];
                 if (isfinite(s) && s > 0x1p-120)
-                    assert_true(fabs((double)x[i] - s * code) <= 0.51 * s); /* half a step, and the roundings of inv */
+                    assert_true(fabs((double)x[i] - s * code) <=
+                                0.51 * s); /* half a step, and the roundings of inv */
             }
         }
     }
