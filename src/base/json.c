@@ -161,10 +161,13 @@ typedef struct {
     nb_err *err;
 } sink;
 
+/* jansson does not look at every answer (not at those for keys), so the first failure is kept and
+ * nothing is appended after it. */
 static int append(const char *bytes, size_t n, void *data)
 {
     sink *to = data;
-    to->status = nb_buf_put(to->out, bytes, n, to->err);
+    if (to->status == NB_OK)
+        to->status = nb_buf_put(to->out, bytes, n, to->err);
     return to->status == NB_OK ? 0 : -1;
 }
 
@@ -173,7 +176,7 @@ nb_status nb_json_write(nb_buf *out, const json_t *value, bool pretty, nb_err *e
     const size_t flags = JSON_ENCODE_ANY | (pretty ? JSON_INDENT(2) : 0);
     const size_t before = out->len;
     sink to = {.out = out, .err = err};
-    if (json_dump_callback(value, append, &to, flags) == 0)
+    if (json_dump_callback(value, append, &to, flags) == 0 && to.status == NB_OK)
         return NB_OK;
     out->len = before;
     return to.status != NB_OK ? to.status

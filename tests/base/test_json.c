@@ -4,6 +4,7 @@
 
 #include "base/json.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -372,6 +373,33 @@ static void writing_round_trips_or_leaves_no_trace(void **state)
     assert_int_equal(nb_alloc_live(), 0);
 }
 
+/* Whichever allocation fails, also one that is made for a key: no half of a text is a success. */
+static void every_allocation_of_writing_may_fail(void **state)
+{
+    (void)state;
+    json_t *v = json_object();
+    for (int i = 0; i < 300; i++) {
+        char key[32];
+        snprintf(key, sizeof key, "a_rather_long_key.%d", i);
+        json_object_set_new(v, key, json_integer(1));
+    }
+    for (int64_t n = 1;; n++) {
+        nb_buf out = {0};
+        nb_err err = {0};
+        nb_alloc_fail_at(n);
+        const nb_status s = nb_json_write(&out, v, true, &err);
+        nb_alloc_fail_at(0);
+        assert_int_equal(out.len == 0, s != NB_OK);
+        nb_buf_free(&out);
+        if (s == NB_OK) {
+            assert_true(n > 5);
+            break;
+        }
+        assert_int_equal(s, NB_MEMORY);
+    }
+    json_decref(v);
+}
+
 /* A model of 60,000 tensors has as many keys, and they are alike. */
 static void many_keys_are_taken(void **state)
 {
@@ -407,6 +435,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(files_are_named_in_messages, scratch_setup,
                                         scratch_teardown),
         cmocka_unit_test(writing_round_trips_or_leaves_no_trace),
+        cmocka_unit_test(every_allocation_of_writing_may_fail),
         cmocka_unit_test(many_keys_are_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
