@@ -203,7 +203,7 @@ static void print_totals(nb_out *out, const nb_store *store, const totals *sum, 
                 nb_human_bytes(sum->bytes).text, kv, nb_human_bytes(kv_bytes).text,
                 nb_human_bytes(sum->bytes + kv_bytes).text);
     if (sum->n_nonfinite > 0)
-        nb_out_text(out, "%lld tensors hold NaN or Inf\n", (long long)sum->n_nonfinite);
+        nb_out_text(out, "tensors with NaN or Inf: %lld\n", (long long)sum->n_nonfinite);
 }
 
 /* A tokenizer that is there must be sound; one of a kind that nibble lacks is only mentioned. */

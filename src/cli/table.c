@@ -105,17 +105,20 @@ nb_status nb_table_print(nb_table *t, nb_out *out, nb_err *err)
         cell += strlen(cell) + 1;
     }
     cell = (const char *)t->cells.data;
+    int blanks = 0;
     for (int64_t i = 0; s == NB_OK && i < t->n_cells; i++) {
         const int c = (int)(i % t->n_columns);
-        const bool last = c + 1 == t->n_columns, right = (t->right >> c & 1) != 0;
+        const bool right = (t->right >> c & 1) != 0;
         const int pad = widths[c] - cell_width(cell);
         const bool head = i < t->n_columns && out->colour;
-        nb_out_text(out, "%s%*s%s%s", head ? "\033[1m" : "", right ? pad : 0, "", cell,
-                    head ? "\033[0m" : "");
-        if (last)
+        if (c == 0)
+            blanks = 0;
+        if (*cell != 0) /* blanks wait for what follows them: no line ends in any */
+            nb_out_text(out, "%*s%s%s%s", blanks + (right ? pad : 0), "", head ? "\033[1m" : "",
+                        cell, head ? "\033[0m" : "");
+        blanks = *cell != 0 ? 2 + (right ? 0 : pad) : blanks + widths[c] + 2;
+        if (c + 1 == t->n_columns)
             nb_out_text(out, "\n");
-        else
-            nb_out_text(out, "%*s", (right ? 0 : pad) + 2, "");
         cell += strlen(cell) + 1;
     }
     nb_free(widths);
