@@ -259,6 +259,9 @@ nb_status nb_splitsearch_init(nb_splitsearch *s, const nb_splitregex *regex, con
     }
     pcre2_set_callout(st->match, count_step, st);
     pcre2_set_heap_limit(st->match, HEAP_LIMIT_KIB);
+    /* Long text is no offence: what one match may do by itself grows with it. */
+    const size_t matches = ((size_t)1 << 20) + (len < (size_t)1 << 27 ? len : (size_t)1 << 27) * 16;
+    pcre2_set_match_limit(st->match, (uint32_t)matches);
     return NB_OK;
 }
 
