@@ -175,7 +175,7 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, int hal
                                        _mm256_mul_ps(sw, _mm256_set1_ps(sx[t])), total[t]);
         }
         if (w->mins != NULL) {
-            const __m256 m = _mm256_loadu_ps(w->mins + at);
+            const __m256 m = load_params(w->mins, w->scale_type, at);
             UNROLL
             for (int t = 0; t < T; t++)
                 total[t] = _mm256_fmadd_ps(m, _mm256_set1_ps((float)xsum[t] * sx[t]), total[t]);
@@ -324,7 +324,7 @@ static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t 
                 s = load_params(w->scales, w->scale_type, at);
                 z = load_zeros(w, at, 0);
                 if (w->mins != NULL)
-                    m = _mm256_loadu_ps(w->mins + at);
+                    m = load_params(w->mins, w->scale_type, at);
                 have = seg;
             }
             const bool u8 = w->kind == NB_PANEL_U8;

@@ -116,7 +116,7 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
                                        _mm512_mul_ps(sw, _mm512_set1_ps(sx[t])), total[t]);
         }
         if (w->mins != NULL) {
-            const __m512 m = _mm512_loadu_ps(w->mins + at);
+            const __m512 m = load_params(w->mins, w->scale_type, at);
             UNROLL
             for (int t = 0; t < T; t++)
                 total[t] = _mm512_fmadd_ps(m, _mm512_set1_ps((float)xsum[t] * sx[t]), total[t]);
@@ -260,7 +260,7 @@ static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t 
                     ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
                     : _mm512_set1_epi32(w->zero_const);
             if (w->mins != NULL)
-                m = _mm512_loadu_ps(w->mins + at);
+                m = load_params(w->mins, w->scale_type, at);
             have = seg;
         }
         __m512i u; /* 16 dwords, each holding columns k - k % 4 .. of a row; pick byte k % 4 */

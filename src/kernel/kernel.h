@@ -42,7 +42,7 @@ typedef struct {
     void *scales;
     int32_t zero_const; /* z of every segment when zeros is NULL */
     int16_t *zeros;     /* or one for each row and segment */
-    float *mins;        /* NULL: all zero */
+    void *mins;         /* as scales; NULL: all zero */
 } nb_panels;
 
 /* Activations of up to NB_TILE_MAX tokens, packed so that each is a broadcast memory operand.

@@ -33,7 +33,7 @@ void nb_panels_plan(nb_panels *out, const nb_mat *m)
         p.zero_const = u4 ? -form.code_lo : 128;
         /* Placeholders that say which arrays the pack will fill; nb_panels_alloc replaces them. */
         static int16_t has_zeros;
-        static float has_mins;
+        static uint8_t has_mins;
         p.zeros = form.has_zero ? &has_zeros : NULL;
         p.mins = form.has_min ? &has_mins : NULL;
     }
@@ -49,7 +49,7 @@ int64_t nb_panels_bytes(const nb_panels *p)
 {
     const int64_t scale = (int64_t)nb_float_bytes(p->scale_type);
     return p->n_panels * p->panel_bytes +
-           n_params(p) * (scale + (p->zeros != NULL ? 2 : 0) + (p->mins != NULL ? 4 : 0));
+           n_params(p) * (scale + (p->zeros != NULL ? 2 : 0) + (p->mins != NULL ? scale : 0));
 }
 
 nb_status nb_panels_alloc(nb_panels *p, nb_err *err)
@@ -65,7 +65,7 @@ nb_status nb_panels_alloc(nb_panels *p, nb_err *err)
     if (s == NB_OK && zeros)
         s = NB_ALLOC(&p->zeros, n_params(p), err);
     if (s == NB_OK && mins)
-        s = NB_ALLOC(&p->mins, n_params(p), err);
+        s = nb_alloc(&p->mins, (size_t)n_params(p), nb_float_bytes(p->scale_type), err);
     if (s != NB_OK)
         nb_panels_free(p);
     return s;
@@ -158,7 +158,7 @@ static void pack_codes(const nb_panels *p, const nb_mat *m, int64_t panel, uint8
             if (p->zeros != NULL)
                 p->zeros[at] = (int16_t)(row.zero[s] + p->zero_const);
             if (p->mins != NULL)
-                p->mins[at] = row.min[s];
+                nb_float_put(p->mins, p->scale_type, at, row.min[s]);
         }
     }
 }
@@ -201,6 +201,7 @@ void nb_panels_row(const nb_panels *p, int64_t r, float *y)
     for (int64_t seg = 0; seg < p->n_segs; seg++) {
         const int64_t at = (panel * p->n_segs + seg) * NB_PANEL_ROWS + i;
         const float s = nb_float_get(p->scales, p->scale_type, at);
+        const float m = p->mins != NULL ? nb_float_get(p->mins, p->scale_type, at) : 0;
         const int z = p->zeros != NULL ? p->zeros[at] : p->zero_const;
         const int64_t end = (seg + 1) * p->seg_len < p->n_cols ? (seg + 1) * p->seg_len : p->n_cols;
         for (int64_t k = seg * p->seg_len; k < end; k++) {
@@ -212,7 +213,7 @@ void nb_panels_row(const nb_panels *p, int64_t r, float *y)
                 u = k % 8 < 4 ? byte & 15 : byte >> 4;
             }
             const float q = (float)(u - z);
-            y[k] = p->mins == NULL ? s * q : __builtin_fmaf(s, q, p->mins[at]);
+            y[k] = p->mins == NULL ? s * q : __builtin_fmaf(s, q, m);
         }
     }
 }

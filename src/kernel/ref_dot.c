@@ -25,6 +25,11 @@ static float scale_at(const nb_panels *w, int64_t p, int64_t seg, int i)
     return nb_float_get(w->scales, w->scale_type, (p * w->n_segs + seg) * NB_PANEL_ROWS + i);
 }
 
+static float min_at(const nb_panels *w, int64_t p, int64_t seg, int i)
+{
+    return nb_float_get(w->mins, w->scale_type, (p * w->n_segs + seg) * NB_PANEL_ROWS + i);
+}
+
 static float weight_at(const nb_panels *w, int64_t p, int64_t k, int i)
 {
     const int64_t e = (p * w->n_cols + k) * NB_PANEL_ROWS + i;
@@ -44,7 +49,7 @@ static float weight_at(const nb_panels *w, int64_t p, int64_t k, int i)
     const float s = scale_at(w, p, seg, i);
     if (w->mins == NULL)
         return s * q;
-    return fmaf(s, q, w->mins[(p * w->n_segs + seg) * NB_PANEL_ROWS + i]);
+    return fmaf(s, q, min_at(w, p, seg, i));
 }
 
 static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
@@ -96,7 +101,7 @@ static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
                 acc = fmaf((float)(int32_t)isum, scale_at(w, p, wseg, i) * sx, acc);
                 if (w->mins != NULL) {
                     const float xsum = (float)x->xsum[k0 / x->seg_len * x->n_tok + t];
-                    const float m = w->mins[(p * w->n_segs + wseg) * NB_PANEL_ROWS + i];
+                    const float m = min_at(w, p, wseg, i);
                     acc = fmaf(m, xsum * sx, acc);
                 }
             }

@@ -62,7 +62,7 @@ static nb_panels random_panels(const shape *s)
         p.panel_bytes = p.k_pad * 16 / (s->kind == NB_PANEL_U4 ? 2 : 1);
         p.zero_const = s->kind == NB_PANEL_U4 ? 8 : 128;
         p.zeros = s->zeros ? (int16_t *)1 : NULL;
-        p.mins = s->mins ? (float *)1 : NULL;
+        p.mins = s->mins ? (void *)1 : NULL;
     } else {
         p.panel_bytes = p.n_cols * 16 * (s->kind == NB_PANEL_F32 ? 4 : 2);
     }
@@ -83,7 +83,7 @@ static nb_panels random_panels(const shape *s)
         if (p.zeros != NULL)
             p.zeros[i] = (int16_t)(random_u32() % (s->kind == NB_PANEL_U4 ? 16 : 256));
         if (p.mins != NULL)
-            p.mins[i] = random_f32();
+            nb_float_put(p.mins, p.scale_type, i, random_f32());
     }
     return p;
 }
