@@ -67,8 +67,10 @@ static nb_status unexpected(const nb_scan *s, const char *wanted, nb_err *err)
     if (s->pos == s->len)
         return nb_fail(err, NB_DATA, "byte %zu: the JSON ends where %s was expected", s->pos,
                        wanted);
-    return nb_fail(err, NB_DATA, "byte %zu: found '%c', expected %s", s->pos, s->text[s->pos],
-                   wanted);
+    const char c = s->text[s->pos];
+    if (c > 0x20 && c < 0x7f)
+        return nb_fail(err, NB_DATA, "byte %zu: found '%c', expected %s", s->pos, c, wanted);
+    return nb_fail(err, NB_DATA, "byte %zu: found 0x%02x, expected %s", s->pos, (uint8_t)c, wanted);
 }
 
 nb_status nb_scan_expect(nb_scan *s, char c, nb_err *err)

@@ -120,6 +120,12 @@ static void punctuation_and_end(void **state)
     assert_int_equal(nb_scan_end(&s, &err), NB_OK);
     assert_int_equal(nb_scan_expect(&s, '}', &err), NB_DATA);
     assert_false(nb_scan_take(&s, 0));
+    s = (nb_scan){.text = "\0\x80", .len = 2};
+    assert_int_equal(nb_scan_expect(&s, ':', &err), NB_DATA);
+    assert_string_equal(err.text, "byte 0: found 0x00, expected ':'");
+    s.pos = 1;
+    assert_int_equal(nb_scan_end(&s, &err), NB_DATA);
+    assert_string_equal(err.text, "byte 1: found 0x80, expected the end");
 }
 
 /* RFC 3629 as arithmetic: decode by the lead byte's class, then ask about value and length. */

@@ -323,10 +323,10 @@ static void harmless_files(void **state)
         "{\"a\":{\"dtype\":\"U8\",\"shape\":[1,2,1,1],\"data_offsets\":[0,2]}}",
         "{\"__metadata__\":{},\"a\":{" U8_2 "}}",
         "{\"a\":{" U8_2 "},\"__metadata__\":{\"format\":\"pt\",\"x\":\"\\\"\"}}",
-        "{\"e\":{\"dtype\":\"F64\",\"shape\":[3,0],\"data_offsets\":[2,2]},\"a\":{" U8_2
-        "},\"f\":{\"dtype\":\"F64\",\"shape\":[0],\"data_offsets\":[2,2]}}",
-        "{\"b\":{\"dtype\":\"I8\",\"shape\":[],\"data_offsets\":[1,2]},"
-        "\"a\":{\"dtype\":\"BOOL\",\"shape\":[1],\"data_offsets\":[0,1]}}",
+        ("{\"e\":{\"dtype\":\"F64\",\"shape\":[3,0],\"data_offsets\":[2,2]},\"a\":{" U8_2 "},"
+         "\"f\":{\"dtype\":\"F64\",\"shape\":[0],\"data_offsets\":[2,2]}}"),
+        ("{\"b\":{\"dtype\":\"I8\",\"shape\":[],\"data_offsets\":[1,2]},"
+         "\"a\":{\"dtype\":\"BOOL\",\"shape\":[1],\"data_offsets\":[0,1]}}"),
     };
     nb_err err;
     for (size_t i = 0; i < sizeof headers / sizeof *headers; i++) {
