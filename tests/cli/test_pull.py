@@ -495,7 +495,7 @@ class Refused(PullCase):
         self.assertIn("too slow", message)
 
     def test_names_that_are_no_repository(self):
-        for name in ("a/b/c", "../x", "a b/c", "a/..", "", "/", "/absent/path", "a/", "é/b",
+        for name in ("a/b/c", "../x", "a b/c", "a/..", "", "/absent/path", ".a/b", "a/", "é/b",
                      "a?b/c", "a/b#c", "-x"):
             with self.subTest(name=name):
                 self.pull("--", name, code=2)
