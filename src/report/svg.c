@@ -9,6 +9,9 @@
 #define LETTER_WIDTH 7.4
 #define TEXT_HEIGHT  16.0
 
+/* A divergence below this is rounding: it is drawn as 0, not as one more decade. */
+#define ZERO 1e-12
+
 static int letters(const char *text)
 {
     int n = 0;
@@ -85,7 +88,7 @@ static axis log_axis(double lo, double hi, bool has_zero, double from, double to
 static double place(const axis *a, double v)
 {
     if (a->is_log)
-        v = v > 0 ? log10(v) : a->lo;
+        v = v > ZERO ? log10(v) : a->lo;
     return a->from + (v - a->lo) / (a->hi - a->lo) * (a->to - a->from);
 }
 
@@ -254,15 +257,15 @@ nb_status nb_svg_scatter(const nb_report *r, int x_column, int y_column, nb_buf 
         x_lo = fmin(x_lo, x);
         x_hi = fmax(x_hi, x);
         y_hi = fmax(y_hi, y);
-        has_zero = has_zero || y <= 1e-12;
-        if (y > 1e-12)
+        has_zero = has_zero || y <= ZERO;
+        if (y > ZERO)
             y_lo = fmin(y_lo, y);
     }
     if (n == 0)
         return NB_OK;
     const axis x = linear_axis(x_lo, x_hi, LEFT, PLOT_W - RIGHT);
-    const axis y = y_hi > 1e-12 ? log_axis(y_lo, y_hi, has_zero, PLOT_H - BOTTOM, TOP)
-                                : linear_axis(0, 1, PLOT_H - BOTTOM, TOP);
+    const axis y = y_hi > ZERO ? log_axis(y_lo, y_hi, has_zero, PLOT_H - BOTTOM, TOP)
+                               : linear_axis(0, 1, PLOT_H - BOTTOM, TOP);
     box *taken;
     NB_TRY(NB_ALLOC(&taken, 2 * n, err));
     nb_status s =

@@ -1,0 +1,134 @@
+"""nibble report: the same rows as text, as Markdown and as a page."""
+
+import html.parser
+import json
+import os
+
+import lib
+
+EVAL = [
+    {"name": "original", "file_bytes": 269060552, "bpw": 16.0, "perplexity": 20.7323,
+     "perplexity_se": 0.31, "kl_mean": 0, "top1": 1.0, "compute": "f"},
+    {"name": "W8A16", "file_bytes": 135000000, "bpw": 8.1, "perplexity": 20.76,
+     "perplexity_se": 0.31, "kl_mean": 0.00312, "top1": 0.966, "compute": "i16"},
+]
+BENCH = [{"name": "W8A16", "prefill_tok_s": 1611.12, "decode_tok_s": 135.2,
+          "peak_rss_bytes": 190000000}]
+
+TEXT = """\
+name      size (MB)  bits/weight      perplexity  KL mean (nat)  top-1 (%)  prefill (tok/s)  \
+decode (tok/s)  peak memory (MB)  compute
+original      269.1        16.00  20.732 ± 0.310              0     100.00                   \
+                                  f
+W8A16         135.0         8.10  20.760 ± 0.310        0.00312      96.60           1611.1  \
+         135.2             190.0  i16
+"""
+
+
+class Page(html.parser.HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.cells, self.rows = [], None, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.cells = []
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        if tag == "tr":
+            self.rows.append(self.cells)
+            self.cells = None
+
+    def handle_data(self, data):
+        if self.cells:
+            self.cells[-1] += data
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+class Report(lib.Case):
+    def setUp(self):
+        super().setUp()
+        self.eval = self.write("eval.jsonl", lines(EVAL))
+        self.bench = self.write("bench.jsonl", lines(BENCH))
+
+    def test_text_word_for_word(self):
+        self.assertEqual(self.ok("report", self.eval, self.bench), TEXT)
+        self.assertEqual(self.ok("report", "-", stdin=lines(EVAL + BENCH).encode()), TEXT)
+
+    def test_markdown(self):
+        out = self.ok("report", self.eval, self.bench, "--markdown").splitlines()
+        self.assertEqual(len(out), 4)
+        self.assertEqual({line.count("|") for line in out}, {11})
+        self.assertTrue(out[3].startswith("| W8A16 | 135.0 | 8.10 | 20.760 ± 0.310 | 0.00312 |"))
+
+    def test_page(self):
+        path = self.path("page.html")
+        done = lib.nibble("report", self.eval, self.bench, "-o", path, "--title", "A <title>")
+        self.assertEqual((done.code, done.out, done.err), (0, "", "wrote %s (2 rows)\n" % path))
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+        page = Page(text)
+        self.assertEqual(page.rows[1][:5], ["original", "269.1", "16.00", "20.732 ± 0.310", "0"])
+        self.assertEqual(page.rows[2][6:8], ["1611.1", "135.2"])
+        self.assertIn("<title>A &lt;title&gt;</title>", text)
+        self.assertEqual([t for t, _ in page.tags].count("svg"), 3)
+        for tag, attributes in page.tags:
+            self.assertNotIn(tag, ("script", "link", "img", "iframe"))
+            self.assertFalse({"src", "href", "onload", "onclick"} & set(attributes))
+            if tag == "svg":
+                self.assertEqual(attributes["role"], "img")
+                self.assertTrue(attributes["aria-label"])
+        self.assertEqual(self.ok("report", self.eval, self.bench, "-o", "-", "--title", "A <title>"),
+                         text)
+
+    def test_an_existing_page_is_kept_without_force(self):
+        path = self.write("page.html", "precious")
+        self.assertIn("--force", self.fails(2, "report", self.eval, "-o", path))
+        with open(path) as f:
+            self.assertEqual(f.read(), "precious")
+        self.assertEqual(self.ok("report", self.eval, "-o", path, "--force", "--quiet"), "")
+        self.assertGreater(os.path.getsize(path), 1000)
+        self.fails(2, "report", self.eval, "-o", self.folder)
+        self.fails(3, "report", self.eval, "-o", self.path("absent", "page.html"))
+
+    def test_json_says_what_was_written(self):
+        path = self.path("page.html")
+        out = json.loads(self.ok("report", self.eval, "-o", path, "--json"))
+        self.assertEqual(out, {"path": path, "rows": 2, "bytes": os.path.getsize(path)})
+        self.fails(2, "report", self.eval, "--json")
+        self.fails(2, "report", self.eval, "-o", "-", "--json")
+        self.fails(2, "report", self.eval, "-o", "-", "--markdown")
+
+    def test_bad_results(self):
+        for content, where in (("", "no results"), ("\n\n", "no results"), ("x", "bad:1: "),
+                               ('{"name":"a"}\n{"name":3}\n', "bad:2: "),
+                               ('{"name":"a","bpw":"x"}', "bad:1: ")):
+            path = self.write("bad", content)
+            self.assertIn(where, self.fails(1, "report", path))
+            self.fails(1, "report", path, "-o", self.path("page.html"))
+            self.assertFalse(os.path.exists(self.path("page.html")))
+        self.fails(1, "report", self.path("absent"))
+        self.fails(1, "report", self.folder)
+        self.fails(4, "report", self.write("many", lines({"name": str(i)} for i in range(1001))))
+
+    def test_hostile_names_stay_text(self):
+        name = "\x1b[31m</title><script>alert(1)</script>|\n`x`"
+        path = self.write("bad", lines([dict(EVAL[0], name=name)]))
+        for args in ([], ["--markdown"], ["-o", "-"]):
+            out = self.ok("report", path, *args)
+            self.assertNotIn("\x1b", out)
+            if args:
+                self.assertNotIn("<script", out.replace("\\<", ""))
+        self.assertEqual(len(self.ok("report", path).splitlines()), 2)
+        self.assertEqual(len(self.ok("report", path, "--markdown").splitlines()), 3)
+
+
+if __name__ == "__main__":
+    lib.main()
