@@ -1,6 +1,7 @@
 #!/bin/sh
 # Documents name files that exist: every `path` under a folder of this tree, in code quotes or as a
-# link, in any *.md. Paths with a * or <> or {} in them are patterns and are left alone.
+# link, in any *.md. Paths with a * or <> or {} in them are patterns and are left alone. And the
+# sections of docs/formats.md that comments cite exist.
 set -eu
 cd "${1:-$(dirname "$0")/..}"
 list=$(mktemp)
@@ -22,6 +23,16 @@ while read -r doc path; do
         bad=1
     fi
 done <"$list"
+# Sections of docs/formats.md that the source cites are there.
+if [ -f docs/formats.md ]; then
+    for section in $(grep -rhoE 'formats\.md (section )?[0-9]+(\.[0-9]+)?' src include tests/*/*.c 2>/dev/null |
+        sed 's/.* //' | sort -u); do
+        if ! grep -qE "^#+ $section " docs/formats.md; then
+            echo "the source cites section $section of docs/formats.md, which does not exist"
+            bad=1
+        fi
+    done
+fi
 [ "$checked" -gt 0 ] || {
     echo "check_docs.sh found no paths: is this the right folder?"
     exit 1
