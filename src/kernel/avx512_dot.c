@@ -85,36 +85,54 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
     UNROLL
     for (int t = 0; t < T; t++)
         total[t] = _mm512_setzero_ps();
-    int64_t seg = 0;
-    for (int64_t g = 0; g < n_pad8; g += seg8, seg++) {
+    /* Segments nest, so the weight's and the activations' numbers advance one at a time. */
+    int64_t w_end = w->seg_len, x_end = xt->x_seg_len;
+    int64_t at = p * w->n_segs * NB_PANEL_ROWS;
+    const float *sx = xt->scale;
+    const int32_t *xsum = xt->xsum;
+    for (int64_t g = 0; g < n_pad8; g += seg8, xsum += T) {
+        if (g * 8 == w_end) {
+            w_end += w->seg_len;
+            at += NB_PANEL_ROWS;
+        }
+        if (g * 8 == x_end) {
+            x_end += xt->x_seg_len;
+            sx += T;
+        }
         const int64_t n8 = g + seg8 < n_pad8 ? seg8 : n_pad8 - g;
-        const int64_t wseg = g * 8 / w->seg_len, xseg = g * 8 / xt->x_seg_len;
-        const int64_t at = (p * w->n_segs + wseg) * NB_PANEL_ROWS;
-        const int32_t *xsum = xt->xsum + seg * T;
-        __m512i acc[NB_TILE_MAX];
-        UNROLL
-        for (int t = 0; t < T; t++)
-            acc[t] = _mm512_setzero_si512();
-        segment_sums(acc, codes + g * group8_bytes, xt->hi + g * 8 * T, n8, u4, T);
-        if (xt->lo != NULL) { /* x = 256 hi + lo: shift what we have, add the low plane */
+        /* The sums start at -z * xsum: nothing is left to correct at the end. */
+        __m512i acc[NB_TILE_MAX], start[NB_TILE_MAX];
+        if (w->zeros == NULL) {
             UNROLL
             for (int t = 0; t < T; t++)
-                acc[t] = _mm512_slli_epi32(acc[t], 8);
+                start[t] = _mm512_set1_epi32(-w->zero_const * xsum[t]);
+        } else {
+            const __m512i z =
+                _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)));
+            UNROLL
+            for (int t = 0; t < T; t++)
+                start[t] = _mm512_mullo_epi32(z, _mm512_set1_epi32(-xsum[t]));
+        }
+        if (xt->lo == NULL) {
+            UNROLL
+            for (int t = 0; t < T; t++)
+                acc[t] = start[t];
+            segment_sums(acc, codes + g * group8_bytes, xt->hi + g * 8 * T, n8, u4, T);
+        } else { /* x = 256 hi + lo: shift the high plane's sums, then add the low plane's */
+            UNROLL
+            for (int t = 0; t < T; t++)
+                acc[t] = _mm512_setzero_si512();
+            segment_sums(acc, codes + g * group8_bytes, xt->hi + g * 8 * T, n8, u4, T);
+            UNROLL
+            for (int t = 0; t < T; t++)
+                acc[t] = _mm512_add_epi32(_mm512_slli_epi32(acc[t], 8), start[t]);
             segment_sums(acc, codes + g * group8_bytes, xt->lo + g * 8 * T, n8, u4, T);
         }
-        const __m512i z =
-            w->zeros != NULL
-                ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
-                : _mm512_set1_epi32(w->zero_const);
         const __m512 sw = load_params(w->scales, w->scale_type, at);
-        const float *sx = xt->scale + xseg * T;
         UNROLL
-        for (int t = 0; t < T; t++) {
-            const __m512i isum =
-                _mm512_sub_epi32(acc[t], _mm512_mullo_epi32(z, _mm512_set1_epi32(xsum[t])));
-            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum),
+        for (int t = 0; t < T; t++)
+            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]),
                                        _mm512_mul_ps(sw, _mm512_set1_ps(sx[t])), total[t]);
-        }
         if (w->mins != NULL) {
             const __m512 m = load_params(w->mins, w->scale_type, at);
             UNROLL
