@@ -317,7 +317,9 @@ def from_gguf(path):
     tokens, merges = texts("tokenizer.ggml.tokens"), texts("tokenizer.ggml.merges")
     f = fields["tokenizer.ggml.token_type"]
     types = [int(f.parts[i][0]) for i in f.data]
-    tok = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)},
+    # The vocabulary lacks some bytes; without the unknown token the library drops them silently.
+    unknown = tokens[int(fields["tokenizer.ggml.unknown_token_id"].contents())]
+    tok = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, unk_token=unknown,
                                merges=[tuple(m.split(" ")) for m in merges]))
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False)
                             for t, k in zip(tokens, types) if k == 3])
