@@ -1,0 +1,90 @@
+#!/bin/sh
+# The whole job on a real model: fetch it, make an original of it, quantize that six ways, measure what
+# each cost, show the results as a table and a page, and ask the smallest for an answer.
+#
+#   scripts/demo.sh [build/release/nibble]
+#
+# Results go to demo/. DEMO_WINDOWS sets how many windows of 512 tokens are scored (default 32),
+# DEMO_TEXT another text to score.
+set -eu
+cd "$(dirname "$0")/.."
+nibble=${1:-build/release/nibble}
+windows=${DEMO_WINDOWS:-32}
+out=demo
+start=$(date +%s)
+
+say() {
+    printf '\n== %s\n' "$*"
+}
+
+say "the model"
+model=$(scripts/fetch_model.sh "$nibble")
+echo "$model"
+
+mkdir -p "$out"
+rm -f "$out"/*.jsonl
+
+# The text that perplexity is usually quoted for, where it is; else the project's own documents,
+# which are always there and say something else.
+text=${DEMO_TEXT:-../shared/data/wikitext2-test.raw.txt}
+if [ ! -s "$text" ]; then
+    text=$out/text.txt
+    cat README.md CONTRIBUTING.md docs/*.md LICENSE src/*/*.h >"$text"
+    echo "WikiText-2 is not here: scoring the project's own documents and headers instead"
+    echo "(set DEMO_TEXT=FILE for another text)"
+fi
+
+say "an ordinary BF16 folder: the original that everything is compared with"
+"$nibble" convert "$model" -o "$out/original" --to hf --dtype bf16 --force
+
+# LABEL SCHEME OUTPUT
+variants="W8A8 W8A8 w8a8
+W8A16 W8A16 w8a16
+W4A16:g32 W4A16:g32 w4a16-g32
+W4A16:g64 W4A16:g64 w4a16-g64
+W4A8:g64 W4A8:g64 w4a8-g64
+Q4_0 Q4_0 q4_0.gguf"
+
+say "six smaller ones"
+echo "$variants" | while read -r label scheme file; do
+    echo "$label"
+    "$nibble" quantize "$out/original" -o "$out/$file" --scheme "$scheme" --force --quiet
+done
+
+# All are scored side by side, so that the original, which is the slowest, runs only once.
+set -- "$out/original" "$model"
+labels="--name original --name published"
+while read -r label scheme file; do
+    set -- "$@" "$out/$file"
+    labels="$labels --name $label"
+done <<END
+$variants
+END
+
+say "what it cost: $windows windows of $text"
+# shellcheck disable=SC2086 # labels are words
+"$nibble" eval "$@" $labels --base "$out/original" --text "$text" --windows "$windows" --json >"$out/eval.jsonl"
+
+say "how fast they are here"
+bench() { # bench LABEL MODEL: a process of its own, so that the peak of memory is this model's
+    "$nibble" bench "$2" --name "$1" --repeat 3 --json --quiet >>"$out/bench.jsonl"
+}
+bench original "$out/original"
+bench published "$model"
+while read -r label scheme file; do
+    bench "$label" "$out/$file"
+done <<END
+$variants
+END
+
+say "results"
+"$nibble" report "$out/eval.jsonl" "$out/bench.jsonl" -o "$out/report.html" --title "SmolLM2-135M-Instruct" --force
+"$nibble" report "$out/eval.jsonl" "$out/bench.jsonl"
+
+say "a question for W4A16:g64"
+question="What is a nibble in computing? Answer in one sentence."
+echo "> $question"
+echo "$question" | "$nibble" chat "$out/w4a16-g64" --max-tokens 80 --quiet
+
+echo
+echo "The page is $out/report.html. This took $(($(date +%s) - start)) seconds."
