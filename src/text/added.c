@@ -194,8 +194,8 @@ nb_status nb_added_split(const nb_added_set *set, const char *chars, size_t len,
     nb_status s;
     NB_TRY_GOTO(s, find_hits(set, text, len, &hits, err));
     size_t searched = 0, written = 0; /* how far the text was searched, and passed on */
-    for (const hit *h = (const hit *)(void *)(hits.data + hits.len);
-         hits.len > 0 && h-- > (const hit *)(void *)hits.data;) {
+    for (size_t i = hits.len / sizeof(hit); i-- > 0;) {
+        const hit *h = (const hit *)(const void *)hits.data + i;
         if (h->at < searched)
             continue;
         const nb_added *token = &set->list[h->token];

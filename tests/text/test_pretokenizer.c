@@ -329,7 +329,7 @@ static void foreign_syntax_is_refused(void **state)
         assert_int_equal(nb_alloc_live(), live);
     }
     /* Deep nesting ends in a limit, not in a stack. */
-    char deep[600] = "";
+    char deep[601] = "";
     for (int i = 0; i < 200; i++)
         strcat(deep, "(?:");
     nb_err err = {0};

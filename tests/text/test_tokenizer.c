@@ -926,7 +926,7 @@ static void gguf_export_round_trip(void **state)
     static const char *const names[] = {"gpt2", "smollm", "unknown"};
     for (int i = 0; i < 3; i++) {
         nb_err err = {0};
-        nb_tokenizer *t = load_variant(names[i]), *back;
+        nb_tokenizer *t = load_variant(names[i]), *back = NULL;
         const int64_t n_rows = nb_tokenizer_n_tokens(t) + 5;
         nb_tokenizer_add_stop(t, 3);
         nb_buf file = {0};
