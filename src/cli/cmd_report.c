@@ -95,10 +95,10 @@ const nb_verb nb_verb_report = {
                "nibble report eval.jsonl bench.jsonl --markdown",
     .about =
         "Reads JSON lines as 'nibble eval --json' and 'nibble bench --json' print them. Lines\n"
-        "with the same \"name\" are one row. Known keys: file_bytes, bpw, perplexity,\n"
-        "perplexity_se, kl_mean, kl_median, kl_p99, kl_max, top1, prefill_tok_s, decode_tok_s,\n"
-        "load_s, peak_rss_bytes, compute, protocol, n_tokens, logits_hash; and for a \"task\":\n"
-        "acc, acc_norm, acc_se. Others are ignored.",
+        "with the same \"name\" are one row. Known keys: file_bytes (or bytes), bpw, perplexity,\n"
+        "perplexity_se, kl_mean, kl_mean_se, kl_median, kl_p99, kl_max, top1, top1_se,\n"
+        "prefill_tok_s, decode_tok_s, load_s, peak_rss_bytes, compute, kv, protocol, n_tokens,\n"
+        "logits_hash; and for a \"task\": acc, acc_norm, acc_se. Others are ignored.",
     .operands =
         (const nb_operand[]){{"RESULTS", "files of JSON lines; '-' is standard input", 1, NB_MANY},
                              {0}},

@@ -4,9 +4,9 @@
  * The input is JSON lines: one object a line, each with a "name". Objects with the same name are
  * one row; a later value replaces an earlier one. Keys that are known become columns:
  *
- *   file_bytes (or bytes)  bpw  perplexity  perplexity_se  kl_mean  kl_median  kl_p99  kl_max
- *   top1 (0 to 1)  prefill_tok_s  decode_tok_s  load_s  peak_rss_bytes  compute  protocol
- *   n_tokens  logits_hash
+ *   file_bytes (or bytes)  bpw  perplexity  perplexity_se  kl_mean  kl_mean_se  kl_median  kl_p99
+ *   kl_max  top1 (0 to 1)  top1_se  prefill_tok_s  decode_tok_s  load_s  peak_rss_bytes  compute
+ *   kv  protocol  n_tokens  logits_hash
  *
  * A line with a "task" (acc, acc_norm, acc_se) adds columns named after the task. Other keys are
  * ignored. Everything that comes from a file is escaped for where it is written. */

@@ -94,8 +94,11 @@ nb_status nb_hub_has_sha256(const nb_hub_job *p, const char *path, const char *s
     *yes = false;
     nb_file file;
     nb_err unreadable = {0};
-    if (nb_file_open(&file, path, &unreadable) != NB_OK)
-        return NB_OK;
+    if (nb_file_open(&file, path, &unreadable) != NB_OK) {
+        if (unreadable.status == NB_MEMORY)
+            *err = unreadable;
+        return unreadable.status == NB_MEMORY ? NB_MEMORY : NB_OK;
+    }
     nb_sha256 hash;
     nb_sha256_init(&hash);
     uint8_t piece[65536];
