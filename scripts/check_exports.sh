@@ -8,8 +8,8 @@ library=$1
 declared=$(mktemp)
 exported=$(mktemp)
 trap 'rm -f "$declared" "$exported"' EXIT
-# A declaration may span lines: join them, then take the word before each first parenthesis.
-tr '\n' ' ' <include/nibble.h | grep -oE 'NB_API [^;#]*\(' | sed -E 's/\(.*//; s/.*[ *]([a-z0-9_]+) *$/\1/' |
+# A declaration may span lines: join them, then take the word before its first parenthesis.
+sed '/^#/d' include/nibble.h | tr '\n' ' ' | grep -oE 'NB_API [^;#]*\(' | sed -E 's/\(.*//; s/.*[ *]([a-z0-9_]+) *$/\1/' |
     sort -u >"$declared"
 nm -D --defined-only "$library" | awk '$2 != "A" { sub(/@.*/, "", $3); print $3 }' | sort -u >"$exported"
 [ -s "$declared" ] || {
