@@ -60,7 +60,8 @@ nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err)
     *out = NULL;
     size_t bytes, whole;
     if (!nb_mul_size(count, size, &bytes) || !nb_add_size(bytes, 2 * NB_CACHE_LINE, &whole))
-        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count, size);
+        return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count,
+                       size);
     header *h = allocate(bytes + NB_CACHE_LINE);
     if (h == NULL)
         return nb_fail(err, NB_MEMORY, "out of memory: %zu bytes were needed", bytes);

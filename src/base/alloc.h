@@ -30,8 +30,7 @@ static inline bool nb_add_size(size_t a, size_t b, size_t *out)
  * where they are touched. *out is NULL only on failure: a count of 0 gives a valid pointer.
  * NB_MEMORY on failure, with the size in the message. */
 nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err);
-#define NB_ALLOC(out, count, err)                                                                  \
-    nb_alloc((void **)(out), (size_t)(count), sizeof **(out), (err))
+#define NB_ALLOC(out, count, err) nb_alloc((void **)(out), (size_t)(count), sizeof **(out), (err))
 
 /* Frees what nb_alloc gave; NULL is fine. */
 void nb_free(void *p);

@@ -26,7 +26,8 @@ typedef struct {
 } nb_opened;
 
 nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
-                         nb_compute_choice compute, int64_t n_ctx, bool with_tokenizer, nb_err *err);
+                         nb_compute_choice compute, int64_t n_ctx, bool with_tokenizer,
+                         nb_err *err);
 void nb_opened_close(nb_opened *o);
 
 /* Values of --compute and --kv. */

@@ -207,7 +207,8 @@ typedef void tile_i_fn(float *y, int64_t ldy, const nb_panels *w, int64_t p, int
         tile_i(y, ldy, w, p, half, t0, xt, false, T);                                              \
     }
 X(1)
-X(2) X(3) X(4)
+X(2)
+X(3) X(4)
 #undef X
 
     static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
@@ -288,10 +289,12 @@ typedef void tile_f_fn(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, 
     }
 #define X(kind)                                                                                    \
     DEFINE(kind, 1, 1)                                                                             \
-    DEFINE(kind, 1, 2) DEFINE(kind, 1, 3) DEFINE(kind, 1, 4) DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) \
-        DEFINE(kind, 4, 1) DEFINE(kind, 2, 2) DEFINE(kind, 2, 3)
+    DEFINE(kind, 1, 2)                                                                             \
+    DEFINE(kind, 1, 3) DEFINE(kind, 1, 4) DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) DEFINE(kind, 4, 1) \
+        DEFINE(kind, 2, 2) DEFINE(kind, 2, 3)
 X(F32)
-X(BF16) X(F16)
+X(BF16)
+X(F16)
 #undef X
 
 #define ROW(kind)                                                                                  \

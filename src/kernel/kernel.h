@@ -15,10 +15,10 @@
 
 /* ---- A2, A3: matrix products on packed weights ---- */
 
-#define NB_PANEL_ROWS 16 /* weight rows interleaved in a panel: one 512-bit register of outputs */
-#define NB_TILE_MAX 12   /* tokens in a register tile */
-#define NB_CHUNK_K 128   /* A2: columns in one chain of FMAs */
-#define NB_SEG_MAX 65536 /* A3: columns in one integer sum */
+#define NB_PANEL_ROWS 16  /* weight rows interleaved in a panel: one 512-bit register of outputs */
+#define NB_TILE_MAX   12  /* tokens in a register tile */
+#define NB_CHUNK_K    128 /* A2: columns in one chain of FMAs */
+#define NB_SEG_MAX    65536 /* A3: columns in one integer sum */
 
 typedef enum { NB_PANEL_F32, NB_PANEL_BF16, NB_PANEL_F16, NB_PANEL_U4, NB_PANEL_U8 } nb_panel_kind;
 
@@ -102,7 +102,8 @@ typedef void nb_exp_fn(float *y, const float *x, int64_t n);
  * 4,096 elements, pieces added ascending in binary64. */
 typedef void nb_softmax_stats_fn(const float *x, int64_t n, float *max, double *sum);
 /* Sum over i of p_i * (lp_i - lq_i), where lp = fl(fl(p[i] - p_max) - p_logsum), the same for q,
- * p_i = exp(lp): A1 over pieces of 4,096, lane = fma(p_i, fl(lp - lq), lane), pieces in binary64. */
+ * p_i = exp(lp): A1 over pieces of 4,096, lane = fma(p_i, fl(lp - lq), lane), pieces in binary64.
+ */
 typedef double nb_kl_fn(const float *p, float p_max, float p_logsum, const float *q, float q_max,
                         float q_logsum, int64_t n);
 /* Index of the largest element, the lowest on ties; NaN never wins (0 if all are NaN). */
@@ -110,7 +111,7 @@ typedef int64_t nb_argmax_fn(const float *x, int64_t n);
 
 /* ---- A5, A8: attention over pages ---- */
 
-#define NB_KV_PAGE 32   /* positions in a page */
+#define NB_KV_PAGE  32  /* positions in a page */
 #define NB_KV_SPLIT 256 /* positions in a split: partial softmaxes are merged in this unit */
 
 /* One layer's cache of one sequence. Position p lives in page table[p / NB_KV_PAGE], at
@@ -145,7 +146,7 @@ typedef void nb_kv_store_fn(const nb_kv_view *kv, int64_t pos, const float *k, c
  * w = nb_expf(fl(m_j - m)): L = fma(l_j, w, L), O = fma(o_j, w, O); out = O / L.
  * Cells that a query may not see are never read for it. `scratch` holds
  * nb_attn_scratch_floats(head_dim, pos0 + n_q) floats; head_dim <= NB_ATTN_MAX_DIM. */
-#define NB_ATTN_ROWS 24
+#define NB_ATTN_ROWS    24
 #define NB_ATTN_MAX_DIM 512
 typedef struct {
     const float *q;

@@ -8,8 +8,19 @@
 #include "base/file.h"
 
 typedef enum {
-    NB_GGUF_U8, NB_GGUF_I8, NB_GGUF_U16, NB_GGUF_I16, NB_GGUF_U32, NB_GGUF_I32, NB_GGUF_F32,
-    NB_GGUF_BOOL, NB_GGUF_STRING, NB_GGUF_ARRAY, NB_GGUF_U64, NB_GGUF_I64, NB_GGUF_F64
+    NB_GGUF_U8,
+    NB_GGUF_I8,
+    NB_GGUF_U16,
+    NB_GGUF_I16,
+    NB_GGUF_U32,
+    NB_GGUF_I32,
+    NB_GGUF_F32,
+    NB_GGUF_BOOL,
+    NB_GGUF_STRING,
+    NB_GGUF_ARRAY,
+    NB_GGUF_U64,
+    NB_GGUF_I64,
+    NB_GGUF_F64
 } nb_gguf_type;
 
 typedef struct {
@@ -19,10 +30,10 @@ typedef struct {
 
 typedef struct {
     nb_text key;
-    nb_gguf_type type;         /* NB_GGUF_ARRAY: see elem and count */
+    nb_gguf_type type; /* NB_GGUF_ARRAY: see elem and count */
     nb_gguf_type elem;
-    uint64_t count;            /* 1 for a scalar */
-    const uint8_t *data;       /* raw little-endian elements (strings: length-prefixed) */
+    uint64_t count;      /* 1 for a scalar */
+    const uint8_t *data; /* raw little-endian elements (strings: length-prefixed) */
     size_t data_bytes;
 } nb_gguf_kv;
 
@@ -37,7 +48,8 @@ const nb_gguf_kv *nb_gguf_find(const nb_gguf *g, const char *key);
  * accepted for an integer within [min, max]; a wrong type is NB_DATA and names the key. */
 nb_status nb_gguf_int(const nb_gguf *g, const char *key, bool required, int64_t min, int64_t max,
                       int64_t *out, nb_err *err);
-nb_status nb_gguf_number(const nb_gguf *g, const char *key, bool required, double *out, nb_err *err);
+nb_status nb_gguf_number(const nb_gguf *g, const char *key, bool required, double *out,
+                         nb_err *err);
 nb_status nb_gguf_bool(const nb_gguf *g, const char *key, bool required, bool *out, nb_err *err);
 nb_status nb_gguf_text(const nb_gguf *g, const char *key, bool required, nb_text *out, nb_err *err);
 /* An array of strings, as `count` texts in the arena. */
@@ -54,7 +66,8 @@ nb_status nb_gguf_put_u32(nb_buf *kv, const char *key, uint32_t v, nb_err *err);
 nb_status nb_gguf_put_f32(nb_buf *kv, const char *key, float v, nb_err *err);
 nb_status nb_gguf_put_bool(nb_buf *kv, const char *key, bool v, nb_err *err);
 nb_status nb_gguf_put_text(nb_buf *kv, const char *key, const char *text, size_t len, nb_err *err);
-nb_status nb_gguf_put_texts(nb_buf *kv, const char *key, const nb_text *texts, int64_t n, nb_err *err);
+nb_status nb_gguf_put_texts(nb_buf *kv, const char *key, const nb_text *texts, int64_t n,
+                            nb_err *err);
 nb_status nb_gguf_put_i32s(nb_buf *kv, const char *key, const int32_t *v, int64_t n, nb_err *err);
 nb_status nb_gguf_put_f32s(nb_buf *kv, const char *key, const float *v, int64_t n, nb_err *err);
 

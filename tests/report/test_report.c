@@ -59,7 +59,8 @@ static void lines_of_one_name_are_one_row(void **state)
               "decode (tok/s)  compute\n"
               "original      269.1        16.00  20.732 \xc2\xb1 0.310              0     100.00   "
               "               f\n"
-              "w4             91.0                                       0.105                      151.3\n");
+              "w4             91.0                                       0.105                     "
+              " 151.3\n");
     free(text);
     text = written(r, nb_report_markdown);
     assert_string_equal(
