@@ -493,6 +493,16 @@ static void expressions_are_bounded(void **state)
     assert_non_null(strstr(err.text, "regular expression '(a+)+$' on 'aaaa"));
     nb_ct_free(&ct);
 
+    /* The more modules there are, the fewer steps each may take. */
+    json_t *slow = changed(G "targets", "[\"re:(a+)+$\"]");
+    for (int64_t n_modules = 1; n_modules <= 100000; n_modules *= 100000) {
+        assert_int_equal(nb_ct_parse(&ct, &arena, slow, n_modules, &err), NB_OK);
+        assert_int_equal(nb_ct_match(&ct, "aaaaaaaaaaaaaab", &group, &err),
+                         n_modules == 1 ? NB_OK : NB_DATA);
+        nb_ct_free(&ct);
+    }
+    json_decref(slow);
+
     json_t *list = json_array();
     for (int i = 0; i < 101; i++)
         json_array_append_new(list, json_string("re:a"));

@@ -412,6 +412,15 @@ static void golden_weights(void **state)
         const nb_weight *w = nb_store_find(store, "m.weight");
         assert_non_null(w);
         assert_string_equal(w->file_name, "m.weight_packed");
+        nb_safetensors file;
+        nb_arena arena = {0};
+        nb_err open_err;
+        assert_int_equal(nb_st_open(&file, &arena, scratch_path("m/model.safetensors"), &open_err),
+                         NB_OK);
+        assert_int_equal(w->bytes,
+                         file.file.size - file.data_start); /* all of it is the weight's */
+        nb_st_close(&file);
+        nb_arena_free(&arena);
         nb_loaded loaded = {0};
         nb_err err;
         if (nb_store_read(store, w, &loaded, &err) != NB_OK)
@@ -518,6 +527,29 @@ static void int_quantized_layouts(void **state)
     }
     nb_store_close(store);
     nb_loaded_free(&loaded);
+}
+
+/* Other writers may leave anything in the unused bits of a row; nb_mat wants zeros there. */
+static void foreign_padding_is_cleared(void **state)
+{
+    (void)state;
+    const uint32_t words[2] = {0xfff43210, 0xabc98765};
+    const int64_t shape[2] = {2, 5};
+    nb_err err;
+    nb_loaded loaded = {0};
+    clear_folder();
+    write_ct_config("pack-quantized", "\"num_bits\":4,\"strategy\":\"channel\"", "");
+    write_pieces("m/model.safetensors",
+                 (const piece[]){PIECE("m.weight_packed", NB_ST_I32, 2, 2, 1, words),
+                                 PIECE("m.weight_shape", NB_ST_I64, 1, 2, 0, shape),
+                                 PIECE("m.weight_scale", NB_ST_F16, 2, 2, 1, half_scales)},
+                 3);
+    nb_store *store = open_good("m");
+    assert_int_equal(nb_store_read(store, nb_store_weight(store, 0), &loaded, &err), NB_OK);
+    const uint32_t cleared[2] = {0x00043210, 0x00098765};
+    assert_memory_equal(loaded.mat.codes, cleared, sizeof cleared);
+    nb_loaded_free(&loaded);
+    nb_store_close(store);
 }
 
 /* Every part wrong in turn, of a weight that is right otherwise. */
@@ -1106,6 +1138,7 @@ int main(void)
         cmocka_unit_test(tensors_must_be_in_one_shard_and_in_the_map),
         cmocka_unit_test(golden_weights),
         cmocka_unit_test(int_quantized_layouts),
+        cmocka_unit_test(foreign_padding_is_cleared),
         cmocka_unit_test(parts_that_do_not_fit),
         cmocka_unit_test(rows_that_groups_do_not_divide),
         cmocka_unit_test(plain_weights_beside_quantized_ones),
