@@ -75,11 +75,12 @@ echo "setup.sh: installing$missing" >&2
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 apt() {
-    $root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q "$@" >"$log" 2>&1 || {
-        tail -n 20 "$log" >&2
-        sorry "apt-get $1 failed"
-    }
+    $root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q "$@" >"$log" 2>&1
 }
-apt update
+# One unreachable source need not matter: what counts is whether the packages can be installed.
+apt update || echo "setup.sh: apt-get update failed; trying with the lists that are here" >&2
 # shellcheck disable=SC2086 # the list is words
-apt install -y --no-install-recommends $missing
+apt install -y --no-install-recommends $missing || {
+    tail -n 20 "$log" >&2
+    sorry "apt-get install failed"
+}
