@@ -208,7 +208,8 @@ typedef void tile_i_fn(float *y, int64_t ldy, const nb_panels *w, int64_t p, int
     }
 X(1)
 X(2)
-X(3) X(4)
+X(3)
+X(4)
 #undef X
 
     static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
@@ -290,8 +291,9 @@ typedef void tile_f_fn(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, 
 #define X(kind)                                                                                    \
     DEFINE(kind, 1, 1)                                                                             \
     DEFINE(kind, 1, 2)                                                                             \
-    DEFINE(kind, 1, 3) DEFINE(kind, 1, 4) DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) DEFINE(kind, 4, 1) \
-        DEFINE(kind, 2, 2) DEFINE(kind, 2, 3)
+    DEFINE(kind, 1, 3)                                                                             \
+    DEFINE(kind, 1, 4) DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) DEFINE(kind, 4, 1) DEFINE(kind, 2, 2) \
+        DEFINE(kind, 2, 3)
 X(F32)
 X(BF16)
 X(F16)
@@ -306,8 +308,8 @@ X(F16)
     {                                                                                              \
         tile_##kind##_4_1, tile_##kind##_2_2, tile_##kind##_2_3                                    \
     }
-    static tile_f_fn *const tiles_one[3][6] = {
-        [NB_PANEL_F32] = ROW(F32), [NB_PANEL_BF16] = ROW(BF16), [NB_PANEL_F16] = ROW(F16)};
+static tile_f_fn *const tiles_one[3][6] = {
+    [NB_PANEL_F32] = ROW(F32), [NB_PANEL_BF16] = ROW(BF16), [NB_PANEL_F16] = ROW(F16)};
 static tile_f_fn *const tiles_wide[3][3] = {[NB_PANEL_F32] = WIDE_ROW(F32),
                                             [NB_PANEL_BF16] = WIDE_ROW(BF16),
                                             [NB_PANEL_F16] = WIDE_ROW(F16)};
@@ -351,24 +353,27 @@ static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
     const int64_t column_bytes = NB_PANEL_ROWS * (kind == NB_PANEL_F32 ? 4 : 2);
     for (int64_t p = begin; p < end;) {
         const int T0 = tiles[0].n_tok;
-        int P = codes || n_tiles > 1 || T0 > 3 ? 1 : T0 > 1 ? 2 : 4;
+        int P = n_tiles > 1 || T0 > 3 ? 1 : T0 > 1 ? 2 : 4;
         if (p + P > end)
             P = 1;
         const int64_t left = w->n_rows - p * NB_PANEL_ROWS;
         for (int64_t k0 = 0; k0 < w->n_cols; k0 += NB_CHUNK_K) {
             const int64_t n = k0 + NB_CHUNK_K < w->n_cols ? NB_CHUNK_K : w->n_cols - k0;
             const uint8_t *wk = w->codes + p * w->panel_bytes + k0 * column_bytes;
+            int64_t stride = w->panel_bytes;
             if (codes) {
-                dequantize_chunk(scratch, w, p, k0, n);
+                for (int j = 0; j < P; j++)
+                    dequantize_chunk(scratch + j * NB_CHUNK_K * NB_PANEL_ROWS, w, p + j, k0, n);
                 wk = (const uint8_t *)scratch;
+                stride = (int64_t)sizeof(float) * NB_CHUNK_K * NB_PANEL_ROWS;
             }
             for (int64_t i = 0; i < n_tiles; i++) {
                 const int n_tok = tiles[i].n_tok;
                 for (int t0 = 0; t0 < n_tok; t0 += 6) {
                     const int T = n_tok - t0 < 6 ? n_tok - t0 : 6;
                     tile_f_fn *tile = P > 1 ? tiles_wide[kind][T - 1] : tiles_one[kind][T - 1];
-                    tile(y + (tile_first[i] + t0) * ldy + p * NB_PANEL_ROWS, ldy, left, wk,
-                         w->panel_bytes, tiles[i].f + k0 * n_tok + t0, n_tok, n, k0 == 0);
+                    tile(y + (tile_first[i] + t0) * ldy + p * NB_PANEL_ROWS, ldy, left, wk, stride,
+                         tiles[i].f + k0 * n_tok + t0, n_tok, n, k0 == 0);
                 }
             }
         }

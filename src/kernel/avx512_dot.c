@@ -262,41 +262,52 @@ static tile_f_fn *const tiles_wide[3][6] = {[NB_PANEL_F32] = WIDE_ROW(F32),
                                             [NB_PANEL_BF16] = WIDE_ROW(BF16),
                                             [NB_PANEL_F16] = WIDE_ROW(F16)};
 
-/* Columns [k0, k0 + n) of a panel of codes, as binary32 [k][16]. k0 is a multiple of 128. */
-static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n)
+/* Columns [k0, k0 + n) of a panel of codes, as binary32 [k][16]. k0 is a multiple of 128, and a
+ * segment ends at a multiple of 8 columns or at the end of the row. */
+INLINE void dequantize_columns(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n,
+                               const bool u4, const bool mins)
 {
     const uint8_t *panel = w->codes + p * w->panel_bytes;
-    int64_t have = -1;
-    __m512 s = _mm512_setzero_ps(), m = s;
-    __m512i z = _mm512_setzero_si512();
-    for (int64_t k = k0; k < k0 + n; k++) {
-        const int64_t seg = k / w->seg_len;
-        if (seg != have) {
-            const int64_t at = (p * w->n_segs + seg) * NB_PANEL_ROWS;
-            s = load_params(w->scales, w->scale_type, at);
-            z = w->zeros != NULL
-                    ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
-                    : _mm512_set1_epi32(w->zero_const);
-            if (w->mins != NULL)
-                m = load_params(w->mins, w->scale_type, at);
-            have = seg;
+    const __m512i mask = _mm512_set1_epi32(u4 ? 15 : 255);
+    for (int64_t k = k0; k < k0 + n;) {
+        const int64_t seg = k / w->seg_len, at = (p * w->n_segs + seg) * NB_PANEL_ROWS;
+        const int64_t seg_end = (seg + 1) * w->seg_len, end = seg_end < k0 + n ? seg_end : k0 + n;
+        const __m512 s = load_params(w->scales, w->scale_type, at);
+        const __m512 m = mins ? load_params(w->mins, w->scale_type, at) : s;
+        const __m512i z =
+            w->zeros != NULL
+                ? _mm512_cvtepi16_epi32(_mm256_loadu_si256((const void *)(w->zeros + at)))
+                : _mm512_set1_epi32(w->zero_const);
+        while (k < end) {
+            /* 16 dwords of four (8-bit) or eight (4-bit) columns: columns 0 to 3 in the bytes or
+             * their low halves, 4 to 7 in the high halves. */
+            const __m512i four = _mm512_loadu_si512(panel + (u4 ? k / 8 : k / 4) * 64);
+            const int64_t left = end - k;
+            const int count = u4 ? 8 : 4;
+            UNROLL
+            for (int i = 0; i < count; i++) {
+                const unsigned shift = 8 * (unsigned)(i % 4) + (i >= 4 ? 4 : 0);
+                const __m512i u = _mm512_and_si512(_mm512_srli_epi32(four, shift), mask);
+                const __m512 q = _mm512_cvtepi32_ps(_mm512_sub_epi32(u, z));
+                if (i < left)
+                    _mm512_storeu_ps(out + (k - k0 + i) * NB_PANEL_ROWS,
+                                     mins ? _mm512_fmadd_ps(s, q, m) : _mm512_mul_ps(s, q));
+            }
+            k += left < count ? left : count;
         }
-        __m512i u; /* 16 dwords, each holding columns k - k % 4 .. of a row; pick byte k % 4 */
-        unsigned shift = 8 * (unsigned)(k % 4);
-        int mask = 255;
-        if (w->kind == NB_PANEL_U8) {
-            u = _mm512_loadu_si512(panel + k / 4 * 64);
-        } else {
-            u = _mm512_loadu_si512(panel + k / 8 * 64);
-            shift += k % 8 < 4 ? 0 : 4;
-            mask = 15;
-        }
-        u = _mm512_and_si512(_mm512_srl_epi32(u, _mm_cvtsi32_si128((int)shift)),
-                             _mm512_set1_epi32(mask));
-        const __m512 q = _mm512_cvtepi32_ps(_mm512_sub_epi32(u, z));
-        _mm512_storeu_ps(out + (k - k0) * NB_PANEL_ROWS,
-                         w->mins == NULL ? _mm512_mul_ps(s, q) : _mm512_fmadd_ps(s, q, m));
     }
+}
+
+static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n)
+{
+    if (w->kind == NB_PANEL_U4 && w->mins == NULL)
+        dequantize_columns(out, w, p, k0, n, true, false);
+    else if (w->kind == NB_PANEL_U4)
+        dequantize_columns(out, w, p, k0, n, true, true);
+    else if (w->mins == NULL)
+        dequantize_columns(out, w, p, k0, n, false, false);
+    else
+        dequantize_columns(out, w, p, k0, n, false, true);
 }
 
 static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
@@ -307,9 +318,9 @@ static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
     const nb_panel_kind kind = codes ? NB_PANEL_F32 : w->kind;
     const int64_t column_bytes = NB_PANEL_ROWS * (kind == NB_PANEL_F32 ? 4 : 2);
     for (int64_t p = begin; p < end;) {
-        /* Four or two panels together when every tile is small and the weights are plain. */
+        /* Four or two panels together when the only tile is small. */
         const int T0 = tiles[0].n_tok;
-        int P = codes || n_tiles > 1 || T0 > 6 ? 1 : T0 > 3 ? 2 : 4;
+        int P = n_tiles > 1 || T0 > 6 ? 1 : T0 > 3 ? 2 : 4;
         if (p + P > end)
             P = 1;
         __mmask16 mask[4];
@@ -320,14 +331,17 @@ static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
         for (int64_t k0 = 0; k0 < w->n_cols; k0 += NB_CHUNK_K) {
             const int64_t n = k0 + NB_CHUNK_K < w->n_cols ? NB_CHUNK_K : w->n_cols - k0;
             const uint8_t *wk = w->codes + p * w->panel_bytes + k0 * column_bytes;
+            int64_t stride = w->panel_bytes;
             if (codes) {
-                dequantize_chunk(scratch, w, p, k0, n);
+                for (int j = 0; j < P; j++)
+                    dequantize_chunk(scratch + j * NB_CHUNK_K * NB_PANEL_ROWS, w, p + j, k0, n);
                 wk = (const uint8_t *)scratch;
+                stride = (int64_t)sizeof(float) * NB_CHUNK_K * NB_PANEL_ROWS;
             }
             for (int64_t i = 0; i < n_tiles; i++) {
                 const int T = tiles[i].n_tok;
                 tile_f_fn *tile = P > 1 ? tiles_wide[kind][T - 1] : tiles_one[kind][T - 1];
-                tile(y + tile_first[i] * ldy + p * NB_PANEL_ROWS, ldy, wk, w->panel_bytes,
+                tile(y + tile_first[i] * ldy + p * NB_PANEL_ROWS, ldy, wk, stride,
                      tiles[i].f + k0 * T, n, k0 == 0, mask);
             }
         }

@@ -220,7 +220,7 @@ static void gemm_task(void *context, int64_t chunk, int thread)
     const int64_t end = min64(begin + run->panels_per_chunk[j], job->w->n_panels);
     const nb_xpacked *x = run->x;
     if (x->layout.mode == NB_COMPUTE_F) {
-        _Alignas(64) float scratch[NB_CHUNK_K * NB_PANEL_ROWS];
+        _Alignas(64) float scratch[NB_GEMM_SCRATCH];
         run->k->gemm_f(job->y, job->ld, job->w, begin, end, x->tiles, x->tile_first, x->n_tiles,
                        scratch);
         return;

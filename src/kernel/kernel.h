@@ -15,10 +15,11 @@
 
 /* ---- A2, A3: matrix products on packed weights ---- */
 
-#define NB_PANEL_ROWS 16  /* weight rows interleaved in a panel: one 512-bit register of outputs */
-#define NB_TILE_MAX   12  /* tokens in a register tile */
-#define NB_CHUNK_K    128 /* A2: columns in one chain of FMAs */
-#define NB_SEG_MAX    65536 /* A3: columns in one integer sum */
+#define NB_PANEL_ROWS   16 /* weight rows interleaved in a panel: one 512-bit register of outputs */
+#define NB_TILE_MAX     12 /* tokens in a register tile */
+#define NB_CHUNK_K      128                              /* A2: columns in one chain of FMAs */
+#define NB_SEG_MAX      65536                            /* A3: columns in one integer sum */
+#define NB_GEMM_SCRATCH (4 * NB_CHUNK_K * NB_PANEL_ROWS) /* floats: chunks of 4 panels */
 
 typedef enum { NB_PANEL_F32, NB_PANEL_BF16, NB_PANEL_F16, NB_PANEL_U4, NB_PANEL_U8 } nb_panel_kind;
 
@@ -62,7 +63,7 @@ typedef struct {
 
 /* y[t * ldy + r] for rows r of panels [begin, end), tokens t of the tile: A2, weights dequantized
  * to binary32 first where they are codes (fl(s * (u - z)), or fma(s, u - z, m) with mins).
- * `scratch` holds NB_CHUNK_K * NB_PANEL_ROWS floats. The tiles are all of x's n_tiles, tile i
+ * `scratch` holds NB_GEMM_SCRATCH floats. The tiles are all of x's n_tiles, tile i
  * writing from y + tile_first[i] * ldy, so that a dequantized chunk serves all tokens. */
 typedef void nb_gemm_f_fn(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                           const nb_xtile *tiles, const int64_t *tile_first, int64_t n_tiles,

@@ -89,13 +89,23 @@ typedef struct {
     size_t scratch_bytes;
 } pack_job;
 
-static void pack_plain(const nb_panels *p, const nb_mat *m, int64_t panel)
+/* A format that has neither codes nor plain numbers is decoded to f32: slow, but it runs. */
+static bool needs_decoding(const nb_mat *m)
+{
+    return m->fmt->int_form == NULL && m->fmt->block_len > 1;
+}
+
+static void pack_plain(const nb_panels *p, const nb_mat *m, int64_t panel, uint8_t *scratch)
 {
     const int64_t first = panel * NB_PANEL_ROWS;
     const int rows = (int)(m->n_rows - first < NB_PANEL_ROWS ? m->n_rows - first : NB_PANEL_ROWS);
     uint8_t *out = p->codes + panel * p->panel_bytes;
     for (int i = 0; i < rows; i++) {
         const uint8_t *row = nb_mat_row(m, first + i);
+        if (needs_decoding(m)) {
+            m->fmt->decode_row(m, first + i, (float *)(void *)scratch);
+            row = scratch;
+        }
         if (p->kind == NB_PANEL_F32) {
             for (int64_t k = 0; k < p->n_cols; k++)
                 memcpy(out + 4 * (k * NB_PANEL_ROWS + i), row + 4 * k, 4);
@@ -166,18 +176,23 @@ static void pack_codes(const nb_panels *p, const nb_mat *m, int64_t panel, uint8
 static void pack_task(void *context, int64_t chunk, int thread)
 {
     const pack_job *job = context;
+    uint8_t *scratch =
+        job->scratch_bytes > 0 ? job->scratch + (size_t)thread * job->scratch_bytes : NULL;
     if (job->p->n_segs == 0)
-        pack_plain(job->p, job->m, chunk);
+        pack_plain(job->p, job->m, chunk, scratch);
     else
-        pack_codes(job->p, job->m, chunk, job->scratch + (size_t)thread * job->scratch_bytes);
+        pack_codes(job->p, job->m, chunk, scratch);
 }
 
 nb_status nb_panels_pack(nb_panels *p, const nb_mat *m, nb_pool *pool, nb_err *err)
 {
     assert(p->n_rows == m->n_rows && p->n_cols == m->n_cols);
     pack_job job = {.p = p, .m = m};
-    if (p->n_segs > 0) {
+    if (p->n_segs > 0)
         job.scratch_bytes = (size_t)round_up(10 * round_up(p->n_segs, 16) + p->k_pad, 64);
+    else if (needs_decoding(m))
+        job.scratch_bytes = (size_t)round_up(4 * p->n_cols, 64);
+    if (job.scratch_bytes > 0) {
         NB_TRY(nb_alloc((void **)&job.scratch, (size_t)nb_pool_n_threads(pool), job.scratch_bytes,
                         err));
     }
