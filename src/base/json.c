@@ -56,31 +56,30 @@ static const char *type_name(const json_t *v)
     return "something else";
 }
 
-/* *v is NULL when the key is absent or null, which is an error only if it is required. */
-static nb_status find(const json_t *object, const char *key, bool required, json_t **v, nb_err *err)
+#define TYPE(t) (1u << (t))
+
+/* *v is NULL when the key is absent or null, which is an error only if it is required. Otherwise
+ * its type is one of the set `types`, which a message calls `want`. */
+static nb_status find(const json_t *object, const char *key, bool required, unsigned types,
+                      const char *want, json_t **v, nb_err *err)
 {
     *v = json_object_get(object, key);
     if (*v != NULL && json_is_null(*v))
         *v = NULL;
-    if (*v == NULL && required)
-        return nb_fail(err, NB_DATA, "key '%s' is missing", key);
+    if (*v == NULL)
+        return required ? nb_fail(err, NB_DATA, "key '%s' is missing", key) : NB_OK;
+    if ((TYPE(json_typeof(*v)) & types) == 0)
+        return nb_fail(err, NB_DATA, "key '%s' is %s, not %s", key, type_name(*v), want);
     return NB_OK;
-}
-
-static nb_status wrong_type(const char *key, const json_t *v, const char *want, nb_err *err)
-{
-    return nb_fail(err, NB_DATA, "key '%s' is %s, not %s", key, type_name(v), want);
 }
 
 nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min,
                       int64_t max, int64_t *out, nb_err *err)
 {
     json_t *v;
-    NB_TRY(find(object, key, required, &v, err));
+    NB_TRY(find(object, key, required, TYPE(JSON_INTEGER), "an integer", &v, err));
     if (v == NULL)
         return NB_OK;
-    if (!json_is_integer(v))
-        return wrong_type(key, v, "an integer", err);
     const int64_t i = json_integer_value(v);
     if (i < min || i > max)
         return nb_fail(err, NB_DATA, "key '%s' is %lld, outside %lld to %lld", key, (long long)i,
@@ -93,24 +92,18 @@ nb_status nb_json_number(const json_t *object, const char *key, bool required, d
                          nb_err *err)
 {
     json_t *v;
-    NB_TRY(find(object, key, required, &v, err));
-    if (v == NULL)
-        return NB_OK;
-    if (!json_is_number(v))
-        return wrong_type(key, v, "a number", err);
-    *out = json_number_value(v);
+    NB_TRY(find(object, key, required, TYPE(JSON_INTEGER) | TYPE(JSON_REAL), "a number", &v, err));
+    if (v != NULL)
+        *out = json_number_value(v);
     return NB_OK;
 }
 
 nb_status nb_json_bool(const json_t *object, const char *key, bool required, bool *out, nb_err *err)
 {
     json_t *v;
-    NB_TRY(find(object, key, required, &v, err));
-    if (v == NULL)
-        return NB_OK;
-    if (!json_is_boolean(v))
-        return wrong_type(key, v, "a boolean", err);
-    *out = json_is_true(v);
+    NB_TRY(find(object, key, required, TYPE(JSON_TRUE) | TYPE(JSON_FALSE), "a boolean", &v, err));
+    if (v != NULL)
+        *out = json_is_true(v);
     return NB_OK;
 }
 
@@ -118,11 +111,9 @@ nb_status nb_json_text(const json_t *object, const char *key, bool required, con
                        nb_err *err)
 {
     json_t *v;
-    NB_TRY(find(object, key, required, &v, err));
+    NB_TRY(find(object, key, required, TYPE(JSON_STRING), "a string", &v, err));
     if (v == NULL)
         return NB_OK;
-    if (!json_is_string(v))
-        return wrong_type(key, v, "a string", err);
     if (strlen(json_string_value(v)) != json_string_length(v))
         return nb_fail(err, NB_DATA, "key '%s' holds a zero byte", key);
     *out = json_string_value(v);
@@ -133,12 +124,9 @@ nb_status nb_json_object(const json_t *object, const char *key, bool required, j
                          nb_err *err)
 {
     json_t *v;
-    NB_TRY(find(object, key, required, &v, err));
-    if (v == NULL)
-        return NB_OK;
-    if (!json_is_object(v))
-        return wrong_type(key, v, "an object", err);
-    *out = v;
+    NB_TRY(find(object, key, required, TYPE(JSON_OBJECT), "an object", &v, err));
+    if (v != NULL)
+        *out = v;
     return NB_OK;
 }
 
@@ -146,12 +134,9 @@ nb_status nb_json_array(const json_t *object, const char *key, bool required, js
                         nb_err *err)
 {
     json_t *v;
-    NB_TRY(find(object, key, required, &v, err));
-    if (v == NULL)
-        return NB_OK;
-    if (!json_is_array(v))
-        return wrong_type(key, v, "an array", err);
-    *out = v;
+    NB_TRY(find(object, key, required, TYPE(JSON_ARRAY), "an array", &v, err));
+    if (v != NULL)
+        *out = v;
     return NB_OK;
 }
 
