@@ -1,5 +1,6 @@
 /* Output folders: exchanged whole, and nothing of the user's is ever deleted. */
 #define _GNU_SOURCE
+#include "support/child.h"
 #include "support/golden.h"
 #include "support/scratch.h"
 
@@ -7,7 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -189,47 +189,32 @@ static void what_is_replaced_is_looked_at_again(void **state)
     assert_int_equal(scratch_count("."), 3);
 }
 
+static bool write_pieces(int pieces)
+{
+    nb_outdir out;
+    nb_err err;
+    return nb_outdir_open(&out, scratch_path("model"), false, &err) == NB_OK &&
+           (pieces < 1 || put(&out, "stale.json", "stale", &err) == NB_OK) &&
+           (pieces < 2 || put(&out, "config.json", "stale", &err) == NB_OK);
+}
+
 static void a_killed_writer_leaves_no_output(void **state)
 {
     (void)state;
     for (int pieces = 0; pieces < 3; pieces++) {
-        int ready[2];
-        assert_int_equal(pipe(ready), 0);
-        const pid_t child = fork();
-        assert_true(child >= 0);
-        if (child == 0) {
-            nb_outdir out;
-            nb_err err;
-            if (nb_outdir_open(&out, scratch_path("model"), false, &err) != NB_OK)
-                _exit(1);
-            if (pieces > 0)
-                (void)put(&out, "stale.json", "stale", &err);
-            if (pieces > 1)
-                (void)put(&out, "config.json", "stale", &err);
-            if (write(ready[1], "r", 1) != 1)
-                _exit(1);
-            for (;;)
-                pause();
-        }
-        char r = 0;
-        assert_int_equal(read(ready[0], &r, 1), 1);
+        const pid_t child = child_start(write_pieces, pieces);
         refused(scratch_path("model"), false, NB_IO, "locked: another process");
         assert_int_equal(scratch_count(TEMPORARY), pieces);
-        assert_int_equal(kill(child, SIGKILL), 0);
-        int status;
-        assert_int_equal(waitpid(child, &status, 0), child);
-        assert_true(WIFSIGNALED(status));
-        close(ready[0]);
-        close(ready[1]);
+        child_kill(child);
         assert_false(scratch_exists("model"));
         assert_true(scratch_exists(TEMPORARY));
+
         make_model("whole");
         assert_true(model_holds("whole"));
         assert_int_equal(scratch_count("."), 1);
-        assert_int_equal(rename(scratch_path("model"), scratch_path("old")), 0);
-        assert_int_equal(unlink(scratch_path("old/config.json")), 0);
-        assert_int_equal(unlink(scratch_path("old/model.safetensors")), 0);
-        assert_int_equal(rmdir(scratch_path("old")), 0);
+        assert_int_equal(unlink(scratch_path("model/config.json")), 0);
+        assert_int_equal(unlink(scratch_path("model/model.safetensors")), 0);
+        assert_int_equal(rmdir(scratch_path("model")), 0);
     }
 }
 

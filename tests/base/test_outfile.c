@@ -1,15 +1,14 @@
 /* Outputs appear whole or not at all: whatever fails, whoever is killed, whoever else writes. */
 #define _GNU_SOURCE
+#include "support/child.h"
 #include "support/golden.h"
 #include "support/scratch.h"
 
 #include "base/file.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -132,39 +131,30 @@ static void names_that_cannot_be_outputs_are_refused(void **state)
     assert_int_equal(nb_alloc_live(), 0);
 }
 
+static bool write_pieces(int pieces)
+{
+    nb_outfile out;
+    nb_err err;
+    if (nb_outfile_open(&out, scratch_path("m.gguf"), false, &err) != NB_OK)
+        return false;
+    for (int i = 0; i < pieces; i++) {
+        if (nb_outfile_write(&out, "half-written ", 13, &err) != NB_OK)
+            return false;
+    }
+    return true;
+}
+
 /* Killed with SIGKILL while it writes, at several moments: the name is not taken, and the next run
  * takes over the leftover. */
 static void a_killed_writer_leaves_no_output(void **state)
 {
     (void)state;
     for (int pieces = 0; pieces < 4; pieces++) {
-        int ready[2];
-        assert_int_equal(pipe(ready), 0);
-        const pid_t child = fork();
-        assert_true(child >= 0);
-        if (child == 0) {
-            nb_outfile out;
-            nb_err err;
-            if (nb_outfile_open(&out, scratch_path("m.gguf"), false, &err) != NB_OK)
-                _exit(1);
-            for (int i = 0; i < pieces; i++)
-                (void)nb_outfile_write(&out, "half-written ", 13, &err);
-            if (write(ready[1], "r", 1) != 1)
-                _exit(1);
-            for (;;)
-                pause();
-        }
-        char r = 0;
-        assert_int_equal(read(ready[0], &r, 1), 1);
+        const pid_t child = child_start(write_pieces, pieces);
         /* While it lives, it holds the output. */
         refused(scratch_path("m.gguf"), false, NB_IO, "locked: another process");
         assert_true(scratch_exists(TEMPORARY));
-        assert_int_equal(kill(child, SIGKILL), 0);
-        int status;
-        assert_int_equal(waitpid(child, &status, 0), child);
-        assert_true(WIFSIGNALED(status));
-        close(ready[0]);
-        close(ready[1]);
+        child_kill(child);
         assert_false(scratch_exists("m.gguf"));
         assert_true(scratch_exists(TEMPORARY));
 
