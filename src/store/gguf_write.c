@@ -162,11 +162,11 @@ static nb_status start(nb_sink *sink, const char *path, bool force, const nb_buf
         s = NB_ARENA_ALLOC(&sink->arena, &state->layouts, sink->n_weights, err);
     if (s == NB_OK)
         s = plan_file(sink, &header, kv, n_kv, err);
-    if (s != NB_OK)
+    if (s != NB_OK && path != NULL)
         s = nb_context(err, "%s", path);
-    if (s == NB_OK)
+    if (s == NB_OK && path != NULL)
         s = nb_outfile_open(&state->file, path, force, err);
-    if (s == NB_OK)
+    if (s == NB_OK && path != NULL)
         s = nb_outfile_write(&state->file, header.bytes.data, header.bytes.len, err);
     nb_buf_free(&header.bytes);
     return s;

@@ -334,6 +334,8 @@ static nb_status open_all(nb_sink *sink, const char *path, bool force, const nb_
     hf->file = NB_OUTFILE_CLOSED;
     sink->state = hf;
     NB_TRY(plan_all(sink, shard_bytes, err));
+    if (path == NULL)
+        return NB_OK;
     NB_TRY(nb_outdir_open(&hf->dir, path, force, err));
     NB_TRY(write_side_files(hf, side, n_side, err));
     return start_shard(hf, err);

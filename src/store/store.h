@@ -86,7 +86,9 @@ typedef struct nb_sink nb_sink;
 
 /* Starts a Hugging Face folder (temporary beside the target). Weights are planned first, in the
  * order in which they will be put; side files are written as they are. Shards above
- * `shard_bytes` (0: 5 GB, as save_pretrained). Affine weights become compressed-tensors. */
+ * `shard_bytes` (0: 5 GB, as save_pretrained). Affine weights become compressed-tensors.
+ * With path NULL, here and below, nothing is written: the plan is checked and can be asked for its
+ * size, and the sink can only be aborted. */
 nb_status nb_sink_open_hf(nb_sink **out, const char *path, bool force, const nb_weight *plan,
                           int64_t n_weights, const nb_side_file *side, int64_t n_side,
                           int64_t shard_bytes, nb_err *err);
