@@ -1,0 +1,70 @@
+/* nibble quantize: a model with fewer bits per weight. */
+#include "cli/rewriting.h"
+
+#include <string.h>
+
+static const char *const nonfinite_choices[] = {"refuse", "zero", NULL};
+
+static const nb_opt quantize_options[] = {
+    NB_OPT_ROW_OUTPUT("where to write: X.gguf is a GGUF, anything else a Hugging Face folder"),
+    {.name = "scheme",
+     .letter = 's',
+     .kind = NB_OPT_TEXT,
+     .value = "SCHEME",
+     .help = "W8A16, W4A16, W8A8, W4A8, with :gN or :channel, and sym or asym, as in "
+             "W4A16:g32,asym; or Q4_0, Q8_0"},
+    {.name = "method",
+     .letter = 'm',
+     .kind = NB_OPT_TEXT,
+     .value = "METHOD",
+     .preset = "rtn",
+     .help = "how codes are chosen: rtn (round to nearest)"},
+    NB_OPT_ROW_TO,
+    {.name = "nonfinite",
+     .kind = NB_OPT_CHOICE,
+     .value = "HOW",
+     .choices = nonfinite_choices,
+     .preset = "refuse",
+     .help = "weights that are NaN or infinite: refuse the model, or take them for zero"},
+    NB_OPT_ROW_DRY_RUN,
+    NB_OPT_ROW_FORCE,
+    NB_OPT_ROW_THREADS,
+    NB_OPT_ROW_ISA,
+    NB_OPT_ROW_JSON,
+    NB_OPT_ROW_QUIET,
+    {0},
+};
+
+static nb_status run_quantize(const nb_args *args, nb_out *out, nb_err *err)
+{
+    nb_scheme scheme;
+    const nb_quantizer *method = NULL;
+    const char *name = nb_args_text(args, "scheme");
+    if (name == NULL)
+        return nb_fail(err, NB_USAGE, "no scheme given: --scheme W4A16, for example");
+    NB_TRY(nb_scheme_parse(&scheme, name, err));
+    NB_TRY(nb_quantizer_by_name(&method, nb_args_text(args, "method"), err));
+    const bool zero = strcmp(nb_args_text(args, "nonfinite"), "zero") == 0;
+    return nb_rewriting_run(args, (nb_plan_request){.scheme = &scheme}, method,
+                            zero ? NB_NONFINITE_ZERO : NB_NONFINITE_REFUSE, out, err);
+}
+
+const nb_verb nb_verb_quantize = {
+    .name = "quantize",
+    .summary = "write a model with fewer bits per weight",
+    .example = "nibble quantize model-folder -o model-w4 --scheme W4A16\n"
+               "nibble quantize model.gguf -o model-q4.gguf --scheme Q4_0 --dry-run",
+    .about = "W schemes quantize the linear layers of the blocks and write a Hugging Face\n"
+             "folder in compressed-tensors layout; Q schemes write a GGUF, embeddings\n"
+             "included. By default 8-bit weights share a scale per row, 4-bit weights per\n"
+             "group of 128, or of 64 or 32 where 128 does not divide every row.\n\n"
+             "--json prints one object: source, source_container, output, container, scheme,\n"
+             "method, group_size, n_tensors, n_quantized, n_requantized, n_rounded, n_params,\n"
+             "source_bytes, bytes (of the tensor files), side_bytes, weight_bytes, bpw,\n"
+             "memory_bytes, notes; then rms_error, max_error, rounding_rms_error,\n"
+             "rounding_max_error, zeroed, seconds, peak_rss_bytes; or, with --dry-run,\n"
+             "dry_run, seconds, and tensors with name, shape, from, format, how, bytes.",
+    .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, 1, 1}, {0}},
+    .options = quantize_options,
+    .run = run_quantize,
+};

@@ -1,0 +1,190 @@
+/* See rewriting.h. */
+#include "cli/rewriting.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+const char *const nb_container_choices[] = {"hf", "gguf", NULL};
+
+nb_status nb_rewriting_container(const nb_args *args, nb_store_kind *out, nb_err *err)
+{
+    static const char end[] = ".gguf";
+    const char *to = nb_args_text(args, "to"), *path = nb_args_text(args, "output");
+    if (path == NULL && !nb_args_flag(args, "dry-run"))
+        return nb_fail(err, NB_USAGE, "no output given: -o OUT (or --dry-run to see the plan)");
+    if (path != NULL && (strcmp(path, "-") == 0 || *path == 0))
+        return nb_fail(err, NB_USAGE, "-o '%s': a model cannot be written there", path);
+    const size_t n = path == NULL ? 0 : strlen(path), n_end = sizeof end - 1;
+    const bool named = n > n_end && strcasecmp(path + n - n_end, end) == 0;
+    const bool gguf = to != NULL ? strcmp(to, "gguf") == 0 : named;
+    *out = gguf ? NB_STORE_GGUF : NB_STORE_HF;
+    return NB_OK;
+}
+
+/* ---- the input must survive ---- */
+
+/* "a/b" of "a/b/c", "." of "c", in the buffer. */
+static nb_status parent_of(const char *path, nb_buf *out, nb_err *err)
+{
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    while (n > 0 && path[n - 1] != '/')
+        n--;
+    out->len = 0;
+    if (n == 0)
+        NB_TRY(nb_buf_text(out, ".", err));
+    else
+        NB_TRY(nb_buf_put(out, path, n, err));
+    return nb_buf_u8(out, 0, err);
+}
+
+/* Whether `output` exists and replacing it would remove some file of the model: the model itself,
+ * a file of its folder, the folder of its file, or another shard of a split one. */
+static nb_status hits_input(const char *input, const char *output, bool *hits, nb_err *err)
+{
+    nb_buf in = {0}, out = {0};
+    *hits = nb_path_same(input, output);
+    nb_status s = parent_of(input, &in, err);
+    if (s == NB_OK)
+        s = parent_of(output, &out, err);
+    if (s == NB_OK && nb_path_exists(output)) {
+        const bool input_is_dir = nb_path_is_dir(input);
+        *hits = *hits || (input_is_dir && nb_path_same(input, (const char *)out.data)) ||
+                (!input_is_dir && nb_path_same((const char *)in.data, output));
+    }
+    nb_buf_free(&in);
+    nb_buf_free(&out);
+    return s;
+}
+
+/* PREFIX-00001-of-00003.gguf: the other shards are input as well. */
+static nb_status hits_shard(const nb_store *store, const char *output, bool *hits, nb_err *err)
+{
+    int64_t count = 1;
+    const char *path = nb_store_path(store);
+    const size_t n = strlen(path), n_tail = strlen("00001-of-00001.gguf");
+    if (nb_store_gguf(store) == NULL || n <= n_tail || !nb_path_exists(output))
+        return NB_OK;
+    NB_TRY(nb_gguf_int(nb_store_gguf(store), "split.count", false, 0, 65535, &count, err));
+    nb_buf name = {0};
+    nb_status s = NB_OK;
+    for (int64_t i = 1; i < count && s == NB_OK && !*hits; i++) {
+        name.len = 0;
+        s = nb_buf_format(&name, err, "%.*s%05lld-of-%05lld.gguf", (int)(n - n_tail), path,
+                          (long long)i + 1, (long long)count);
+        *hits = s == NB_OK && nb_path_same((const char *)name.data, output);
+    }
+    nb_buf_free(&name);
+    return s;
+}
+
+static nb_status check_output(const nb_rewriting *r, nb_err *err)
+{
+    bool hits = false;
+    if (r->output == NULL)
+        return NB_OK;
+    NB_TRY(hits_input(r->source, r->output, &hits, err));
+    if (!hits)
+        NB_TRY(hits_shard(r->store, r->output, &hits, err));
+    if (hits)
+        return nb_fail(err, NB_USAGE, "%s: the output would replace the input", r->output);
+    if (r->dry_run && nb_path_exists(r->output) && !nb_args_flag(r->args, "force"))
+        return nb_fail(err, NB_USAGE, "%s: exists already (--force replaces it)", r->output);
+    return NB_OK;
+}
+
+/* ---- doing ---- */
+
+typedef struct {
+    nb_out *out;
+    nb_progress bar;
+} progress;
+
+static bool show_progress(void *context, int64_t done, int64_t total)
+{
+    progress *p = context;
+    (void)total;
+    nb_progress_update(p->out, &p->bar, done);
+    return !nb_interrupted();
+}
+
+static nb_status dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    nb_sink *sink;
+    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, NULL, false, err));
+    r->bytes = nb_sink_planned_bytes(sink);
+    nb_sink_abort(sink);
+    NB_TRY(nb_rewrite_estimate(&r->plan, r->method, nb_pool_n_threads(r->runtime.pool), &r->seconds,
+                               err));
+    if (out->json)
+        return nb_rewriting_print_json(r, out, err);
+    nb_rewriting_print_head(r, out);
+    NB_TRY(nb_rewriting_print_table(r, out, err));
+    nb_rewriting_print_end(r, out);
+    return NB_OK;
+}
+
+static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out, nb_err *err)
+{
+    const double start = nb_clock();
+    nb_sink *sink;
+    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, r->output,
+                                 nb_args_flag(r->args, "force"), err));
+    r->bytes = nb_sink_planned_bytes(sink);
+    if (!out->json)
+        nb_rewriting_print_head(r, out);
+    int64_t source_bytes = 0;
+    for (int64_t i = 0; i < r->plan.n; i++)
+        source_bytes += r->plan.from[i] != NULL ? r->plan.from[i]->bytes : 0;
+    progress p = {.out = out};
+    const nb_rewrite_options options = {
+        .method = r->method, .nonfinite = nonfinite, .progress = show_progress, .context = &p};
+    nb_progress_begin(out, &p.bar, r->plan.request.scheme != NULL ? "quantizing" : "converting",
+                      "bytes", source_bytes);
+    nb_status s = nb_rewrite(r->store, &r->plan, sink, r->runtime.pool, &options, &r->result, err);
+    nb_progress_end(out, &p.bar);
+    if (s == NB_OK && nb_interrupted())
+        s = nb_fail_interrupted(err);
+    if (s != NB_OK) {
+        nb_sink_abort(sink);
+        return s;
+    }
+    NB_TRY(nb_sink_commit(sink, err));
+    r->seconds = nb_clock() - start;
+    if (out->json)
+        return nb_rewriting_print_json(r, out, err);
+    nb_rewriting_print_end(r, out);
+    return NB_OK;
+}
+
+static nb_status run(nb_rewriting *r, const nb_plan_request *request, nb_nonfinite nonfinite,
+                     nb_out *out, nb_err *err)
+{
+    NB_TRY(nb_store_open(&r->store, r->source, err));
+    NB_TRY(check_output(r, err));
+    NB_TRY(nb_plan_make(&r->plan, r->store, request, err));
+    NB_TRY(nb_wrapping_make(&r->wrapping, r->store, &r->plan, err));
+    NB_TRY(nb_runtime_open(&r->runtime, r->args, err));
+    return r->dry_run ? dry_run(r, out, err) : really_run(r, nonfinite, out, err);
+}
+
+nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_quantizer *method,
+                           nb_nonfinite nonfinite, nb_out *out, nb_err *err)
+{
+    NB_TRY(nb_rewriting_container(args, &request.to, err));
+    if (request.scheme != NULL)
+        NB_TRY(nb_scheme_check_container(request.scheme, request.to, err));
+    nb_rewriting r = {.args = args,
+                      .source = nb_args_operand(args, 0),
+                      .output = nb_args_text(args, "output"),
+                      .method = method,
+                      .dry_run = nb_args_flag(args, "dry-run")};
+    const nb_status s = run(&r, &request, nonfinite, out, err);
+    nb_runtime_close(&r.runtime);
+    nb_wrapping_free(&r.wrapping);
+    nb_plan_free(&r.plan);
+    nb_store_close(r.store);
+    return s;
+}

@@ -1,0 +1,271 @@
+/* What quantize and convert print; see rewriting.h. */
+#include "cli/rewriting.h"
+
+#include "store/names.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- words ---- */
+
+/* "q4_0", "int4 g64", "int8 channel, asym": a format with how its scales lie. */
+static const char *format_words(const nb_weight *w, char *room, size_t size)
+{
+    if (!w->fmt->affine)
+        return w->fmt->name;
+    char group[32] = "channel";
+    if (w->group_size < w->n_cols)
+        snprintf(group, sizeof group, "g%lld", (long long)w->group_size);
+    snprintf(room, size, "%s %s%s", w->fmt->name, group, w->symmetric ? "" : ", asym");
+    return room;
+}
+
+static const char *container_words(nb_store_kind kind)
+{
+    return kind == NB_STORE_GGUF ? "a GGUF" : "a Hugging Face folder";
+}
+
+static int64_t memory_of(const nb_rewriting *r)
+{
+    const int64_t text_bytes = r->wrapping.side_bytes + (int64_t)r->wrapping.kv.len;
+    return nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
+}
+
+void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out)
+{
+    const nb_plan *plan = &r->plan;
+    if (out->quiet)
+        return;
+    const bool quantize = plan->request.scheme != NULL;
+    nb_out_text(out, "%s %s (%s, %s) to %s%s%s", quantize ? "quantize" : "convert", r->source,
+                nb_container_name(nb_store_kind_of(r->store)),
+                nb_human_bytes(nb_store_file_bytes(r->store)).text,
+                container_words(plan->request.to), r->output != NULL ? " " : "",
+                r->output != NULL ? r->output : "");
+    if (quantize)
+        nb_out_text(out, ": %s, method %s", plan->request.scheme->name, r->method->name);
+    nb_out_text(out, "\n");
+    for (int i = 0; i < plan->n_notes; i++)
+        nb_out_text(out, "  %s\n", plan->notes[i]);
+    nb_out_text(out, "  planned: %lld bytes (%s), %.3f bits per weight; memory about %s\n",
+                (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
+                nb_human_bytes(memory_of(r)).text);
+}
+
+/* ---- the table: one row for all layers' weights that are treated alike ---- */
+
+/* A row's key and text at once: name with the layer as *, shape, and what happens. */
+static nb_status row_text(nb_arena *arena, char **out, const nb_plan *plan, int64_t i, nb_err *err)
+{
+    static const char layers[] = "model.layers.";
+    const nb_weight *to = &plan->weights[i], *from = plan->from[i];
+    char from_room[64], to_room[64];
+    const char *rest = to->name, *before = "";
+    if (strncmp(to->name, layers, sizeof layers - 1) == 0) {
+        const size_t digits = strspn(to->name + sizeof layers - 1, "0123456789");
+        before = digits > 0 ? "model.layers.*" : "";
+        rest = digits > 0 ? to->name + sizeof layers - 1 + digits : to->name;
+    }
+    return nb_arena_format(arena, out, err, "%s%s\n%lld x %lld\n%s\n%s\n%s", before, rest,
+                           (long long)to->n_rows, (long long)to->n_cols,
+                           from == NULL ? "-" : format_words(from, from_room, sizeof from_room),
+                           format_words(to, to_room, sizeof to_room), nb_how_name(plan->how[i]));
+}
+
+/* Rows that are one: how many weights, their bytes, and the first of them. */
+typedef struct {
+    const char *text;
+    int64_t first, n, bytes;
+} merged;
+
+static int by_first(const void *a, const void *b)
+{
+    const merged *x = a, *y = b;
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+static nb_status merge_rows(nb_arena *arena, const nb_plan *plan, merged **out, int64_t *n_out,
+                            nb_err *err)
+{
+    nb_name *names;
+    NB_TRY(NB_ARENA_ALLOC(arena, &names, plan->n, err));
+    NB_TRY(NB_ARENA_ALLOC(arena, out, plan->n, err));
+    for (int64_t i = 0; i < plan->n; i++) {
+        char *text;
+        NB_TRY(row_text(arena, &text, plan, i, err));
+        names[i] = (nb_name){.name = text, .value = i};
+    }
+    nb_names_sort(names, plan->n);
+    int64_t n = 0;
+    for (int64_t i = 0; i < plan->n; i++) {
+        if (i == 0 || strcmp(names[i - 1].name, names[i].name) != 0)
+            (*out)[n++] = (merged){.text = names[i].name, .first = names[i].value};
+        (*out)[n - 1].n++;
+        (*out)[n - 1].bytes += plan->weights[names[i].value].bytes;
+    }
+    qsort(*out, (size_t)n, sizeof **out, by_first);
+    *n_out = n;
+    return NB_OK;
+}
+
+static nb_status add_row(nb_table *table, const merged *row, nb_err *err)
+{
+    const char *at = row->text;
+    for (int column = 0; column < 5; column++) {
+        const size_t n = strcspn(at, "\n");
+        NB_TRY(nb_table_cell(table, err, "%.*s", (int)n, at));
+        at += n + (at[n] != 0);
+        if (column == 0)
+            NB_TRY(nb_table_cell(table, err, "%lld", (long long)row->n));
+    }
+    return nb_table_cell(table, err, "%lld", (long long)row->bytes);
+}
+
+nb_status nb_rewriting_print_table(const nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    static const char *const heads[] = {"tensor", ">count", "shape", "from", "to", "how", ">bytes"};
+    nb_arena arena = {0};
+    nb_table table = {0};
+    merged *rows = NULL;
+    int64_t n = 0;
+    nb_status s = merge_rows(&arena, &r->plan, &rows, &n, err);
+    if (s == NB_OK)
+        s = nb_table_begin(&table, heads, 7, err);
+    for (int64_t i = 0; s == NB_OK && i < n; i++)
+        s = add_row(&table, &rows[i], err);
+    if (s == NB_OK) {
+        nb_out_text(out, "\n");
+        s = nb_table_print(&table, out, err);
+    }
+    nb_table_free(&table);
+    nb_arena_free(&arena);
+    return s;
+}
+
+/* ---- the end ---- */
+
+static void print_error(nb_out *out, const char *what, const nb_error_sum *e)
+{
+    if (e->power > 0)
+        nb_out_text(out, "  %s: rms error %.3g %% of the weights' rms, largest %.3g\n", what,
+                    100 * nb_error_sum_rms(e), e->max);
+}
+
+void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
+{
+    const nb_plan *plan = &r->plan;
+    if (r->dry_run) {
+        nb_out_text(out,
+                    "\n%lld tensors, %s parameters; about %s of computing on %d threads, and "
+                    "what reading and writing take; nothing was written\n",
+                    (long long)plan->n, nb_human_count(plan->n_params).text,
+                    nb_human_seconds(r->seconds).text, nb_pool_n_threads(r->runtime.pool));
+        return;
+    }
+    if (!out->quiet) {
+        print_error(out, "quantized", &r->result.quantized);
+        if (plan->n_rounded > 0)
+            print_error(out, "rounded to other floats", &r->result.rounded);
+        if (r->result.n_zeroed > 0)
+            nb_out_text(out, "  %lld values that were NaN or infinite are 0 now\n",
+                        (long long)r->result.n_zeroed);
+        if (r->result.n_requantized > 0)
+            nb_out_text(out, "  %lld rows got new codes, because their scales do not fit\n",
+                        (long long)r->result.n_requantized);
+    }
+    nb_out_text(out, "%s: %lld bytes (%s), %.3f bits per weight, in %s\n", r->output,
+                (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
+                nb_human_seconds(r->seconds).text);
+}
+
+/* ---- JSON ---- */
+
+static json_t *text_json(const char *text)
+{
+    return text == NULL ? json_null() : nb_json_any_text(text, strlen(text));
+}
+
+static json_t *tensor_json(const nb_plan *plan, int64_t i)
+{
+    const nb_weight *to = &plan->weights[i], *from = plan->from[i];
+    json_t *shape = json_array();
+    for (int d = 0; d < to->n_dims; d++)
+        json_array_append_new(shape, json_integer(to->dims[d]));
+    json_t *j = json_pack("{s:o,s:o,s:s,s:s,s:s,s:I}", "name", text_json(to->name), "shape", shape,
+                          "from", from == NULL ? "" : from->fmt->name, "format", to->fmt->name,
+                          "how", nb_how_name(plan->how[i]), "bytes", (json_int_t)to->bytes);
+    if (j != NULL && to->fmt->affine) {
+        json_object_set_new(j, "group_size", json_integer(to->group_size));
+        json_object_set_new(j, "symmetric", json_boolean(to->symmetric));
+        json_object_set_new(j, "scale_type", json_string(nb_float_name(to->scale_type)));
+    }
+    return j;
+}
+
+static json_t *plan_json(const nb_rewriting *r)
+{
+    const nb_plan *plan = &r->plan;
+    const nb_scheme *scheme = plan->request.scheme;
+    const int64_t memory = memory_of(r);
+    json_t *notes = json_array();
+    for (int i = 0; i < plan->n_notes; i++)
+        json_array_append_new(notes, text_json(plan->notes[i]));
+    json_t *group = json_null();
+    if (scheme != NULL && scheme->fmt->affine)
+        group = plan->group_size == NB_GROUP_CHANNEL ? json_string("channel")
+                                                     : json_integer(plan->group_size);
+    json_t *a = json_pack(
+        "{s:o,s:s,s:o,s:s,s:o,s:o,s:o,s:I,s:I,s:I,s:I}", "source", text_json(r->source),
+        "source_container", nb_container_name(nb_store_kind_of(r->store)), "output",
+        text_json(r->output), "container", nb_container_name(plan->request.to), "scheme",
+        text_json(scheme == NULL ? NULL : scheme->name), "method",
+        text_json(scheme == NULL ? NULL : r->method->name), "group_size", group, "n_tensors",
+        (json_int_t)plan->n, "n_quantized", (json_int_t)plan->n_quantized, "n_requantized",
+        (json_int_t)plan->n_requantized, "n_rounded", (json_int_t)plan->n_rounded);
+    json_t *b = json_pack(
+        "{s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:o}", "n_params", (json_int_t)plan->n_params, "source_bytes",
+        (json_int_t)nb_store_file_bytes(r->store), "bytes", (json_int_t)r->bytes, "side_bytes",
+        (json_int_t)r->wrapping.side_bytes, "weight_bytes", (json_int_t)plan->bytes, "bpw",
+        nb_plan_bpw(plan), "memory_bytes", (json_int_t)memory, "notes", notes);
+    if (a == NULL || b == NULL || json_object_update(a, b) != 0) {
+        json_decref(a);
+        a = NULL;
+    }
+    json_decref(b);
+    return a;
+}
+
+static int add_dry(json_t *line, const nb_rewriting *r)
+{
+    json_t *tensors = json_array();
+    int bad = tensors == NULL;
+    for (int64_t i = 0; i < r->plan.n && !bad; i++)
+        bad = json_array_append_new(tensors, tensor_json(&r->plan, i));
+    bad |= json_object_set_new(line, "dry_run", json_true());
+    bad |= json_object_set_new(line, "seconds", json_real(r->seconds));
+    return bad | json_object_set_new(line, "tensors", tensors);
+}
+
+static int add_results(json_t *line, const nb_rewriting *r)
+{
+    const nb_rewrite_result *x = &r->result;
+    json_t *more = json_pack(
+        "{s:f,s:f,s:f,s:f,s:I,s:f,s:I}", "rms_error", nb_error_sum_rms(&x->quantized), "max_error",
+        x->quantized.max, "rounding_rms_error", nb_error_sum_rms(&x->rounded), "rounding_max_error",
+        x->rounded.max, "zeroed", (json_int_t)x->n_zeroed, "seconds", r->seconds, "peak_rss_bytes",
+        (json_int_t)nb_peak_rss());
+    const int bad = more == NULL ? -1 : json_object_update(line, more);
+    json_decref(more);
+    return bad;
+}
+
+nb_status nb_rewriting_print_json(const nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    json_t *line = plan_json(r);
+    if (line != NULL && (r->dry_run ? add_dry(line, r) : add_results(line, r)) != 0) {
+        json_decref(line);
+        line = NULL;
+    }
+    return nb_out_json(out, line, err);
+}

@@ -1,0 +1,504 @@
+/* See plan.h. */
+#include "quant/plan.h"
+
+#include "quant/roles.h"
+#include "quant/rope_factors.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_NOTES 64
+
+/* What planning passes around. */
+typedef struct {
+    nb_plan *plan;
+    nb_store *store;
+    nb_loaded loaded;    /* of the few weights that planning has to look into */
+    int64_t n_unblocked; /* weights whose rows are no whole blocks, and the first of them */
+    const nb_weight *first_unblocked;
+} planner;
+
+const char *nb_how_name(nb_how how)
+{
+    static const char *const names[] = {"copy", "repack", "widen", "round", "quantize", "make"};
+    return names[how];
+}
+
+static nb_status note(nb_plan *plan, nb_err *err, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+static nb_status note(nb_plan *plan, nb_err *err, const char *format, ...)
+{
+    if (plan->n_notes == MAX_NOTES)
+        return NB_OK;
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    return nb_arena_text(&plan->arena, &plan->notes[plan->n_notes++], text, strlen(text), err);
+}
+
+/* ---- what the source is ---- */
+
+static nb_status find_main_type(planner *p, nb_err *err)
+{
+    const nb_store *store = p->store;
+    const nb_plan_request *r = &p->plan->request;
+    /* Blocks have F16 scales, which readers turn into the type of the whole folder. */
+    const bool keeps_blocks = r->scheme == NULL && r->dtype == NB_DTYPE_KEEP &&
+                              r->to == NB_STORE_HF && nb_store_kind_of(store) == NB_STORE_GGUF;
+    p->plan->main_type = keeps_blocks ? NB_F16 : NB_BF16;
+    if (keeps_blocks)
+        return NB_OK;
+    for (int64_t i = 0; i < nb_store_n_weights(store); i++) {
+        const nb_weight *w = nb_store_weight(store, i);
+        if (w->n_dims != 2 || (w->fmt != &nb_format_f16 && w->fmt != &nb_format_bf16))
+            continue;
+        p->plan->main_type = w->fmt == &nb_format_f16 ? NB_F16 : NB_BF16;
+        return NB_OK;
+    }
+    const json_t *config = nb_store_config(store);
+    const char *dtype = NULL;
+    if (config != NULL)
+        NB_TRY(nb_json_text(config, json_object_get(config, "dtype") ? "dtype" : "torch_dtype",
+                            false, &dtype, err));
+    if (dtype != NULL && strcmp(dtype, "float16") == 0)
+        p->plan->main_type = NB_F16;
+    return NB_OK;
+}
+
+static const nb_format *float_format(nb_float_type type)
+{
+    return type == NB_F32 ? &nb_format_f32 : type == NB_F16 ? &nb_format_f16 : &nb_format_bf16;
+}
+
+static bool is_plain(const nb_weight *w)
+{
+    return !w->fmt->affine && w->fmt->block_len == 1;
+}
+
+/* Whether a vector's values all fit into the main type. Only vectors are read while planning. */
+static nb_status fits_main_type(planner *p, const nb_weight *w, bool *fits, nb_err *err)
+{
+    NB_TRY(nb_store_read(p->store, w, &p->loaded, err));
+    const float *x = (const float *)p->loaded.mat.codes;
+    float back;
+    nb_mat one = {.fmt = float_format(p->plan->main_type), .n_rows = 1, .n_cols = 1};
+    uint16_t stored;
+    one.codes = &stored;
+    one.row_bytes = sizeof stored;
+    *fits = true;
+    for (int64_t i = 0; i < w->n_rows * w->n_cols && *fits; i++) {
+        one.fmt->encode_row(&one, 0, &x[i]);
+        one.fmt->decode_row(&one, 0, &back);
+        *fits = memcmp(&back, &x[i], sizeof back) == 0;
+    }
+    return NB_OK;
+}
+
+/* ---- the groups of a scheme ---- */
+
+static const int64_t usual_groups[] = {128, 64, 32, 16, 8};
+
+/* The first weight of the block linears whose rows a group does not divide; NULL: none. */
+static const nb_weight *first_undivided(const nb_store *store, int64_t group_size)
+{
+    for (int64_t i = 0; i < nb_store_n_weights(store); i++) {
+        const nb_weight *w = nb_store_weight(store, i);
+        if (nb_role_of(w) == NB_ROLE_LINEAR && w->n_cols % group_size != 0)
+            return w;
+    }
+    return NULL;
+}
+
+static nb_status undivided(const planner *p, const nb_weight *w, int64_t group_size, nb_err *err)
+{
+    char fits[64];
+    size_t n = 0;
+    for (size_t i = 0; i < sizeof usual_groups / sizeof *usual_groups; i++) {
+        if (first_undivided(p->store, usual_groups[i]) == NULL)
+            n += (size_t)snprintf(fits + n, sizeof fits - n, "g%lld, ", (long long)usual_groups[i]);
+    }
+    snprintf(fits + n, sizeof fits - n, "channel");
+    return nb_fail(err, NB_UNSUPPORTED,
+                   "%s: tensor '%.200s' has rows of %lld columns, which groups of %lld do not "
+                   "divide; what fits every row: %s",
+                   nb_store_path(p->store), w->name, (long long)w->n_cols, (long long)group_size,
+                   fits);
+}
+
+static nb_status choose_group(planner *p, nb_err *err)
+{
+    const nb_scheme *scheme = p->plan->request.scheme;
+    p->plan->group_size = scheme->group_size;
+    if (!scheme->fmt->affine || scheme->group_size == NB_GROUP_CHANNEL)
+        return NB_OK;
+    if (scheme->group_size != NB_GROUP_CHOOSE) {
+        const nb_weight *w = first_undivided(p->store, scheme->group_size);
+        return w == NULL ? NB_OK : undivided(p, w, scheme->group_size, err);
+    }
+    for (size_t i = 0; i < 3; i++) { /* 128, 64, 32 */
+        p->plan->group_size = usual_groups[i];
+        if (first_undivided(p->store, usual_groups[i]) == NULL)
+            return note(p->plan, err, "group size %lld: %s", (long long)usual_groups[i],
+                        i == 0 ? "the default"
+                               : "the largest of 128, 64, 32 that divides every row");
+    }
+    return undivided(p, first_undivided(p->store, 32), 32, err);
+}
+
+/* ---- ways to a new weight: each fills in *to, a copy of the source's weight, and *how ---- */
+
+static void be_plain(nb_weight *to, nb_how *how, const nb_format *fmt)
+{
+    if (to->fmt == fmt)
+        return;
+    *how = fmt == &nb_format_f32 ? NB_HOW_WIDEN : NB_HOW_ROUND;
+    to->fmt = fmt;
+    to->group_size = 0;
+    to->act = (nb_act_spec){0};
+}
+
+static void be_affine(nb_weight *to, nb_how *how, const nb_scheme *scheme, int64_t group_size,
+                      nb_float_type scale_type)
+{
+    const int64_t group = group_size == NB_GROUP_CHANNEL ? to->n_cols : group_size;
+    const bool same = to->fmt == scheme->fmt && to->group_size == group &&
+                      to->symmetric == scheme->symmetric && to->scale_type == scale_type;
+    *how = same ? NB_HOW_COPY : NB_HOW_QUANTIZE;
+    to->fmt = scheme->fmt;
+    to->group_size = group;
+    to->symmetric = scheme->symmetric;
+    to->scale_type = scale_type;
+    to->act = scheme->act;
+}
+
+/* Rows that are no whole blocks stay floats, as other programs keep them. */
+static void be_block(planner *p, nb_weight *to, nb_how *how, const nb_format *fmt)
+{
+    if (to->fmt == fmt)
+        return;
+    if (to->n_cols % fmt->block_len == 0) {
+        to->fmt = fmt;
+        to->group_size = 0;
+        to->act = (nb_act_spec){0};
+        *how = NB_HOW_QUANTIZE;
+        return;
+    }
+    if (p->n_unblocked++ == 0)
+        p->first_unblocked = to;
+    if (!is_plain(to))
+        be_plain(to, how, float_format(p->plan->main_type));
+}
+
+/* The affine form of symmetric blocks: codes and scales are the same numbers. */
+static bool be_affine_of_block(nb_weight *to, nb_how *how)
+{
+    const nb_format *fmt = to->fmt == &nb_format_q4_0   ? &nb_format_int4
+                           : to->fmt == &nb_format_q8_0 ? &nb_format_int8
+                                                        : NULL;
+    if (fmt == NULL)
+        return false;
+    to->group_size = to->fmt->block_len;
+    to->fmt = fmt;
+    to->symmetric = true;
+    to->scale_type = NB_F16;
+    *how = NB_HOW_REPACK;
+    return true;
+}
+
+/* And back: a group of several blocks repeats its scale. */
+static nb_status be_block_of_affine(planner *p, nb_weight *to, nb_how *how, nb_err *err)
+{
+    const nb_format *fmt = to->fmt->bits == 4 ? &nb_format_q4_0 : &nb_format_q8_0;
+    const bool whole = to->n_cols % fmt->block_len == 0;
+    const bool same = to->symmetric && to->group_size % fmt->block_len == 0;
+    if (whole && same) {
+        *how = NB_HOW_REPACK;
+    } else if (whole && p->plan->request.requantize) {
+        *how = NB_HOW_QUANTIZE;
+    } else {
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "tensor '%.200s': %s in groups of %lld%s of %lld columns has no lossless "
+                       "GGUF form; --requantize chooses new %s codes, --dtype bf16 makes floats",
+                       to->name, to->fmt->name, (long long)to->group_size,
+                       to->symmetric ? "" : ", asymmetric,", (long long)to->n_cols, fmt->name);
+    }
+    to->fmt = fmt;
+    to->group_size = 0;
+    to->act = (nb_act_spec){0};
+    return NB_OK;
+}
+
+/* ---- the rules ---- */
+
+/* What is not quantized. Vectors that a GGUF holds in F32 were 16-bit numbers once, as a rule:
+ * they become that again where nothing is lost. ggml computes with vectors in F32 only. */
+static nb_status keep(planner *p, const nb_weight *from, nb_weight *to, nb_how *how, nb_err *err)
+{
+    const nb_format *main_format = float_format(p->plan->main_type);
+    if (p->plan->request.to == NB_STORE_GGUF) {
+        if (nb_role_of(from) == NB_ROLE_VECTOR)
+            be_plain(to, how, &nb_format_f32);
+        else if (from->fmt->affine)
+            be_plain(to, how, main_format);
+        return NB_OK;
+    }
+    if (!is_plain(from)) {
+        be_plain(to, how, main_format);
+        return NB_OK;
+    }
+    bool fits = false;
+    if (nb_store_kind_of(p->store) == NB_STORE_GGUF && from->fmt == &nb_format_f32 &&
+        nb_role_of(from) == NB_ROLE_VECTOR)
+        NB_TRY(fits_main_type(p, from, &fits, err));
+    if (fits) {
+        be_plain(to, how, main_format);
+        *how = NB_HOW_WIDEN;
+    }
+    return NB_OK;
+}
+
+static nb_status quantize(planner *p, const nb_weight *from, nb_weight *to, nb_how *how,
+                          nb_err *err)
+{
+    const nb_scheme *scheme = p->plan->request.scheme;
+    const nb_role role = nb_role_of(from);
+    if (role == NB_ROLE_LINEAR && scheme->fmt->affine)
+        be_affine(to, how, scheme, p->plan->group_size, p->plan->main_type);
+    else if (role == NB_ROLE_LINEAR)
+        be_block(p, to, how, scheme->fmt);
+    else if ((role == NB_ROLE_EMBED || role == NB_ROLE_HEAD) && !scheme->fmt->affine)
+        be_block(p, to, how, &nb_format_q8_0);
+    else
+        NB_TRY(keep(p, from, to, how, err));
+    p->plan->n_quantized += *how == NB_HOW_QUANTIZE;
+    p->plan->n_requantized += *how == NB_HOW_QUANTIZE && !is_plain(from);
+    return NB_OK;
+}
+
+static nb_status convert_to_hf(planner *p, const nb_weight *from, nb_weight *to, nb_how *how,
+                               nb_err *err)
+{
+    if (nb_store_kind_of(p->store) == NB_STORE_HF)
+        return NB_OK; /* whatever a folder holds, another one does */
+    if (is_plain(from) || p->plan->request.dtype == NB_DTYPE_AUTO)
+        return keep(p, from, to, how, err);
+    const nb_role role = nb_role_of(from);
+    if ((role == NB_ROLE_LINEAR || role == NB_ROLE_HEAD) && be_affine_of_block(to, how))
+        return NB_OK;
+    /* No reader of folders knows embeddings in codes. Binary32 holds code * scale exactly. */
+    if (role == NB_ROLE_EMBED || role == NB_ROLE_VECTOR) {
+        be_plain(to, how, &nb_format_f32);
+        return NB_OK;
+    }
+    return nb_fail(err, NB_UNSUPPORTED,
+                   "%s: tensor '%.200s' is %s, which a Hugging Face folder cannot keep; --dtype "
+                   "bf16 rounds it, --dtype f32 holds its values exactly",
+                   nb_store_path(p->store), from->name, from->fmt->name);
+}
+
+static nb_status convert(planner *p, const nb_weight *from, nb_weight *to, nb_how *how, nb_err *err)
+{
+    static const nb_format *const formats[] = {
+        [NB_DTYPE_F32] = &nb_format_f32,
+        [NB_DTYPE_F16] = &nb_format_f16,
+        [NB_DTYPE_BF16] = &nb_format_bf16,
+    };
+    const nb_dtype dtype = p->plan->request.dtype;
+    const bool gguf = p->plan->request.to == NB_STORE_GGUF;
+    if (dtype >= NB_DTYPE_F32) {
+        const bool vector = nb_role_of(from) == NB_ROLE_VECTOR;
+        be_plain(to, how, gguf && vector ? &nb_format_f32 : formats[dtype]);
+        return NB_OK;
+    }
+    if (!gguf)
+        return convert_to_hf(p, from, to, how, err);
+    if (nb_store_kind_of(p->store) == NB_STORE_GGUF)
+        return NB_OK;
+    if (!from->fmt->affine)
+        return keep(p, from, to, how, err);
+    if (be_block_of_affine(p, to, how, err) != NB_OK)
+        return nb_context(err, "%s", nb_store_path(p->store));
+    p->plan->n_quantized += *how == NB_HOW_QUANTIZE;
+    p->plan->n_requantized += *how == NB_HOW_QUANTIZE;
+    return NB_OK;
+}
+
+/* ---- all weights ---- */
+
+/* As the reader of the file will count them (nb_weight). */
+static int64_t weight_bytes(const nb_weight *w)
+{
+    const int64_t word_bits = 32, n_words = (w->n_cols * w->fmt->bits + word_bits - 1) / word_bits;
+    if (!w->fmt->affine)
+        return w->n_rows * (w->n_cols / w->fmt->block_len) * w->fmt->block_bytes;
+    const bool packed = w->fmt->bits != 8 || w->act.bits == 0;
+    const int64_t n_groups = w->n_cols / w->group_size;
+    int64_t bytes = packed ? 16 + w->n_rows * 4 * n_words : w->n_rows * w->n_cols;
+    bytes += w->n_rows * n_groups * (int64_t)nb_float_bytes(w->scale_type);
+    if (w->symmetric)
+        return bytes;
+    const int64_t zero_rows = (w->n_rows * w->fmt->bits + word_bits - 1) / word_bits;
+    return bytes + (packed ? 4 * zero_rows : w->n_rows) * n_groups;
+}
+
+/* Weights that the target has no use for. */
+static nb_status left_out(planner *p, const nb_weight *w, bool *out, nb_err *err)
+{
+    static const char inverse[] = ".rotary_emb.inv_freq";
+    const size_t n = strlen(w->name), end = sizeof inverse - 1;
+    const bool gguf = p->plan->request.to == NB_STORE_GGUF;
+    const bool from_hf = nb_store_kind_of(p->store) == NB_STORE_HF;
+    *out = true;
+    if (!gguf && strcmp(w->name, "rope_freqs.weight") == 0)
+        return NB_OK; /* config.json says it */
+    if (gguf && from_hf && n > end && strcmp(w->name + n - end, inverse) == 0)
+        return NB_OK; /* computed from the config by every reader */
+    if (gguf && from_hf && p->plan->config.tied_head && strcmp(w->name, "lm_head.weight") == 0)
+        return note(p->plan, err,
+                    "lm_head.weight is left out: the config ties it to the embedding");
+    *out = false;
+    return NB_OK;
+}
+
+static nb_status add(planner *p, const nb_weight *from, nb_err *err)
+{
+    nb_plan *plan = p->plan;
+    bool out;
+    NB_TRY(left_out(p, from, &out, err));
+    if (out)
+        return NB_OK;
+    nb_weight *to = &plan->weights[plan->n];
+    nb_how *how = &plan->how[plan->n];
+    plan->from[plan->n] = from;
+    *to = *from;
+    *how = NB_HOW_COPY;
+    NB_TRY(plan->request.scheme != NULL ? quantize(p, from, to, how, err)
+                                        : convert(p, from, to, how, err));
+    if (plan->request.to == NB_STORE_GGUF && to->n_dims == 0) {
+        to->n_dims = 1; /* GGUF knows no scalars */
+        to->dims[0] = 1;
+    }
+    to->bytes = weight_bytes(to);
+    plan->n_rounded += *how == NB_HOW_ROUND;
+    plan->n_params += to->n_rows * to->n_cols;
+    plan->bytes += to->bytes;
+    plan->n++;
+    return NB_OK;
+}
+
+/* rope_freqs.weight, which GGUF has instead of four numbers. */
+static nb_status add_rope_factors(planner *p, nb_err *err)
+{
+    nb_plan *plan = p->plan;
+    const nb_config *c = &plan->config;
+    if (plan->request.to != NB_STORE_GGUF || c->rope.type != NB_ROPE_LLAMA3)
+        return NB_OK;
+    double *scratch;
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->rope_factors, c->rot_dim / 2, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &scratch, c->rot_dim, err));
+    nb_rope_factors_of(c, plan->rope_factors, scratch);
+    const int64_t n = c->rot_dim / 2, bytes = n * (int64_t)sizeof(float);
+    plan->weights[plan->n] = (nb_weight){.name = "rope_freqs.weight",
+                                         .n_dims = 1,
+                                         .dims = {n},
+                                         .n_rows = 1,
+                                         .n_cols = n,
+                                         .fmt = &nb_format_f32,
+                                         .bytes = bytes};
+    plan->how[plan->n++] = NB_HOW_MAKE;
+    plan->bytes += bytes;
+    plan->n_params += n;
+    return NB_OK;
+}
+
+/* A folder has no tensor of RoPE factors: they have to be those of published parameters. */
+static nb_status resolve_rope(planner *p, nb_err *err)
+{
+    nb_plan *plan = p->plan;
+    const nb_weight *w = nb_store_find(p->store, "rope_freqs.weight");
+    if (plan->request.to != NB_STORE_HF || plan->config.rope.type != NB_ROPE_FACTORS || w == NULL)
+        return NB_OK;
+    double *scratch;
+    float *factors;
+    const char *path = nb_store_path(p->store);
+    if (w->n_dims != 1 || w->n_cols != plan->config.rot_dim / 2)
+        return nb_fail(err, NB_DATA, "%s: tensor 'rope_freqs.weight' has %lld values, wanted %lld",
+                       path, (long long)(w->n_rows * w->n_cols),
+                       (long long)plan->config.rot_dim / 2);
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &scratch, plan->config.rot_dim, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &factors, w->n_cols, err));
+    NB_TRY(nb_store_read(p->store, w, &p->loaded, err));
+    w->fmt->decode_row(&p->loaded.mat, 0, factors);
+    if (!nb_rope_factors_name(&plan->config, factors, scratch))
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%s: tensor 'rope_freqs.weight' holds factors that no known llama3 "
+                       "rope_scaling gives, and config.json has no other place for them",
+                       path);
+    return NB_OK;
+}
+
+static nb_status add_notes(planner *p, nb_err *err)
+{
+    nb_plan *plan = p->plan;
+    const nb_scheme *scheme = plan->request.scheme;
+    if (plan->n_requantized > 0)
+        NB_TRY(
+            note(plan, err,
+                 "requantizing: %lld of the %lld quantized tensors hold codes already; what those "
+                 "lost adds to what these lose",
+                 (long long)plan->n_requantized, (long long)plan->n_quantized));
+    if (scheme != NULL && scheme->fmt == &nb_format_q4_0)
+        NB_TRY(note(plan, err,
+                    "embedding and output become q8_0, where others take q6_k: nibble has no "
+                    "encoder for that"));
+    if (p->n_unblocked > 0)
+        NB_TRY(note(plan, err,
+                    "%lld tensor%s floats: rows such as the %lld columns of '%.100s' are no whole "
+                    "blocks",
+                    (long long)p->n_unblocked, p->n_unblocked == 1 ? " stays" : "s stay",
+                    (long long)p->first_unblocked->n_cols, p->first_unblocked->name));
+    if (plan->n_rounded > 0)
+        NB_TRY(note(plan, err, "not lossless: %lld tensor%s rounded to other floats",
+                    (long long)plan->n_rounded, plan->n_rounded == 1 ? " is" : "s are"));
+    return NB_OK;
+}
+
+static nb_status make(planner *p, nb_err *err)
+{
+    nb_plan *plan = p->plan;
+    const int64_t n = nb_store_n_weights(p->store);
+    NB_TRY(nb_config_read(p->store, &plan->config, err));
+    NB_TRY(nb_roles_check(p->store, &plan->config, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->weights, n + 1, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->from, n + 1, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->how, n + 1, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->notes, MAX_NOTES, err));
+    NB_TRY(find_main_type(p, err));
+    if (plan->request.scheme != NULL)
+        NB_TRY(choose_group(p, err));
+    NB_TRY(resolve_rope(p, err));
+    for (int64_t i = 0; i < n; i++)
+        NB_TRY(add(p, nb_store_weight(p->store, i), err));
+    NB_TRY(add_rope_factors(p, err));
+    return add_notes(p, err);
+}
+
+nb_status nb_plan_make(nb_plan *plan, nb_store *store, const nb_plan_request *request, nb_err *err)
+{
+    *plan = (nb_plan){.request = *request};
+    planner p = {.plan = plan, .store = store};
+    const nb_status s = make(&p, err);
+    nb_loaded_free(&p.loaded);
+    if (s != NB_OK)
+        nb_plan_free(plan);
+    return s;
+}
+
+void nb_plan_free(nb_plan *plan)
+{
+    nb_arena_free(&plan->arena);
+    *plan = (nb_plan){0};
+}

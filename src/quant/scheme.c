@@ -1,0 +1,158 @@
+/* See scheme.h. */
+#define _POSIX_C_SOURCE 200809L
+#include "quant/scheme.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#define MAX_GROUP 65536
+
+/* What a name means without modifiers, and what to take instead in the other container. */
+typedef struct {
+    const char *name;
+    const nb_format *fmt;
+    nb_store_kind container;
+    int64_t group_size;
+    nb_act_spec act;
+    const char *instead;
+} preset;
+
+static const preset presets[] = {
+    {"W8A16", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, {0}, "Q8_0"},
+    {"W4A16", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0"},
+    {"W8A8", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, {8, true}, "Q8_0"},
+    {"W4A8", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, {8, true}, "Q4_0"},
+    {"Q4_0", &nb_format_q4_0, NB_STORE_GGUF, 0, {0}, "W4A16:g32"},
+    {"Q8_0", &nb_format_q8_0, NB_STORE_GGUF, 0, {0}, "W8A16:g32"},
+};
+#define N_PRESETS (sizeof presets / sizeof *presets)
+
+const char *nb_container_name(nb_store_kind kind)
+{
+    return kind == NB_STORE_GGUF ? "gguf" : "hf";
+}
+
+static const preset *find_preset(const char *text, size_t len)
+{
+    for (size_t i = 0; i < N_PRESETS; i++) {
+        if (strlen(presets[i].name) == len && strncasecmp(presets[i].name, text, len) == 0)
+            return &presets[i];
+    }
+    return NULL;
+}
+
+/* One modifier, text[0, len). Each kind may be given once. */
+static bool modifier_is(const char *text, size_t len, const char *word)
+{
+    return strlen(word) == len && strncasecmp(text, word, len) == 0;
+}
+
+static nb_status read_group(const char *text, size_t len, int64_t *out, nb_err *err)
+{
+    int64_t n = 0;
+    for (size_t i = 1; i < len; i++) {
+        if (text[i] < '0' || text[i] > '9' || n > MAX_GROUP)
+            return nb_fail(err, NB_USAGE, "modifier '%.*s': g is followed by a number of columns",
+                           (int)len, text);
+        n = 10 * n + (text[i] - '0');
+    }
+    /* Packed words hold eight 4-bit codes; a group that splits one has no reader in the field. */
+    if (n < 8 || n > MAX_GROUP || n % 8 != 0)
+        return nb_fail(err, NB_USAGE, "modifier '%.*s': a group has 8 to %d columns, in eights",
+                       (int)len, text, MAX_GROUP);
+    *out = n;
+    return NB_OK;
+}
+
+typedef struct {
+    bool group, symmetry;
+} seen;
+
+static nb_status read_modifier(nb_scheme *s, seen *had, const char *text, size_t len, nb_err *err)
+{
+    const bool channel = modifier_is(text, len, "channel");
+    const bool sym = modifier_is(text, len, "sym"), asym = modifier_is(text, len, "asym");
+    const bool group = !channel && len > 1 && (text[0] == 'g' || text[0] == 'G');
+    if (!channel && !sym && !asym && !group)
+        return nb_fail(err, NB_USAGE,
+                       "unknown modifier '%.*s'; there are gN (g32, g64, g128), channel, sym, asym",
+                       len < 40 ? (int)len : 40, text);
+    bool *twice = channel || group ? &had->group : &had->symmetry;
+    if (*twice)
+        return nb_fail(err, NB_USAGE, "modifier '%.*s' contradicts one before it", (int)len, text);
+    *twice = true;
+    if (group)
+        return read_group(text, len, &s->group_size, err);
+    if (channel)
+        s->group_size = NB_GROUP_CHANNEL;
+    else
+        s->symmetric = sym;
+    return NB_OK;
+}
+
+static nb_status unknown_scheme(const char *text, size_t len, nb_err *err)
+{
+    if (modifier_is(text, len, "bf16") || modifier_is(text, len, "f16") ||
+        modifier_is(text, len, "f32"))
+        return nb_fail(err, NB_USAGE, "'%.*s' is no quantization: use nibble convert --dtype",
+                       (int)len, text);
+    return nb_fail(err, NB_USAGE,
+                   "unknown scheme '%.*s'; there are W8A16, W4A16, W8A8, W4A8 (with modifiers, as "
+                   "in W4A16:g32,asym), Q4_0 and Q8_0",
+                   len < 40 ? (int)len : 40, text);
+}
+
+/* The name with what differs from the preset. */
+static void spell(nb_scheme *s, const preset *p)
+{
+    size_t n = (size_t)snprintf(s->name, sizeof s->name, "%s", p->name);
+    const char *before = ":";
+    if (s->group_size != p->group_size) {
+        if (s->group_size == NB_GROUP_CHANNEL)
+            n += (size_t)snprintf(s->name + n, sizeof s->name - n, ":channel");
+        else
+            n += (size_t)snprintf(s->name + n, sizeof s->name - n, ":g%lld",
+                                  (long long)s->group_size);
+        before = ",";
+    }
+    if (p->fmt->affine && !s->symmetric)
+        snprintf(s->name + n, sizeof s->name - n, "%sasym", before);
+}
+
+nb_status nb_scheme_parse(nb_scheme *out, const char *text, nb_err *err)
+{
+    const size_t name_len = strcspn(text, ":");
+    const preset *p = find_preset(text, name_len);
+    if (p == NULL)
+        return unknown_scheme(text, name_len, err);
+    nb_scheme s = {.fmt = p->fmt,
+                   .container = p->container,
+                   .group_size = p->group_size,
+                   .symmetric = true,
+                   .act = p->act};
+    const char *at = text + name_len;
+    if (*at == ':' && !p->fmt->affine)
+        return nb_fail(err, NB_USAGE, "scheme %s takes no modifiers", p->name);
+    seen had = {0};
+    while (*at != 0) { /* at the colon, or at a comma */
+        at++;
+        const size_t len = strcspn(at, ",");
+        if (read_modifier(&s, &had, at, len, err) != NB_OK)
+            return nb_context(err, "scheme '%.40s'", text);
+        at += len;
+    }
+    spell(&s, p);
+    *out = s;
+    return NB_OK;
+}
+
+nb_status nb_scheme_check_container(const nb_scheme *scheme, nb_store_kind kind, nb_err *err)
+{
+    if (scheme->container == kind)
+        return NB_OK;
+    const preset *p = find_preset(scheme->name, strcspn(scheme->name, ":"));
+    return nb_fail(err, NB_USAGE, "scheme %s: %s cannot hold it; %s comes nearest there",
+                   scheme->name, kind == NB_STORE_GGUF ? "a GGUF" : "a Hugging Face folder",
+                   p->instead);
+}

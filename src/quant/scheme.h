@@ -1,0 +1,31 @@
+/* A scheme names the number formats of a quantized model: "W4A16", "W8A8", "W4A16:g32,asym",
+ * "Q4_0". Wn is the width of the weights, An that of the activations that meet them; modifiers
+ * after the colon are gN or channel (how many columns share a scale) and sym or asym. */
+#ifndef NB_QUANT_SCHEME_H
+#define NB_QUANT_SCHEME_H
+
+#include "store/store.h"
+
+/* Group sizes that are no number of columns. */
+#define NB_GROUP_CHANNEL 0  /* one scale a row */
+#define NB_GROUP_CHOOSE  -1 /* the largest usual one that divides every row */
+
+typedef struct {
+    char name[32];           /* as nibble spells it, modifiers included */
+    const nb_format *fmt;    /* of the weights */
+    nb_store_kind container; /* the only one that holds it */
+    int64_t group_size;      /* affine only */
+    bool symmetric;          /* affine only */
+    nb_act_spec act;
+} nb_scheme;
+
+/* Letters may be of either case. NB_USAGE says which schemes and modifiers there are. */
+nb_status nb_scheme_parse(nb_scheme *out, const char *text, nb_err *err);
+
+/* "hf", "gguf". */
+const char *nb_container_name(nb_store_kind kind);
+
+/* Refuses by name what a container cannot hold, and says what comes nearest. */
+nb_status nb_scheme_check_container(const nb_scheme *scheme, nb_store_kind kind, nb_err *err);
+
+#endif
