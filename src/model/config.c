@@ -23,7 +23,33 @@ int64_t nb_config_kv_bytes(const nb_config *c, nb_float_type cell)
 static nb_status check_positive(const char *key, double v, nb_err *err)
 {
     if (!(v > 0) || isinf(v))
-        return nb_fail(err, NB_DATA, "%s is %g: a positive, finite number is needed", key, v);
+        return nb_fail(err, NB_DATA, "key '%s' is %g: a positive, finite number is needed", key, v);
+    return NB_OK;
+}
+
+static nb_status check_rope(const nb_config *c, nb_err *err)
+{
+    const nb_rope *r = &c->rope;
+    if (c->rot_dim % 2 != 0 || c->rot_dim > c->head_dim || c->rot_dim < 2)
+        return nb_fail(err, NB_DATA,
+                       "%lld rotary dimensions: an even number up to the head's %lld is needed",
+                       (long long)c->rot_dim, (long long)c->head_dim);
+    if (r->type != NB_ROPE_DEFAULT && r->type != NB_ROPE_FACTORS)
+        NB_TRY(check_positive("factor", r->factor, err));
+    if (r->type == NB_ROPE_LLAMA3) {
+        NB_TRY(check_positive("low_freq_factor", r->low_freq_factor, err));
+        NB_TRY(check_positive("high_freq_factor", r->high_freq_factor, err));
+        if (r->high_freq_factor <= r->low_freq_factor)
+            return nb_fail(err, NB_DATA,
+                           "key 'high_freq_factor' is %g: more than low_freq_factor's %g is needed",
+                           r->high_freq_factor, r->low_freq_factor);
+    }
+    if (r->type == NB_ROPE_YARN) {
+        NB_TRY(check_positive("beta_fast", r->beta_fast, err));
+        NB_TRY(check_positive("beta_slow", r->beta_slow, err));
+        if (r->attention_factor != 0)
+            NB_TRY(check_positive("attention_factor", r->attention_factor, err));
+    }
     return NB_OK;
 }
 
@@ -40,23 +66,12 @@ static nb_status check(const nb_config *c, nb_err *err)
     if (c->head_dim > NB_ATTN_MAX_DIM)
         return nb_fail(err, NB_UNSUPPORTED, "heads of %lld dimensions; at most %d are supported",
                        (long long)c->head_dim, NB_ATTN_MAX_DIM);
-    if (c->rot_dim % 2 != 0 || c->rot_dim > c->head_dim || c->rot_dim < 2)
-        return nb_fail(err, NB_DATA,
-                       "%lld rotary dimensions: an even number up to the head's %lld is needed",
-                       (long long)c->rot_dim, (long long)c->head_dim);
-    NB_TRY(check_positive("the RMSNorm epsilon", (double)c->rms_eps, err));
-    NB_TRY(check_positive("the RoPE base", c->rope.base, err));
-    if (c->rope.type != NB_ROPE_DEFAULT && c->rope.type != NB_ROPE_FACTORS)
-        NB_TRY(check_positive("the RoPE scaling factor", c->rope.factor, err));
-    if (c->rope.type == NB_ROPE_LLAMA3) {
-        NB_TRY(check_positive("low_freq_factor", c->rope.low_freq_factor, err));
-        NB_TRY(check_positive("high_freq_factor", c->rope.high_freq_factor, err));
-    }
-    return NB_OK;
+    return check_rope(c, err);
 }
 
 /* ---- Hugging Face ---- */
 
+/* The keys of rope_scaling or of rope_parameters; `top` is the object that holds it. */
 static nb_status read_rope_scaling(const json_t *scaling, const json_t *top, nb_config *c,
                                    nb_err *err)
 {
@@ -66,7 +81,7 @@ static nb_status read_rope_scaling(const json_t *scaling, const json_t *top, nb_
     if (type == NULL)
         NB_TRY(nb_json_text(scaling, "type", false, &type, err));
     if (type == NULL)
-        return nb_fail(err, NB_DATA, "rope_scaling has no rope_type");
+        return nb_fail(err, NB_DATA, "key 'rope_type' is missing");
     static const struct {
         const char *name;
         nb_rope_type type;
@@ -104,6 +119,48 @@ static nb_status read_rope_scaling(const json_t *scaling, const json_t *top, nb_
     return nb_json_bool(scaling, "truncate", false, &r->truncate, err);
 }
 
+/* Where RoPE is described: `rope_parameters` holds everything in newer files, before there were
+ * rope_theta, partial_rotary_factor and rope_scaling side by side. */
+static nb_status read_rope_hf(const json_t *j, nb_config *c, nb_err *err)
+{
+    json_t *scaling = NULL, *parameters = NULL;
+    double partial = 1;
+    NB_TRY(nb_json_object(j, "rope_scaling", false, &scaling, err));
+    NB_TRY(nb_json_object(j, "rope_parameters", false, &parameters, err));
+    NB_TRY(nb_json_number(j, "rope_theta", false, &c->rope.base, err));
+    NB_TRY(nb_json_number(j, "partial_rotary_factor", false, &partial, err));
+    if (parameters != NULL) {
+        NB_TRY(nb_json_number(parameters, "rope_theta", false, &c->rope.base, err));
+        NB_TRY(nb_json_number(parameters, "partial_rotary_factor", false, &partial, err));
+    }
+    NB_TRY(check_positive("rope_theta", c->rope.base, err));
+    if (!(partial > 0 && partial <= 1))
+        return nb_fail(err, NB_DATA, "key 'partial_rotary_factor' is %g, outside 0 to 1", partial);
+    c->rot_dim = (int64_t)((double)c->head_dim * partial);
+    const bool has_scaling = scaling != NULL && json_object_size(scaling) > 0;
+    if (has_scaling && parameters != NULL && !json_equal(scaling, parameters))
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "rope_scaling and rope_parameters are both given, and differ");
+    const char *key;
+    json_t *v;
+    json_object_foreach(parameters, key, v)
+    {
+        if (json_is_object(v))
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "rope_parameters has an entry for '%s'; one RoPE for all layers is "
+                           "supported",
+                           key);
+    }
+    /* Without a type, and with nothing to scale by, rope_parameters hold the base and no more. */
+    const bool plain = json_object_get(parameters, "rope_type") == NULL &&
+                       json_object_get(parameters, "type") == NULL &&
+                       json_object_get(parameters, "factor") == NULL;
+    if (!has_scaling && plain)
+        return NB_OK;
+    const nb_status s = read_rope_scaling(has_scaling ? scaling : parameters, j, c, err);
+    return s == NB_OK ? s : nb_context(err, has_scaling ? "rope_scaling" : "rope_parameters");
+}
+
 static nb_status find_arch_hf(const json_t *j, const nb_arch **arch, nb_err *err)
 {
     const char *type = NULL, *class_name = NULL;
@@ -121,14 +178,21 @@ static nb_status find_arch_hf(const json_t *j, const nb_arch **arch, nb_err *err
     return NB_OK;
 }
 
-/* A token id, or the first of a list; one outside the vocabulary is ignored, as the field does. */
-static void read_token_id(const json_t *j, const char *key, int64_t vocab_size, int64_t *out)
+/* A token id, or the first of a list. One that the vocabulary does not have is ignored, as the
+ * field does, and leaves a warning. */
+static void read_token_id(const json_t *j, const char *key, nb_config *c, int64_t *out)
 {
     const json_t *v = json_object_get(j, key);
     if (json_is_array(v))
         v = json_array_get(v, 0);
-    if (json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) < vocab_size)
+    if (v == NULL || json_is_null(v))
+        return;
+    if (json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) < c->vocab_size)
         *out = json_integer_value(v);
+    else
+        snprintf(c->warning, sizeof c->warning,
+                 "key '%s' is no id of the vocabulary of %lld, and is ignored", key,
+                 (long long)c->vocab_size);
 }
 
 static nb_status read_window_hf(const json_t *j, nb_config *c, nb_err *err)
@@ -153,7 +217,7 @@ static nb_status read_window_hf(const json_t *j, nb_config *c, nb_err *err)
     return NB_OK;
 }
 
-/* ModelTypes that list a kind of attention per layer must list full attention everywhere. */
+/* Models that list a kind of attention per layer must list full attention everywhere. */
 static nb_status check_layer_types(const json_t *j, const nb_config *c, nb_err *err)
 {
     json_t *types = NULL;
@@ -191,13 +255,10 @@ static nb_status read_hf(const json_t *j, nb_config *c, nb_err *err)
         c->head_dim = c->d_model / c->n_heads;
     c->n_ctx = 2048;
     NB_TRY(nb_json_int(j, "max_position_embeddings", false, 1, MAX_CTX, &c->n_ctx, err));
-    double eps = 1e-6, partial = 1;
+    double eps = 1e-6;
     NB_TRY(nb_json_number(j, "rms_norm_eps", false, &eps, err));
     c->rms_eps = (float)eps;
-    NB_TRY(nb_json_number(j, "partial_rotary_factor", false, &partial, err));
-    if (!(partial > 0 && partial <= 1))
-        return nb_fail(err, NB_DATA, "partial_rotary_factor is %g, outside 0 to 1", partial);
-    c->rot_dim = (int64_t)((double)c->head_dim * partial);
+    NB_TRY(check_positive("rms_norm_eps", (double)c->rms_eps, err));
 
     const char *act = "silu";
     NB_TRY(nb_json_text(j, "hidden_act", false, &act, err));
@@ -214,20 +275,11 @@ static nb_status read_hf(const json_t *j, nb_config *c, nb_err *err)
         NB_TRY(nb_json_bool(j, "mlp_bias", false, &c->mlp_bias, err));
     }
 
-    json_t *scaling = NULL;
-    NB_TRY(nb_json_number(j, "rope_theta", false, &c->rope.base, err));
-    NB_TRY(nb_json_object(j, "rope_parameters", false, &scaling, err));
-    if (scaling != NULL) {
-        NB_TRY(nb_json_number(scaling, "rope_theta", false, &c->rope.base, err));
-    } else {
-        NB_TRY(nb_json_object(j, "rope_scaling", false, &scaling, err));
-    }
-    if (scaling != NULL && json_object_size(scaling) > 0)
-        NB_TRY(read_rope_scaling(scaling, j, c, err));
+    NB_TRY(read_rope_hf(j, c, err));
     NB_TRY(read_window_hf(j, c, err));
     NB_TRY(check_layer_types(j, c, err));
-    read_token_id(j, "bos_token_id", c->vocab_size, &c->bos);
-    read_token_id(j, "eos_token_id", c->vocab_size, &c->eos);
+    read_token_id(j, "bos_token_id", c, &c->bos);
+    read_token_id(j, "eos_token_id", c, &c->eos);
     return NB_OK;
 }
 
@@ -265,29 +317,72 @@ static bool text_is(const nb_text *t, const char *s)
     return t->len == strlen(s) && memcmp(t->text, s, t->len) == 0;
 }
 
-static nb_status read_rope_gguf(const nb_gguf *g, nb_config *c, nb_err *err)
+/* Keys that would change the numbers: each must be missing or have the value that changes nothing.
+ */
+typedef struct {
+    const char *suffix;
+    double harmless;
+} neutral_key;
+
+static nb_status check_neutral(const nb_gguf *g, const nb_arch *arch, const neutral_key *k,
+                               nb_err *err)
+{
+    double v = k->harmless;
+    NB_TRY(arch_number(g, arch, k->suffix, false, &v, err));
+    if (v != k->harmless)
+        return nb_fail(err, NB_UNSUPPORTED, "key '%s.%s' is %g, which is not supported",
+                       arch->gguf_name, k->suffix, v);
+    return NB_OK;
+}
+
+/* ggml's YaRN has the factor on cos and sin that follows from the scaling; what bends it further
+ * is refused. */
+static nb_status read_yarn_gguf(const nb_gguf *g, nb_config *c, nb_err *err)
 {
     nb_rope *r = &c->rope;
-    NB_TRY(arch_number(g, c->arch, "rope.freq_base", false, &r->base, err));
-    char key[128];
-    nb_text type = {0};
-    key_name(key, sizeof key, c->arch, "rope.scaling.type");
-    NB_TRY(nb_gguf_text(g, key, false, &type, err));
-    if (type.text == NULL || text_is(&type, "none"))
-        return NB_OK;
-    if (text_is(&type, "linear"))
-        r->type = NB_ROPE_LINEAR;
-    else if (text_is(&type, "yarn"))
-        r->type = NB_ROPE_YARN;
-    else
-        return refuse_text(&type, "RoPE scaling", err);
-    NB_TRY(arch_number(g, c->arch, "rope.scaling.factor", true, &r->factor, err));
     r->original_n_ctx = c->n_ctx;
     NB_TRY(arch_int(g, c->arch, "rope.scaling.original_context_length", false, MAX_CTX,
                     &r->original_n_ctx, err));
     NB_TRY(arch_number(g, c->arch, "rope.scaling.yarn_beta_fast", false, &r->beta_fast, err));
     NB_TRY(arch_number(g, c->arch, "rope.scaling.yarn_beta_slow", false, &r->beta_slow, err));
-    return arch_number(g, c->arch, "rope.scaling.attn_factor", false, &r->attention_factor, err);
+    static const neutral_key keys[] = {{"rope.scaling.attn_factor", 1},
+                                       {"rope.scaling.yarn_attn_factor", 1},
+                                       {"rope.scaling.yarn_ext_factor", 1},
+                                       {"rope.scaling.yarn_log_multiplier", 0}};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        NB_TRY(check_neutral(g, c->arch, &keys[i], err));
+    return NB_OK;
+}
+
+/* A factor without a type scales linearly, and scale_linear is the older name of the factor, as
+ * ggml reads them. */
+static nb_status read_rope_gguf(const nb_gguf *g, nb_config *c, nb_err *err)
+{
+    nb_rope *r = &c->rope;
+    char key[128];
+    key_name(key, sizeof key, c->arch, "rope.freq_base");
+    NB_TRY(nb_gguf_number(g, key, false, &r->base, err));
+    NB_TRY(check_positive(key, r->base, err));
+    NB_TRY(arch_number(g, c->arch, "rope.scale_linear", false, &r->factor, err));
+    NB_TRY(arch_number(g, c->arch, "rope.scaling.factor", false, &r->factor, err));
+    nb_text type = {0};
+    key_name(key, sizeof key, c->arch, "rope.scaling.type");
+    NB_TRY(nb_gguf_text(g, key, false, &type, err));
+    if (type.text != NULL && text_is(&type, "none"))
+        return NB_OK;
+    if (type.text == NULL && (r->factor == 0 || r->factor == 1))
+        return NB_OK;
+    if (type.text == NULL || text_is(&type, "linear"))
+        r->type = NB_ROPE_LINEAR;
+    else if (text_is(&type, "yarn"))
+        r->type = NB_ROPE_YARN;
+    else
+        return refuse_text(&type, "RoPE scaling", err);
+    key_name(key, sizeof key, c->arch, "rope.scaling.factor");
+    if (r->factor == 0)
+        NB_TRY(nb_gguf_number(g, key, true, &r->factor, err));
+    NB_TRY(check_positive(key, r->factor, err));
+    return r->type == NB_ROPE_YARN ? read_yarn_gguf(g, c, err) : NB_OK;
 }
 
 static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
@@ -298,7 +393,7 @@ static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
     char arch_name[64];
     snprintf(arch_name, sizeof arch_name, "%.*s", (int)(name.len < 63 ? name.len : 63), name.text);
     c->arch = nb_arch_by_gguf(arch_name);
-    if (c->arch == NULL)
+    if (c->arch == NULL || !text_is(&name, c->arch->gguf_name)) /* a zero inside, or too long */
         return refuse_text(&name, "architecture", err);
     const nb_arch *a = c->arch;
     NB_TRY(arch_int(g, a, "block_count", true, MAX_LAYERS, &c->n_layers, err));
@@ -322,24 +417,33 @@ static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
                        (long long)c->head_dim, (long long)value_length);
     c->rot_dim = c->head_dim;
     NB_TRY(arch_int(g, a, "rope.dimension_count", false, MAX_WIDTH, &c->rot_dim, err));
-    double eps = 0;
-    NB_TRY(arch_number(g, a, "attention.layer_norm_rms_epsilon", true, &eps, err));
-    c->rms_eps = (float)eps;
     char key[128];
-    static const char *const refused[] = {
-        "expert_count",    "attn_logit_softcapping", "final_logit_softcapping",
-        "attention.scale", "embedding_scale",        "residual_scale",
-        "logit_scale"};
-    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
-        double v = 0;
-        NB_TRY(arch_number(g, a, refused[i], false, &v, err));
-        if (v != 0)
-            return nb_fail(err, NB_UNSUPPORTED, "key '%s.%s' is %g, which is not supported",
-                           a->gguf_name, refused[i], v);
-    }
+    double eps = 0;
+    key_name(key, sizeof key, a, "attention.layer_norm_rms_epsilon");
+    NB_TRY(nb_gguf_number(g, key, true, &eps, err));
+    c->rms_eps = (float)eps;
+    NB_TRY(check_positive(key, (double)c->rms_eps, err));
+    static const neutral_key refused[] = {
+        {"attn_logit_softcapping", 0}, {"final_logit_softcapping", 0}, {"attention.scale", 0},
+        {"embedding_scale", 0},        {"residual_scale", 0},          {"logit_scale", 0},
+        {"attention.clamp_kqv", 0}};
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
+        NB_TRY(check_neutral(g, a, &refused[i], err));
+    int64_t n_experts = 0;
+    key_name(key, sizeof key, a, "expert_count");
+    NB_TRY(nb_gguf_int(g, key, false, 0, INT64_MAX, &n_experts, err));
+    if (n_experts != 0)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "key '%s' is %lld: mixtures of experts are not "
+                       "supported",
+                       key, (long long)n_experts);
     NB_TRY(read_rope_gguf(g, c, err));
-    if (nb_store_find(store, "rope_freqs.weight") != NULL)
+    if (nb_store_find(store, "rope_freqs.weight") != NULL) {
+        if (c->rope.type != NB_ROPE_DEFAULT)
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "tensor 'rope_freqs.weight' and RoPE scaling by keys, both at once");
         c->rope.type = NB_ROPE_FACTORS;
+    }
     key_name(key, sizeof key, a, "attention.sliding_window");
     NB_TRY(nb_gguf_int(g, key, false, 0, MAX_CTX, &c->sliding_window, err));
 
@@ -360,7 +464,8 @@ static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
     NB_TRY(
         nb_gguf_int(g, "tokenizer.ggml.eos_token_id", false, 0, c->vocab_size - 1, &c->eos, err));
     c->tied_head = nb_store_find(store, "lm_head.weight") == NULL;
-    c->qkv_bias = nb_store_find(store, "model.layers.0.self_attn.q_proj.bias") != NULL;
+    c->qkv_bias =
+        a->qkv_bias || nb_store_find(store, "model.layers.0.self_attn.q_proj.bias") != NULL;
     c->o_bias = nb_store_find(store, "model.layers.0.self_attn.o_proj.bias") != NULL;
     c->mlp_bias = nb_store_find(store, "model.layers.0.mlp.down_proj.bias") != NULL;
     c->qk_norm = a->qk_norm;

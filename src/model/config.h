@@ -42,8 +42,9 @@ typedef struct {
     bool qkv_bias;  /* biases on q, k, v */
     bool o_bias;    /* bias on the attention output */
     bool mlp_bias;
-    bool qk_norm;     /* RMSNorm on each head of q and k */
-    int64_t bos, eos; /* -1: none */
+    bool qk_norm;      /* RMSNorm on each head of q and k */
+    int64_t bos, eos;  /* -1: none */
+    char warning[128]; /* what was ignored, to be shown to the user; "": nothing */
 } nb_config;
 
 /* Reads and checks. NB_DATA names the key; NB_UNSUPPORTED names what nibble does not do. */

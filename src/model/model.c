@@ -1,7 +1,7 @@
 /* See model.h. */
 #include "model/model.h"
 
-#include "numeric/minifloat.h"
+#include "base/fpenv.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -54,6 +54,29 @@ static nb_status load_vector(loader *l, const char *name, int64_t n, float **out
     return NB_OK;
 }
 
+/* A bias or norm that the config knows nothing of would change the numbers if it were not zero. */
+static nb_status refuse_unused(loader *l, const char *name, nb_err *err)
+{
+    const nb_weight *w = nb_store_find(l->store, name);
+    if (w == NULL)
+        return NB_OK;
+    NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
+    float *row;
+    NB_TRY(NB_ALLOC(&row, w->n_cols, err));
+    bool zero = true;
+    for (int64_t r = 0; r < w->n_rows; r++) {
+        w->fmt->decode_row(&l->loaded.mat, r, row);
+        for (int64_t i = 0; i < w->n_cols; i++)
+            zero = zero && row[i] == 0;
+    }
+    nb_free(row);
+    if (!zero)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%s: tensor '%s' is there, and %s by this config has none",
+                       nb_store_path(l->store), name, l->m->config.arch->name);
+    return NB_OK;
+}
+
 static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_t n_cols, bool bias,
                              nb_linear *out, nb_err *err)
 {
@@ -76,11 +99,8 @@ static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_
     l->m->packed_bytes += nb_panels_bytes(&out->w);
     l->m->weight_bytes += w->bytes;
     l->m->n_params += n_rows * n_cols;
-    if (bias) {
-        snprintf(full, sizeof full, "%s.bias", name);
-        NB_TRY(load_vector(l, full, n_rows, &out->bias, err));
-    }
-    return NB_OK;
+    snprintf(full, sizeof full, "%s.bias", name);
+    return bias ? load_vector(l, full, n_rows, &out->bias, err) : refuse_unused(l, full, err);
 }
 
 static nb_status load_layer(loader *l, int64_t i, nb_err *err)
@@ -120,23 +140,38 @@ static nb_status load_layer(loader *l, int64_t i, nb_err *err)
         {"self_attn.k_norm", c->head_dim, c->qk_norm, &layer->k_norm},
     };
     for (size_t j = 0; j < sizeof vectors / sizeof *vectors; j++) {
-        if (!vectors[j].wanted)
-            continue;
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, vectors[j].name);
-        NB_TRY(load_vector(l, name, vectors[j].n, vectors[j].out, err));
+        NB_TRY(vectors[j].wanted ? load_vector(l, name, vectors[j].n, vectors[j].out, err)
+                                 : refuse_unused(l, name, err));
     }
     return NB_OK;
 }
 
-/* A layer more than the config says means that config and tensors belong to different models. */
-static nb_status check_no_layer_beyond(const loader *l, nb_err *err)
+/* Layers that the tensors' names speak of: one more than the highest. */
+static int64_t count_layers(const nb_store *store)
 {
-    char name[96];
-    const int64_t n = l->m->config.n_layers;
-    snprintf(name, sizeof name, "model.layers.%lld.self_attn.q_proj.weight", (long long)n);
-    if (nb_store_find(l->store, name) != NULL)
-        return nb_fail(err, NB_DATA, "%s: the config has %lld layers, and the tensors have more",
-                       nb_store_path(l->store), (long long)n);
+    static const char prefix[] = "model.layers.";
+    int64_t n = 0;
+    for (int64_t i = 0; i < nb_store_n_weights(store); i++) {
+        const char *name = nb_store_weight(store, i)->name;
+        if (strncmp(name, prefix, sizeof prefix - 1) != 0)
+            continue;
+        int64_t index = 0;
+        const char *digit = name + sizeof prefix - 1;
+        for (; *digit >= '0' && *digit <= '9' && index < INT32_MAX; digit++)
+            index = 10 * index + (*digit - '0');
+        n = *digit == '.' && index >= n ? index + 1 : n;
+    }
+    return n;
+}
+
+/* Without a single layer, a missing tensor tells more. */
+static nb_status check_n_layers(const loader *l, nb_err *err)
+{
+    const int64_t n = count_layers(l->store), wanted = l->m->config.n_layers;
+    if (n != 0 && n != wanted)
+        return nb_fail(err, NB_DATA, "%s: the config has %lld layers, and the tensors have %lld",
+                       nb_store_path(l->store), (long long)wanted, (long long)n);
     return NB_OK;
 }
 
@@ -144,7 +179,7 @@ static nb_status load(loader *l, nb_err *err)
 {
     nb_model *m = l->m;
     const nb_config *c = &m->config;
-    NB_TRY(check_no_layer_beyond(l, err));
+    NB_TRY(check_n_layers(l, err));
     NB_TRY(load_linear(l, "model.embed_tokens", c->vocab_size, c->d_model, false, &m->embed, err));
     NB_TRY(NB_ARENA_ALLOC(&m->arena, &m->layers, c->n_layers, err));
     for (int64_t i = 0; i < c->n_layers; i++)
@@ -161,7 +196,8 @@ static nb_status load(loader *l, nb_err *err)
                                nb_store_path(l->store), (double)factors[i], (long long)i);
         }
     }
-    return nb_rope_table_init(&m->rope, c, m->n_ctx, factors, err);
+    const nb_status s = nb_rope_table_init(&m->rope, c, m->n_ctx, factors, err);
+    return s == NB_OK ? s : nb_context(err, "%s", nb_store_path(l->store));
 }
 
 nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options,
@@ -173,7 +209,9 @@ nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *op
     if (m->n_ctx == 0)
         m->n_ctx = m->config.n_ctx < NB_DEFAULT_CTX ? m->config.n_ctx : NB_DEFAULT_CTX;
     loader l = {.m = m, .store = store, .pool = pool, .compute = options->compute};
+    const uint64_t env = nb_fpenv_enter();
     const nb_status s = load(&l, err);
+    nb_fpenv_leave(env);
     nb_loaded_free(&l.loaded);
     if (s != NB_OK)
         nb_model_close(m);

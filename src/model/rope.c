@@ -3,6 +3,7 @@
 
 #include "kernel/math.h"
 
+#include <float.h>
 #include <math.h>
 
 #define PI 3.14159265358979323846
@@ -89,6 +90,23 @@ void nb_rope_frequencies(const nb_config *c, int64_t n_ctx, const float *factors
     }
 }
 
+/* Numbers that each looked possible may still make no rotation together. nb_sincos64 ends at 2^31.
+ */
+static nb_status check_table(const double *theta, int64_t half, double factor, int64_t n_ctx,
+                             nb_err *err)
+{
+    for (int64_t i = 0; i < half; i++) {
+        if (!(theta[i] >= 0 && theta[i] * (double)n_ctx <= 0x1p31))
+            return nb_fail(err, NB_DATA,
+                           "RoPE turns dimension %lld by %g a position, which over "
+                           "%lld positions is no angle",
+                           (long long)i, theta[i], (long long)n_ctx);
+    }
+    if (!(factor > 0 && factor <= (double)FLT_MAX))
+        return nb_fail(err, NB_DATA, "the factor on RoPE's cos and sin is %g", factor);
+    return NB_OK;
+}
+
 nb_status nb_rope_table_init(nb_rope_table *t, const nb_config *c, int64_t n_ctx,
                              const float *factors, nb_err *err)
 {
@@ -96,7 +114,9 @@ nb_status nb_rope_table_init(nb_rope_table *t, const nb_config *c, int64_t n_ctx
     double *theta, factor;
     NB_TRY(NB_ALLOC(&theta, t->half, err));
     nb_rope_frequencies(c, n_ctx, factors, theta, &factor);
-    nb_status s = nb_alloc((void **)&t->cos, (size_t)n_ctx, (size_t)t->half * sizeof(float), err);
+    nb_status s = check_table(theta, t->half, factor, n_ctx, err);
+    if (s == NB_OK)
+        s = nb_alloc((void **)&t->cos, (size_t)n_ctx, (size_t)t->half * sizeof(float), err);
     if (s == NB_OK)
         s = nb_alloc((void **)&t->sin, (size_t)n_ctx, (size_t)t->half * sizeof(float), err);
     for (int64_t p = 0; s == NB_OK && p < n_ctx; p++) {
