@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "eval/score.h"
 
+#include "base/fpenv.h"
 #include "kernel/math.h"
 
 #include <assert.h>
@@ -133,8 +134,6 @@ static void slice_task(void *context, int64_t row, int thread)
     const float *x = j->logits + row * j->vocab;
     const row_stats s = stats_of(j->k, x, j->vocab);
     j->stats[row] = s;
-    if (j->t == NULL)
-        return;
     const int64_t at = j->t->n + row;
     j->t->loss[at] = loss_of(&s, x, j->targets[row]);
     j->hash[row] = nb_logits_hash(x, j->vocab, j->first_index + (uint64_t)row);
@@ -145,8 +144,9 @@ static void slice_task(void *context, int64_t row, int thread)
     }
 }
 
-/* Adds rows of logits to a tally (or only takes their statistics, for the base). */
-static void add_rows(nb_scorer *s, const nb_scorer *base, const row_stats *base_stats,
+/* Adds rows of logits to a tally; without a base, their divergence stays 0. False when a loss or a
+ * divergence is not finite. */
+static bool add_rows(nb_scorer *s, const nb_scorer *base, const row_stats *base_stats,
                      row_stats *stats, int64_t n_rows, const int32_t *targets, uint64_t first_index,
                      tally *t)
 {
@@ -160,11 +160,17 @@ static void add_rows(nb_scorer *s, const nb_scorer *base, const row_stats *base_
                      .t = t,
                      .first_index = first_index};
     nb_pool_run(s->work.pool, n_rows, slice_task, &job);
-    for (int64_t r = 0; t != NULL && r < n_rows; r++) {
+    bool finite = true;
+    for (int64_t r = 0; r < n_rows; r++) {
         t->hash ^= job.hash[r];
-        if (base != NULL)
+        finite = finite && isfinite(t->loss[t->n + r]);
+        if (base != NULL) {
             t->n_same_top += stats[r].top == base_stats[r].top;
+            finite = finite && isfinite(t->kl[t->n + r]);
+        }
     }
+    t->n += n_rows;
+    return finite;
 }
 
 static int compare_doubles(const void *a, const void *b)
@@ -217,6 +223,17 @@ static void conclude(tally *t, const tally *base, int64_t n_windows, nb_score *o
     out->top1_se = sqrt(p * (1 - p) / (double)t->n);
 }
 
+/* Puts the model's name before the message. */
+static nb_status name_model(const nb_scorer *s, nb_err *err)
+{
+    return s->name != NULL ? nb_context(err, "%s", s->name) : err->status;
+}
+
+static nb_status run_named(nb_scorer *s, const nb_protocol *p, const int32_t *tokens, nb_err *err)
+{
+    return run_window(s, p, tokens, err) == NB_OK ? NB_OK : name_model(s, err);
+}
+
 /* One window through all models. */
 static nb_status score_window(nb_scorer *models, int64_t n_models, nb_scorer *base,
                               const nb_protocol *p, const int32_t *tokens, int64_t window,
@@ -225,11 +242,11 @@ static nb_status score_window(nb_scorer *models, int64_t n_models, nb_scorer *ba
     const int32_t *w = tokens + window * p->n_ctx;
     double t0 = now();
     if (base != NULL)
-        NB_TRY(run_window(base, p, w, err));
+        NB_TRY(run_named(base, p, w, err));
     base_tally->seconds += now() - t0;
     for (int64_t i = 0; i < n_models; i++) {
         t0 = now();
-        NB_TRY(run_window(&models[i], p, w, err));
+        NB_TRY(run_named(&models[i], p, w, err));
         tallies[i].seconds += now() - t0;
     }
     row_stats stats[NB_SCORE_ROWS], base_stats[NB_SCORE_ROWS];
@@ -242,10 +259,34 @@ static nb_status score_window(nb_scorer *models, int64_t n_models, nb_scorer *ba
             t0 = now();
             nb_logits(&s->work, s->hidden + (first - p->first_scored) * s->model->config.d_model, n,
                       s->logits);
-            add_rows(s, i < 0 ? NULL : base, base_stats, i < 0 ? base_stats : stats, n,
-                     w + first + 1, index, t);
-            t->n += n;
+            const bool finite = add_rows(s, i < 0 ? NULL : base, base_stats,
+                                         i < 0 ? base_stats : stats, n, w + first + 1, index, t);
             t->seconds += now() - t0;
+            if (!finite) {
+                nb_fail(err, NB_DATA, "the logits of tokens %lld to %lld hold Inf or NaN",
+                        (long long)index, (long long)index + (long long)n - 1);
+                return name_model(s, err);
+            }
+        }
+    }
+    return NB_OK;
+}
+
+/* Every token has logits, and those of both models are of the same tokens. */
+static nb_status check_vocabulary(const nb_scorer *s, const nb_scorer *base, const int32_t *tokens,
+                                  int64_t n, nb_err *err)
+{
+    const int64_t vocab = s->model->config.vocab_size;
+    if (base != NULL && base->model->config.vocab_size != vocab) {
+        nb_fail(err, NB_DATA, "a vocabulary of %lld tokens, and the base has %lld",
+                (long long)vocab, (long long)base->model->config.vocab_size);
+        return name_model(s, err);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        if (tokens[i] < 0 || tokens[i] >= vocab) {
+            nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld", tokens[i],
+                    (long long)vocab);
+            return name_model(s, err);
         }
     }
     return NB_OK;
@@ -262,15 +303,12 @@ nb_status nb_score_run(nb_scorer *models, int64_t n_models, nb_scorer *base,
                        (long long)n_tokens, protocol->name, (long long)protocol->n_ctx);
     if (max_windows > 0 && n_windows > max_windows)
         n_windows = max_windows;
-    for (int64_t i = 0; base != NULL && i < n_models; i++) {
-        if (models[i].model->config.vocab_size != base->model->config.vocab_size)
-            return nb_fail(err, NB_DATA, "a vocabulary of %lld tokens, and the base has %lld",
-                           (long long)models[i].model->config.vocab_size,
-                           (long long)base->model->config.vocab_size);
-    }
+    for (int64_t i = 0; i < n_models; i++)
+        NB_TRY(check_vocabulary(&models[i], base, tokens, n_windows * protocol->n_ctx, err));
     const int64_t n_scored = n_windows * (protocol->n_ctx - 1 - protocol->first_scored);
     tally *tallies;
     NB_TRY(NB_ALLOC(&tallies, n_models + 1, err));
+    const uint64_t env = nb_fpenv_enter();
     nb_status s = NB_OK;
     for (int64_t i = 0; s == NB_OK && i <= n_models; i++) {
         s = NB_ALLOC(&tallies[i].loss, n_scored, err);
@@ -291,5 +329,6 @@ nb_status nb_score_run(nb_scorer *models, int64_t n_models, nb_scorer *base,
         nb_free(tallies[i].kl);
     }
     nb_free(tallies);
+    nb_fpenv_leave(env);
     return s;
 }

@@ -24,6 +24,7 @@ const nb_protocol *nb_protocol_by_name(const char *name);
 /* A model made ready to be scored. */
 typedef struct {
     nb_model *model;
+    const char *name; /* the caller's: put before messages about this model; NULL: nothing is */
     nb_work work;
     nb_kv_pool kv;
     nb_kv_seq seq;
@@ -54,8 +55,9 @@ typedef struct {
 typedef bool nb_score_progress(void *context, int64_t done, int64_t total);
 
 /* Scores n_models models on the same windows (base may be NULL), window by window, so that the
- * base runs once. All share a vocabulary. At most max_windows windows (0: all); NB_DATA when the
- * text has not one whole window. results [n_models]. */
+ * base runs once. All share a vocabulary. At most max_windows windows (0: all). results [n_models].
+ * NB_DATA when the text has not one whole window, when a token is outside a model's vocabulary, or
+ * when logits are not finite: what such a model is worth is no number. */
 nb_status nb_score_run(nb_scorer *models, int64_t n_models, nb_scorer *base,
                        const nb_protocol *protocol, const int32_t *tokens, int64_t n_tokens,
                        int64_t max_windows, nb_score_progress *progress, void *context,

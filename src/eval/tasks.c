@@ -1,6 +1,7 @@
 /* See tasks.h. */
 #include "eval/tasks.h"
 
+#include "base/fpenv.h"
 #include "base/json.h"
 #include "kernel/math.h"
 
@@ -9,8 +10,9 @@
 
 #define FILE_LIMIT  ((size_t)1 << 30)
 #define MAX_CHOICES 64
-#define STEP_TOKENS 512 /* of a forward step */
-#define GROUP       64  /* items whose contexts share a step */
+#define MAX_TEXT    (1 << 18) /* bytes: far above what STEP_TOKENS tokens can spell */
+#define STEP_TOKENS 512       /* of a forward step */
+#define GROUP       64        /* items whose contexts share a step */
 
 /* ---- reading ---- */
 
@@ -20,6 +22,21 @@ static int64_t count_code_points(const char *text)
     for (; *text != 0; text++)
         n += ((unsigned char)*text & 0xc0) != 0x80;
     return n;
+}
+
+static size_t length_trimmed(const char *text)
+{
+    size_t n = strlen(text);
+    while (n > 0 && strchr(" \t\n\v\f\r", text[n - 1]) != NULL)
+        n--;
+    return n;
+}
+
+static nb_status check_length(size_t n, nb_err *err)
+{
+    return n <= MAX_TEXT
+               ? NB_OK
+               : nb_fail(err, NB_DATA, "a text of %zu bytes; at most %d fit", n, MAX_TEXT);
 }
 
 static nb_status read_texts(const json_t *item, const char *key, json_t **list, nb_err *err)
@@ -33,7 +50,10 @@ static nb_status read_texts(const json_t *item, const char *key, json_t **list, 
         const json_t *v = json_array_get(*list, i);
         if (!json_is_string(v) || json_string_length(v) == 0 ||
             strlen(json_string_value(v)) != json_string_length(v))
-            return nb_fail(err, NB_DATA, "'%s'[%zu] is not a text", key, i);
+            return nb_fail(err, NB_DATA, "'%s'[%zu] is not a text, or an empty one", key, i);
+        NB_TRY(check_length(json_string_length(v), err));
+        if (length_trimmed(json_string_value(v)) == 0)
+            return nb_fail(err, NB_DATA, "'%s'[%zu] is white space only", key, i);
     }
     return NB_OK;
 }
@@ -46,6 +66,7 @@ static nb_status read_item(const json_t *j, nb_arena *arena, nb_task_item *item,
     const char *text = NULL;
     json_t *list = NULL;
     NB_TRY(nb_json_text(j, shared ? "continuation" : "query", true, &text, err));
+    NB_TRY(check_length(strlen(text), err));
     NB_TRY(read_texts(j, shared ? "context_options" : "choices", &list, err));
     const int64_t n = (int64_t)json_array_size(list);
     NB_TRY(nb_json_int(j, "gold", true, 0, n - 1, &item->gold, err));
@@ -56,13 +77,15 @@ static nb_status read_item(const json_t *j, nb_arena *arena, nb_task_item *item,
         NB_TRY(nb_arena_format(arena, &before, err, "%s\nAnswer:", text));
     for (int64_t i = 0; i < n; i++) {
         const char *option = json_string_value(json_array_get(list, (size_t)i));
+        const char *scored = shared ? text : option;
         char *context = before, *continuation;
+        size_t n_context = shared ? length_trimmed(option) : 0;
         if (shared)
-            NB_TRY(nb_arena_format(arena, &context, err, "%s", option));
-        NB_TRY(nb_arena_format(arena, &continuation, err, " %s", shared ? text : option));
-        item->choices[i] = (nb_task_choice){.context = context,
-                                            .continuation = continuation,
-                                            .n_chars = count_code_points(continuation) - 1};
+            NB_TRY(nb_arena_text(arena, &context, option, n_context, err));
+        NB_TRY(nb_arena_format(arena, &continuation, err, "%s %s", shared ? option + n_context : "",
+                               scored));
+        item->choices[i] = (nb_task_choice){
+            .context = context, .continuation = continuation, .n_chars = count_code_points(scored)};
     }
     return NB_OK;
 }
@@ -70,9 +93,10 @@ static nb_status read_item(const json_t *j, nb_arena *arena, nb_task_item *item,
 static nb_status read_lines(nb_task *task, const nb_buf *text, const char *path, int64_t max_items,
                             nb_err *err)
 {
+    /* An item is an object, so a file of empty lines takes no memory. */
     int64_t n_lines = 1;
-    for (size_t i = 0; i < text->len; i++)
-        n_lines += text->data[i] == '\n';
+    for (size_t i = 1; i < text->len; i++)
+        n_lines += text->data[i] == '\n' && text->data[i - 1] != '\n';
     NB_TRY(NB_ARENA_ALLOC(&task->arena, &task->items, n_lines, err));
     const char *line = (const char *)text->data, *end = line + text->len;
     for (int64_t number = 1; line < end; number++) {
@@ -89,6 +113,7 @@ static nb_status read_lines(nb_task *task, const nb_buf *text, const char *path,
             }
             if (s != NB_OK)
                 return nb_context(err, "%s: line %lld", path, (long long)number);
+            task->items[task->n_items].line = number;
             if (++task->n_items == max_items)
                 break;
         }
@@ -101,7 +126,7 @@ static nb_status read_lines(nb_task *task, const nb_buf *text, const char *path,
 
 nb_status nb_task_load(nb_task *task, const char *path, int64_t max_items, nb_err *err)
 {
-    *task = (nb_task){0};
+    *task = (nb_task){.path = path};
     nb_buf text = {0};
     nb_status s = nb_file_slurp(&text, path, FILE_LIMIT, err);
     if (s == NB_OK)
@@ -171,6 +196,11 @@ static nb_status encode_choice(const task_run *run, const nb_task_choice *c, enc
                        (long long)out->whole.n, (long long)limit);
     if (out->n_context < 1 || out->whole.n <= out->n_context)
         return nb_fail(err, NB_DATA, "a choice without tokens of its own");
+    for (int64_t i = 0; i < out->whole.n; i++) {
+        if (out->whole.ids[i] >= run->model->config.vocab_size)
+            return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld",
+                           out->whole.ids[i], (long long)run->model->config.vocab_size);
+    }
     return NB_OK;
 }
 
@@ -219,8 +249,11 @@ static nb_status score_choice(task_run *run, int64_t n, int64_t c, nb_err *err)
             float max;
             double sum;
             run->kernels->softmax_stats(row, vocab, &max, &sum);
-            run->sums[first + r] =
+            const double loglik =
                 (double)row[run->targets[first + r]] - (double)max - nb_log64(sum);
+            if (!isfinite(loglik))
+                return nb_fail(err, NB_DATA, "the model's logits hold Inf or NaN");
+            run->sums[first + r] = loglik;
         }
     }
     int64_t row = 0;
@@ -237,21 +270,29 @@ static nb_status score_choice(task_run *run, int64_t n, int64_t c, nb_err *err)
     return NB_OK;
 }
 
-/* How many of the prepared items fit in one step, contexts and every choice alike. */
-static int64_t fitting(const task_run *run, int64_t n)
+/* Tokens that an item takes in a step, whichever choice it is. */
+static int64_t longest_choice(const prepared *p)
+{
+    int64_t longest = 0;
+    for (int64_t c = 0; c < p->n_choices; c++)
+        longest = p->choices[c].whole.n > longest ? p->choices[c].whole.n : longest;
+    return longest;
+}
+
+/* Prepares items from `first` on, as many as fit in one step; at least one does. */
+static nb_status prepare_group(task_run *run, const nb_task *task, int64_t first, int64_t *n,
+                               nb_err *err)
 {
     int64_t total = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t longest = 0;
-        for (int64_t c = 0; c < run->items[i].n_choices; c++) {
-            const int64_t len = run->items[i].choices[c].whole.n;
-            longest = len > longest ? len : longest;
-        }
-        total += longest;
+    for (*n = 0; *n < GROUP && first + *n < task->n_items; ++*n) {
+        const nb_task_item *item = &task->items[first + *n];
+        if (prepare_item(run, item, &run->items[*n], err) != NB_OK)
+            return nb_context(err, "%s: line %lld", task->path, (long long)item->line);
+        total += longest_choice(&run->items[*n]);
         if (total > STEP_TOKENS)
-            return i;
+            break;
     }
-    return n;
+    return NB_OK;
 }
 
 static nb_status score_group(task_run *run, int64_t n, nb_err *err)
@@ -286,12 +327,8 @@ static nb_status run_items(const nb_task *task, task_run *run, nb_score_progress
 {
     int64_t n_right = 0, n_right_norm = 0;
     for (int64_t first = 0; first < task->n_items;) {
-        int64_t n = task->n_items - first < GROUP ? task->n_items - first : GROUP;
-        for (int64_t i = 0; i < n; i++) {
-            if (prepare_item(run, &task->items[first + i], &run->items[i], err) != NB_OK)
-                return nb_context(err, "item %lld", (long long)(first + i + 1));
-        }
-        n = fitting(run, n);
+        int64_t n;
+        NB_TRY(prepare_group(run, task, first, &n, err));
         NB_TRY(score_group(run, n, err));
         for (int64_t i = 0; i < n; i++) {
             const nb_task_item *item = &task->items[first + i];
@@ -335,7 +372,9 @@ nb_status nb_task_run(const nb_task *task, nb_model *model, const nb_tokenizer *
     NB_TRY_GOTO(s, NB_ALLOC(&run.sums, STEP_TOKENS, err));
     for (int64_t i = 0; i < GROUP; i++)
         NB_TRY_GOTO(s, nb_kv_seq_init(&run.items[i].seq, &run.kv, STEP_TOKENS, err));
+    const uint64_t env = nb_fpenv_enter();
     s = run_items(task, &run, progress, context, out, err);
+    nb_fpenv_leave(env);
 done:
     for (int64_t i = 0; run.items != NULL && i < GROUP; i++) {
         nb_kv_seq_free(&run.items[i].seq);

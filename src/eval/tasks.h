@@ -7,7 +7,9 @@
  *       continuation follows each option after a space
  *
  * As lm-evaluation-harness counts: acc takes the largest log-likelihood, acc_norm the largest per
- * character of the choice; ties go to the first. */
+ * character of the choice; ties go to the first. White space at the end of a context is scored with
+ * the continuation. A tokenizer that puts BOS first by itself does so here (the harness's
+ * add_bos_token=True). */
 #ifndef NB_EVAL_TASKS_H
 #define NB_EVAL_TASKS_H
 
@@ -21,10 +23,12 @@ typedef struct {
 
 typedef struct {
     int64_t n_choices, gold;
+    int64_t line; /* of the file, from 1 */
     nb_task_choice *choices;
 } nb_task_item;
 
 typedef struct {
+    const char *path; /* borrowed */
     nb_task_item *items;
     int64_t n_items;
     nb_arena arena;
@@ -40,7 +44,9 @@ typedef struct {
     double seconds;
 } nb_task_result;
 
-/* Scores every item. Progress as in score.h, counted in items. */
+/* Scores every item. Progress as in score.h, counted in items. NB_DATA names file and line of an
+ * item that does not fit in the model's context, and refuses a model whose logits are not finite.
+ */
 nb_status nb_task_run(const nb_task *task, nb_model *model, const nb_tokenizer *tokenizer,
                       const nb_kernels *kernels, nb_pool *pool, nb_float_type kv_cell,
                       nb_score_progress *progress, void *context, nb_task_result *out, nb_err *err);
