@@ -197,6 +197,7 @@ static nb_status run_open(bench *b, const nb_args *args, nb_out *out, nb_err *er
     NB_TRY(nb_runtime_open(&b->rt, args, err));
     NB_TRY(nb_opened_open(&b->o, &b->rt, nb_args_operand(args, 0), nb_compute_option(args), n_ctx,
                           false, err));
+    nb_opened_warn(&b->o, out);
     const nb_config *c = &b->o.model.config;
     NB_TRY(nb_work_init(&b->work, &b->o.model, &b->rt.kernels, b->rt.pool, STEP_TOKENS, err));
     NB_TRY(nb_kv_pool_init(&b->kv, c, nb_kv_option(args), nb_kv_pages_for(n_ctx), err));

@@ -4,6 +4,7 @@
 #include "eval/score.h"
 #include "eval/tasks.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -64,6 +65,9 @@ typedef struct {
     int n_models;
     nb_opened models[MAX_MODELS], base;
     char labels[MAX_MODELS][256];
+    nb_buf text;    /* of --text */
+    nb_task *tasks; /* one per --tasks */
+    int n_tasks;
     nb_progress progress;
 } eval_run;
 
@@ -75,55 +79,122 @@ static bool on_progress(void *context, int64_t done, int64_t total)
     return !nb_interrupted();
 }
 
-static nb_status open_models(eval_run *run, int64_t n_ctx, nb_err *err)
+/* Data first: a missing file is then found before any model is loaded. */
+static nb_status read_data(eval_run *run, nb_err *err)
+{
+    const nb_args *args = run->args;
+    const char *text = nb_args_text(args, "text");
+    const int n_tasks = nb_args_n_values(args, "tasks");
+    if (text != NULL)
+        NB_TRY(nb_file_slurp(&run->text, text, TEXT_LIMIT, err));
+    NB_TRY(NB_ALLOC(&run->tasks, n_tasks, err));
+    for (; run->n_tasks < n_tasks; run->n_tasks++)
+        NB_TRY(nb_task_load(&run->tasks[run->n_tasks], nb_args_value(args, "tasks", run->n_tasks),
+                            nb_args_int(args, "limit"), err));
+    return NB_OK;
+}
+
+static nb_status open_models(eval_run *run, const nb_protocol *p, nb_err *err)
 {
     const nb_args *args = run->args;
     for (int i = 0; i < run->n_models; i++) {
         const char *path = nb_args_operand(args, i);
-        NB_TRY(nb_opened_open(&run->models[i], &run->rt, path, nb_compute_option(args), n_ctx, true,
-                              err));
+        nb_opened *o = &run->models[i];
+        NB_TRY(nb_opened_open(o, &run->rt, path, nb_compute_option(args), p->n_ctx, true, err));
+        nb_opened_warn(o, run->out);
         if (i < nb_args_n_values(args, "name"))
             snprintf(run->labels[i], sizeof run->labels[i], "%s", nb_args_value(args, "name", i));
         else
             nb_path_label(path, run->labels[i], sizeof run->labels[i]);
+        if (nb_args_text(args, "text") != NULL && o->model.config.n_ctx < p->n_ctx)
+            nb_out_warn(run->out,
+                        "%s: protocol '%s' has windows of %lld tokens, and the model was "
+                        "trained for %lld",
+                        path, p->name, (long long)p->n_ctx, (long long)o->model.config.n_ctx);
     }
     const char *base = nb_args_text(args, "base");
-    if (base != NULL)
-        NB_TRY(nb_opened_open(&run->base, &run->rt, base, NB_COMPUTE_ALL_F, n_ctx, false, err));
+    if (base == NULL)
+        return NB_OK;
+    NB_TRY(nb_opened_open(&run->base, &run->rt, base, NB_COMPUTE_ALL_F, p->n_ctx, true, err));
+    nb_opened_warn(&run->base, run->out);
     return NB_OK;
+}
+
+/* Two models can be compared when an id means the same to both. Ids that only one of them has a
+ * token for are padding. */
+static nb_status check_same_tokens(const nb_opened *a, const nb_opened *b, nb_err *err)
+{
+    const int64_t n_a = nb_tokenizer_n_tokens(a->tokenizer);
+    const int64_t n_b = nb_tokenizer_n_tokens(b->tokenizer);
+    for (int64_t id = 0; id < n_a && id < n_b; id++) {
+        const char *x, *y;
+        size_t n_x, n_y;
+        nb_err ignored;
+        if (nb_tokenizer_token(a->tokenizer, (int32_t)id, &x, &n_x, &ignored) != NB_OK ||
+            nb_tokenizer_token(b->tokenizer, (int32_t)id, &y, &n_y, &ignored) != NB_OK)
+            continue;
+        if (n_x != n_y || memcmp(x, y, n_x) != 0)
+            return nb_fail(
+                err, NB_DATA,
+                "%s: token %lld is '%.*s' here and '%.*s' in %s: the vocabularies differ",
+                nb_store_path(a->store), (long long)id, (int)(n_x < 40 ? n_x : 40), x,
+                (int)(n_y < 40 ? n_y : 40), y, nb_store_path(b->store));
+    }
+    return NB_OK;
+}
+
+/* All models get the ids of the first one's tokenizer. */
+static nb_status check_vocabularies(const eval_run *run, nb_err *err)
+{
+    for (int i = 1; i < run->n_models; i++)
+        NB_TRY(check_same_tokens(&run->models[i], &run->models[0], err));
+    return run->base.store == NULL ? NB_OK : check_same_tokens(&run->models[0], &run->base, err);
 }
 
 /* ---- perplexity and divergence ---- */
 
+/* Keys are always the same ones: null is what was not measured, or has no number (the perplexity of
+ * a model that is sure and wrong may overflow). */
 static nb_status print_score_json(eval_run *run, int i, const nb_protocol *p, const nb_score *r,
                                   nb_err *err)
 {
     const nb_opened *o = &run->models[i];
     char hash[24];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)r->logits_hash);
-    json_t *j = json_object();
-    json_object_set_new(j, "name", nb_json_any_text(run->labels[i], strlen(run->labels[i])));
-    json_object_set_new(j, "protocol", json_string(p->name));
-    json_object_set_new(j, "perplexity", json_real(r->perplexity));
-    json_object_set_new(j, "perplexity_se", json_real(r->perplexity_se));
-    if (r->has_base) {
-        json_object_set_new(j, "base_perplexity", json_real(r->base_perplexity));
-        json_object_set_new(j, "kl_mean", json_real(r->kl_mean));
-        json_object_set_new(j, "kl_mean_se", json_real(r->kl_mean_se));
-        json_object_set_new(j, "kl_median", json_real(r->kl_median));
-        json_object_set_new(j, "kl_p99", json_real(r->kl_p99));
-        json_object_set_new(j, "kl_max", json_real(r->kl_max));
-        json_object_set_new(j, "top1", json_real(r->top1));
-        json_object_set_new(j, "top1_se", json_real(r->top1_se));
+    const struct {
+        const char *key;
+        bool needs_base;
+        double value;
+    } numbers[] = {
+        {"perplexity", false, r->perplexity},
+        {"perplexity_se", false, r->perplexity_se},
+        {"base_perplexity", true, r->base_perplexity},
+        {"kl_mean", true, r->kl_mean},
+        {"kl_mean_se", true, r->kl_mean_se},
+        {"kl_median", true, r->kl_median},
+        {"kl_p99", true, r->kl_p99},
+        {"kl_max", true, r->kl_max},
+        {"top1", true, r->top1},
+        {"top1_se", true, r->top1_se},
+        {"bpw", false, nb_opened_bpw(o)},
+        {"seconds", false, r->seconds},
+    };
+    json_t *j = json_pack(
+        "{s:o, s:s, s:I, s:I, s:I, s:s, s:s, s:s}", "name",
+        nb_json_any_text(run->labels[i], strlen(run->labels[i])), "protocol", p->name, "n_windows",
+        (json_int_t)r->n_windows, "n_tokens", (json_int_t)r->n_tokens, "bytes",
+        (json_int_t)nb_store_file_bytes(o->store), "compute", nb_model_compute_name(&o->model),
+        "kv", nb_args_text(run->args, "kv"), "logits_hash", hash);
+    bool fine = j != NULL;
+    for (size_t k = 0; fine && k < sizeof numbers / sizeof *numbers; k++) {
+        const bool known = (r->has_base || !numbers[k].needs_base) && isfinite(numbers[k].value);
+        fine = json_object_set_new(j, numbers[k].key,
+                                   known ? json_real(numbers[k].value) : json_null()) == 0;
     }
-    json_object_set_new(j, "bpw", json_real(nb_opened_bpw(o)));
-    json_object_set_new(j, "bytes", json_integer(nb_store_file_bytes(o->store)));
-    json_object_set_new(j, "n_tokens", json_integer(r->n_tokens));
-    json_object_set_new(j, "n_windows", json_integer(r->n_windows));
-    json_object_set_new(j, "compute", json_string(nb_model_compute_name(&o->model)));
-    json_object_set_new(j, "kv", json_string(nb_args_text(run->args, "kv")));
-    json_object_set_new(j, "logits_hash", json_string(hash));
-    json_object_set_new(j, "seconds", json_real(r->seconds));
+    if (!fine) {
+        json_decref(j);
+        j = NULL;
+    }
     return nb_out_json(run->out, j, err);
 }
 
@@ -164,7 +235,7 @@ static nb_status print_scores(eval_run *run, const nb_protocol *p, const nb_scor
     }
     NB_TRY(nb_table_print(&t, run->out, err));
     for (int i = 0; i < run->n_models; i++)
-        nb_out_note(run->out, "%s: logits hash %016llx, %.1f s\n", run->labels[i],
+        nb_out_note(run->out, "%s: logits hash %016llx, %.1f s", run->labels[i],
                     (unsigned long long)scores[i].logits_hash, scores[i].seconds);
     return NB_OK;
 }
@@ -172,21 +243,24 @@ static nb_status print_scores(eval_run *run, const nb_protocol *p, const nb_scor
 static nb_status score_text(eval_run *run, const nb_protocol *p, nb_err *err)
 {
     const char *path = nb_args_text(run->args, "text");
-    nb_buf text = {0};
     nb_tokens tokens = {0};
     nb_scorer scorers[MAX_MODELS] = {{0}}, base = {0};
     nb_score scores[MAX_MODELS];
     nb_status s;
-    NB_TRY_GOTO(s, nb_file_slurp(&text, path, TEXT_LIMIT, err));
-    NB_TRY_GOTO(s, nb_tokenizer_encode(run->models[0].tokenizer, (const char *)text.data, text.len,
-                                       (nb_encode_options){0}, &tokens, err));
-    for (int i = 0; i < run->n_models; i++)
+    NB_TRY_GOTO(s, check_vocabularies(run, err));
+    NB_TRY_GOTO(s, nb_tokenizer_encode(run->models[0].tokenizer, (const char *)run->text.data,
+                                       run->text.len, (nb_encode_options){0}, &tokens, err));
+    for (int i = 0; i < run->n_models; i++) {
         NB_TRY_GOTO(s, nb_scorer_init(&scorers[i], &run->models[i].model, &run->rt.kernels,
                                       run->rt.pool, p, nb_kv_option(run->args), err));
+        scorers[i].name = nb_args_operand(run->args, i);
+    }
     const bool with_base = run->base.store != NULL;
-    if (with_base)
+    if (with_base) {
         NB_TRY_GOTO(s, nb_scorer_init(&base, &run->base.model, &run->rt.kernels, run->rt.pool, p,
                                       NB_F32, err));
+        base.name = nb_args_text(run->args, "base");
+    }
     int64_t windows = tokens.n / p->n_ctx, asked = nb_args_int(run->args, "windows");
     if (asked > 0 && asked < windows)
         windows = asked;
@@ -195,7 +269,7 @@ static nb_status score_text(eval_run *run, const nb_protocol *p, nb_err *err)
                      asked, on_progress, run, scores, err);
     nb_progress_end(run->out, &run->progress);
     if (s != NB_OK) {
-        if (s == NB_DATA)
+        if (s == NB_DATA && windows == 0)
             nb_context(err, "%s", path);
         goto done;
     }
@@ -205,7 +279,6 @@ done:
         nb_scorer_free(&scorers[i]);
     nb_scorer_free(&base);
     nb_tokens_free(&tokens);
-    nb_buf_free(&text);
     return s;
 }
 
@@ -219,25 +292,21 @@ static void task_name(const char *path, char *out, size_t size)
         *dot = 0;
 }
 
-static nb_status score_task(eval_run *run, const char *path, nb_err *err)
+static nb_status score_task(eval_run *run, const nb_task *task, nb_err *err)
 {
-    nb_task task;
-    NB_TRY(nb_task_load(&task, path, nb_args_int(run->args, "limit"), err));
     char name[256];
-    task_name(path, name, sizeof name);
+    task_name(task->path, name, sizeof name);
     nb_status s = NB_OK;
     for (int i = 0; s == NB_OK && i < run->n_models; i++) {
         const nb_opened *o = &run->models[i];
         nb_task_result r;
         const double start = nb_clock();
-        nb_progress_begin(run->out, &run->progress, name, "items", task.n_items);
-        s = nb_task_run(&task, &run->models[i].model, o->tokenizer, &run->rt.kernels, run->rt.pool,
+        nb_progress_begin(run->out, &run->progress, name, "items", task->n_items);
+        s = nb_task_run(task, &run->models[i].model, o->tokenizer, &run->rt.kernels, run->rt.pool,
                         nb_kv_option(run->args), on_progress, run, &r, err);
         nb_progress_end(run->out, &run->progress);
-        if (s != NB_OK) {
-            s = s == NB_DATA ? nb_context(err, "%s", path) : s;
-            break;
-        }
+        if (s != NB_OK)
+            return s == NB_DATA ? nb_context(err, "%s", nb_args_operand(run->args, i)) : s;
         r.seconds = nb_clock() - start;
         if (run->out->json)
             s = nb_out_json(run->out,
@@ -254,26 +323,43 @@ static nb_status score_task(eval_run *run, const char *path, nb_err *err)
                         run->labels[i], name, r.acc, r.acc_se, r.acc_norm, r.acc_norm_se,
                         (long long)r.n, r.seconds);
     }
-    nb_task_free(&task);
     return s;
 }
 
-static nb_status run_all(eval_run *run, nb_err *err)
+/* An option that would do nothing is a misunderstanding. */
+static nb_status check_usage(const nb_args *args, nb_err *err)
 {
-    const nb_args *args = run->args;
     const bool text = nb_args_text(args, "text") != NULL;
     const int n_tasks = nb_args_n_values(args, "tasks");
     if (!text && n_tasks == 0)
         return nb_fail(err, NB_USAGE, "eval: nothing to score: give --text FILE or --tasks FILE");
     if (nb_args_n_operands(args) > MAX_MODELS)
         return nb_fail(err, NB_USAGE, "eval: at most %d models", MAX_MODELS);
+    if (nb_args_n_values(args, "name") > nb_args_n_operands(args))
+        return nb_fail(err, NB_USAGE, "eval: %d times --name for %d models",
+                       nb_args_n_values(args, "name"), nb_args_n_operands(args));
+    static const char *const of_text[] = {"base", "windows", "protocol"};
+    for (size_t i = 0; !text && i < sizeof of_text / sizeof *of_text; i++) {
+        if (nb_args_given(args, of_text[i]))
+            return nb_fail(err, NB_USAGE, "eval: --%s needs --text FILE", of_text[i]);
+    }
+    if (n_tasks == 0 && nb_args_given(args, "limit"))
+        return nb_fail(err, NB_USAGE, "eval: --limit needs --tasks FILE");
+    return NB_OK;
+}
+
+static nb_status run_all(eval_run *run, nb_err *err)
+{
+    const nb_args *args = run->args;
+    NB_TRY(check_usage(args, err));
     const nb_protocol *p = nb_protocol_by_name(nb_args_text(args, "protocol"));
+    NB_TRY(read_data(run, err));
     NB_TRY(nb_runtime_open(&run->rt, args, err));
-    NB_TRY(open_models(run, p->n_ctx, err));
-    if (text)
+    NB_TRY(open_models(run, p, err));
+    if (nb_args_text(args, "text") != NULL)
         NB_TRY(score_text(run, p, err));
-    for (int i = 0; i < n_tasks; i++)
-        NB_TRY(score_task(run, nb_args_value(args, "tasks", i), err));
+    for (int i = 0; i < run->n_tasks; i++)
+        NB_TRY(score_task(run, &run->tasks[i], err));
     return NB_OK;
 }
 
@@ -289,6 +375,10 @@ static nb_status run_eval(const nb_args *args, nb_out *out, nb_err *err)
         nb_opened_close(&run->models[i]);
     nb_opened_close(&run->base);
     nb_runtime_close(&run->rt);
+    nb_buf_free(&run->text);
+    for (int i = 0; i < run->n_tasks; i++)
+        nb_task_free(&run->tasks[i]);
+    nb_free(run->tasks);
     nb_free(run);
     return s;
 }

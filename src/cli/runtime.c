@@ -58,6 +58,12 @@ void nb_opened_close(nb_opened *o)
     *o = (nb_opened){0};
 }
 
+void nb_opened_warn(const nb_opened *o, nb_out *out)
+{
+    if (o->model.config.warning[0] != 0)
+        nb_out_warn(out, "%s: %s", nb_store_path(o->store), o->model.config.warning);
+}
+
 nb_compute_choice nb_compute_option(const nb_args *args)
 {
     const char *mode = nb_args_text(args, "compute");
@@ -74,7 +80,13 @@ nb_float_type nb_kv_option(const nb_args *args)
 
 double nb_opened_bpw(const nb_opened *o)
 {
-    return 8.0 * (double)o->model.weight_bytes / (double)o->model.n_params;
+    double bytes = 0, params = 0;
+    for (int64_t i = 0; i < nb_store_n_weights(o->store); i++) {
+        const nb_weight *w = nb_store_weight(o->store, i);
+        bytes += (double)w->bytes;
+        params += (double)w->n_rows * (double)w->n_cols;
+    }
+    return 8 * bytes / params;
 }
 
 int64_t nb_peak_rss(void)

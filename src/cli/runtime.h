@@ -30,6 +30,9 @@ nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
                          nb_err *err);
 void nb_opened_close(nb_opened *o);
 
+/* Prints what was ignored while the model was opened, if anything was. */
+void nb_opened_warn(const nb_opened *o, nb_out *out);
+
 /* Values of --compute and --kv. */
 nb_compute_choice nb_compute_option(const nb_args *args);
 nb_float_type nb_kv_option(const nb_args *args);
