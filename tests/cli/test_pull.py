@@ -475,6 +475,10 @@ class Refused(PullCase):
             lambda handler, _, __: self.server.send(handler, 500, WEIGHTS) or True
         self.pull(REPO, "--retries", "0", code=3)
         self.assert_nothing_final()
+        # Nor does it spoil what an earlier run left to continue from.
+        self.write("cache/owner--tiny/model.safetensors.partial", WEIGHTS[:1000])
+        self.pull(REPO, "--retries", "0", code=3)
+        self.assertEqual(self.read("cache/owner--tiny/model.safetensors.partial"), WEIGHTS[:1000])
 
     def test_a_server_that_stalls(self):
         stop = threading.Event()

@@ -125,6 +125,12 @@ class Tokenize(lib.Case):
             with self.subTest(text=text):
                 self.fails(1, "tokenize", self.model, "-d", path)
 
+    def test_an_id_past_the_vocabulary_is_told_from_one_that_is_none(self):
+        for text, is_id in (("320", True), ("49151", True), ("2147483647", True),
+                            ("2147483648", False), ("12x", False)):
+            message = self.fails(1, "tokenize", self.model, "-d", "--text", text)
+            self.assertEqual("a token id was expected" in message, not is_id, message)
+
     def test_usage(self):
         path = self.write("t", "x")
         self.assertIn("no text", self.fails(2, "tokenize", self.model))
