@@ -10,8 +10,8 @@
 typedef struct nb_jinja nb_jinja;
 
 /* Syntax errors name the line. Settings are those of transformers: trim_blocks, lstrip_blocks,
- * loop controls, {% generation %}. A template that nests too deep is accepted here, so that its
- * model loads, and every render of it fails (NB_LIMIT). */
+ * loop controls, {% generation %}. A template that nests too deep or is too large is
+ * accepted here, so that its model loads, and every render of it fails (NB_LIMIT). */
 nb_status nb_jinja_parse(nb_jinja **out, const char *text, size_t len, nb_err *err);
 void nb_jinja_free(nb_jinja *t); /* NULL is fine */
 

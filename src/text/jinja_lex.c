@@ -30,7 +30,8 @@ static nb_status lex_context(lexer *x)
 
 static nb_status push(lexer *x, nb_jtoken_kind kind, uint16_t op, nb_jspan text)
 {
-    const nb_jtoken token = {.kind = kind, .op = op, .line = line_at(x, x->pos), .text = text};
+    const nb_jtoken token = {
+        .text = text, .line = line_at(x, x->pos), .op = op, .kind = (uint8_t)kind};
     return nb_buf_put(x->tokens, &token, sizeof token, x->err);
 }
 

@@ -27,10 +27,10 @@ typedef enum {
 #define NB_JOP2(a, b) ((uint16_t)((a) << 8 | (b)))
 
 typedef struct {
-    nb_jtoken_kind kind;
-    uint16_t op;
-    int32_t line;
     nb_jspan text; /* in the arena */
+    int32_t line;
+    uint16_t op;
+    uint8_t kind; /* an nb_jtoken_kind */
 } nb_jtoken;
 
 /* Appends the nb_jtokens of text[0, len) to `tokens`, NB_JTOK_END last. Texts live in `arena`.

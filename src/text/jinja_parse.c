@@ -6,8 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Real templates have at most some ten thousand bytes. */
-#define MAX_TEMPLATE ((size_t)1 << 20)
+/* Real templates have at most some ten thousand bytes, and take a hundred times that here. */
+#define MAX_TEMPLATE ((size_t)4 << 20)
+#define MAX_TOKENS   ((size_t)16 << 20)
+#define MAX_NODES    ((size_t)24 << 20)
 
 nb_status nb_jparse_node(nb_jparser *p, nb_jnode_kind kind, nb_jnode **out)
 {
@@ -333,21 +335,28 @@ static nb_status parse_body(nb_jparser *p, const char *const *ends, nb_jnode **o
     }
 }
 
-nb_status nb_jinja_parse(nb_jinja **out, const char *text, size_t len, nb_err *err)
+static nb_status parse(nb_jinja *t, const char *text, size_t len, nb_err *err)
 {
-    *out = NULL;
+    nb_buf tokens = {.limit = MAX_TOKENS};
+    t->arena.limit = MAX_NODES;
     if (len > MAX_TEMPLATE)
-        return nb_fail(err, NB_LIMIT, "a chat template of %zu bytes; at most %zu are read", len,
-                       MAX_TEMPLATE);
-    nb_jinja *t;
-    NB_TRY(NB_ALLOC(&t, 1, err));
-    nb_buf tokens = {0};
+        return nb_fail(err, NB_LIMIT, "%zu bytes; at most %zu are read", len, MAX_TEMPLATE);
     nb_status s = nb_jinja_lex(text, len, &t->arena, &tokens, err);
     if (s == NB_OK) {
-        nb_jparser p = {.tokens = (const nb_jtoken *)tokens.data, .arena = &t->arena, .err = err};
+        nb_jparser p = {
+            .tokens = (const nb_jtoken *)(void *)tokens.data, .arena = &t->arena, .err = err};
         s = parse_body(&p, ENDS("\xff"), &t->body);
     }
     nb_buf_free(&tokens);
+    return s;
+}
+
+nb_status nb_jinja_parse(nb_jinja **out, const char *text, size_t len, nb_err *err)
+{
+    *out = NULL;
+    nb_jinja *t;
+    NB_TRY(NB_ALLOC(&t, 1, err));
+    nb_status s = parse(t, text, len, err);
     if (s == NB_LIMIT) {
         /* A model with such a template loads; only its chat does not work. */
         t->refusal = *err;
