@@ -168,17 +168,15 @@ FOR_EACH_T(X)
 static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                    const nb_xtile *x)
 {
-    static nb_gemm_i_fn *const u4[] = {
-#define X(T) panels_u4_##T,
-        FOR_EACH_T(X)
-#undef X
-    };
-    static nb_gemm_i_fn *const u8[] = {
+    static nb_gemm_i_fn *const panels[2][NB_TILE_MAX] = {
 #define X(T) panels_u8_##T,
-        FOR_EACH_T(X)
+        {FOR_EACH_T(X)},
+#undef X
+#define X(T) panels_u4_##T,
+        {FOR_EACH_T(X)},
 #undef X
     };
-    (w->kind == NB_PANEL_U4 ? u4 : u8)[x->n_tok - 1](y, ldy, w, begin, end, x);
+    panels[w->kind == NB_PANEL_U4][x->n_tok - 1](y, ldy, w, begin, end, x);
 }
 
 /* ---- float ---- */
