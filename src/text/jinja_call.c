@@ -154,6 +154,8 @@ BUILTIN(global_raise)
     (void)self, (void)all, (void)out;
     nb_jspan message;
     NB_TRY(nb_jv_to_text(r, arg[0], &message));
+    if (message.n == 0)
+        return nb_jrun_fail(r, "the template refuses this without a reason");
     r->raised = true;
     return nb_jrun_fail(r, "%.*s", message.n > 800 ? 800 : (int)message.n, message.p);
 }
