@@ -1,6 +1,6 @@
 /* nibble inspect: what is inside a model, tensor by tensor, and the memory it takes. */
 #include "cli/verbs.h"
-#include "model/config.h"
+#include "model/model.h"
 #include "store/store.h"
 #include "text/tokenizer.h"
 
@@ -233,6 +233,7 @@ static nb_status inspect(nb_store *store, const nb_args *args, nb_out *out, nb_e
     static const char *const heads[] = {"tensor", "shape", "format", ">bytes", ">bpw", ""};
     nb_config c;
     NB_TRY(nb_config_read(store, &c, err));
+    NB_TRY(nb_model_check(store, &c, err));
     NB_TRY(check_tokenizer(store, out, err));
     const char *kv = nb_args_text(args, "kv");
     const int64_t ctx = nb_args_given(args, "ctx") ? nb_args_int(args, "ctx") : c.n_ctx;

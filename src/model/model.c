@@ -12,6 +12,7 @@ typedef struct {
     nb_store *store;
     nb_pool *pool;
     nb_compute_choice compute;
+    bool only_check;  /* names and shapes: nothing is read */
     nb_loaded loaded; /* reused for every weight */
 } loader;
 
@@ -46,6 +47,8 @@ static nb_status load_vector(loader *l, const char *name, int64_t n, float **out
     if (w->n_dims != 1)
         return nb_fail(err, NB_DATA, "%s: tensor '%s' has %d dimensions instead of 1",
                        nb_store_path(l->store), name, w->n_dims);
+    if (l->only_check)
+        return NB_OK;
     NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
     NB_TRY(NB_ARENA_ALLOC(&l->m->arena, out, n, err));
     w->fmt->decode_row(&l->loaded.mat, 0, *out);
@@ -58,7 +61,7 @@ static nb_status load_vector(loader *l, const char *name, int64_t n, float **out
 static nb_status refuse_unused(loader *l, const char *name, nb_err *err)
 {
     const nb_weight *w = nb_store_find(l->store, name);
-    if (w == NULL)
+    if (w == NULL || l->only_check)
         return NB_OK;
     NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
     float *row;
@@ -77,16 +80,8 @@ static nb_status refuse_unused(loader *l, const char *name, nb_err *err)
     return NB_OK;
 }
 
-static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_t n_cols, bool bias,
-                             nb_linear *out, nb_err *err)
+static nb_status pack_linear(loader *l, const nb_weight *w, nb_linear *out, nb_err *err)
 {
-    char full[160];
-    snprintf(full, sizeof full, "%s.weight", name);
-    const nb_weight *w = NULL;
-    NB_TRY(find(l, full, n_rows, n_cols, &w, err));
-    if (w->n_dims != 2)
-        return nb_fail(err, NB_DATA, "%s: tensor '%s' has %d dimensions instead of 2",
-                       nb_store_path(l->store), full, w->n_dims);
     NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
     nb_panels_plan(&out->w, &l->loaded.mat);
     NB_TRY(nb_panels_alloc(&out->w, err));
@@ -98,7 +93,22 @@ static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_
     out->per_token = w->act.per_token;
     l->m->packed_bytes += nb_panels_bytes(&out->w);
     l->m->weight_bytes += w->bytes;
-    l->m->n_params += n_rows * n_cols;
+    l->m->n_params += w->n_rows * w->n_cols;
+    return NB_OK;
+}
+
+static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_t n_cols, bool bias,
+                             nb_linear *out, nb_err *err)
+{
+    char full[160];
+    snprintf(full, sizeof full, "%s.weight", name);
+    const nb_weight *w = NULL;
+    NB_TRY(find(l, full, n_rows, n_cols, &w, err));
+    if (w->n_dims != 2)
+        return nb_fail(err, NB_DATA, "%s: tensor '%s' has %d dimensions instead of 2",
+                       nb_store_path(l->store), full, w->n_dims);
+    if (!l->only_check)
+        NB_TRY(pack_linear(l, w, out, err));
     snprintf(full, sizeof full, "%s.bias", name);
     return bias ? load_vector(l, full, n_rows, &out->bias, err) : refuse_unused(l, full, err);
 }
@@ -190,12 +200,14 @@ static nb_status load(loader *l, nb_err *err)
     float *factors = NULL;
     if (c->rope.type == NB_ROPE_FACTORS) {
         NB_TRY(load_vector(l, "rope_freqs.weight", c->rot_dim / 2, &factors, err));
-        for (int64_t i = 0; i < c->rot_dim / 2; i++) {
+        for (int64_t i = 0; !l->only_check && i < c->rot_dim / 2; i++) {
             if (!(factors[i] > 0))
                 return nb_fail(err, NB_DATA, "%s: tensor 'rope_freqs.weight' has %g at %lld",
                                nb_store_path(l->store), (double)factors[i], (long long)i);
         }
     }
+    if (l->only_check)
+        return NB_OK;
     const nb_status s = nb_rope_table_init(&m->rope, c, m->n_ctx, factors, err);
     return s == NB_OK ? s : nb_context(err, "%s", nb_store_path(l->store));
 }
@@ -215,6 +227,15 @@ nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *op
     nb_loaded_free(&l.loaded);
     if (s != NB_OK)
         nb_model_close(m);
+    return s;
+}
+
+nb_status nb_model_check(nb_store *store, const nb_config *config, nb_err *err)
+{
+    nb_model m = {.config = *config};
+    loader l = {.m = &m, .store = store, .only_check = true};
+    const nb_status s = load(&l, err);
+    nb_model_close(&m);
     return s;
 }
 

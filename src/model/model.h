@@ -54,6 +54,8 @@ typedef struct {
 nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options,
                         nb_pool *pool, nb_err *err);
 void nb_model_close(nb_model *m);
+/* The checks of names and shapes that opening makes, without reading a tensor. */
+nb_status nb_model_check(nb_store *store, const nb_config *config, nb_err *err);
 
 static inline const nb_linear *nb_model_head(const nb_model *m)
 {
