@@ -36,6 +36,14 @@ nb_status nb_fail_interrupted(nb_err *err)
     return nb_fail(err, NB_INTERRUPTED, "interrupted");
 }
 
+bool nb_interrupt_forgive(void)
+{
+    if (caught_signal != SIGINT)
+        return false;
+    caught_signal = 0;
+    return true;
+}
+
 void nb_out_init(nb_out *out)
 {
     /* A closed descriptor gets one that fails in the direction it is used in. */

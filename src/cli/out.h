@@ -27,6 +27,9 @@ nb_status nb_out_finish(nb_out *out, nb_err *err);
 /* True once a signal asked the program to end. Verbs poll it and return nb_fail_interrupted(). */
 bool nb_interrupted(void);
 nb_status nb_fail_interrupted(nb_err *err);
+/* For a conversation on a terminal, where Ctrl-C ends an answer and not the program: true when
+ * that was the signal, which is then forgotten. */
+bool nb_interrupt_forgive(void);
 
 /* ---- results, on standard output ---- */
 void nb_out_text(nb_out *out, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -1,0 +1,236 @@
+/* See answer.h. */
+#define _GNU_SOURCE
+#include "cli/answer.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+const char *const nb_ctx_policy_choices[] = {"stop", "drop-oldest-turn", NULL};
+
+/* ---- options ---- */
+
+/* A seed that is easy to type again. */
+static nb_status draw_seed(uint64_t *seed, nb_err *err)
+{
+    uint32_t word;
+    if (getrandom(&word, sizeof word, 0) != sizeof word)
+        return nb_fail(err, NB_IO, "no random seed from the system: give --seed N");
+    *seed = word;
+    return NB_OK;
+}
+
+static nb_status read_sampling(const nb_answering *a, nb_sampling *how, nb_err *err)
+{
+    const nb_args *args = a->args;
+    NB_TRY(nb_sampling_read(a->o.store, how, err));
+    const bool filters = nb_args_given(args, "top-k") || nb_args_given(args, "top-p") ||
+                         nb_args_given(args, "min-p");
+    if (nb_args_given(args, "temperature"))
+        how->temperature = nb_args_float(args, "temperature");
+    else if (filters && how->temperature == 0)
+        how->temperature = 1;
+    if (nb_args_given(args, "top-k"))
+        how->top_k = nb_args_int(args, "top-k");
+    if (nb_args_given(args, "top-p"))
+        how->top_p = nb_args_float(args, "top-p");
+    if (nb_args_given(args, "min-p"))
+        how->min_p = nb_args_float(args, "min-p");
+    if (nb_args_given(args, "repeat-penalty"))
+        how->repetition_penalty = nb_args_float(args, "repeat-penalty");
+    how->frequency_penalty = nb_args_float(args, "frequency-penalty");
+    how->presence_penalty = nb_args_float(args, "presence-penalty");
+    if (nb_args_flag(args, "greedy")) {
+        if (nb_args_given(args, "temperature") || filters)
+            return nb_fail(err, NB_USAGE,
+                           "--greedy leaves nothing to draw: give it without --temperature, "
+                           "--top-k, --top-p and --min-p");
+        how->temperature = 0;
+    }
+    NB_TRY(nb_sampling_check(how, err));
+    how->seed = (uint64_t)nb_args_int(args, "seed");
+    if (how->temperature > 0 && !nb_args_given(args, "seed"))
+        NB_TRY(draw_seed(&how->seed, err));
+    return NB_OK;
+}
+
+/* ---- text ---- */
+
+/* The model's text on a terminal: an escape sequence must not do there what it says. */
+static void put_visible(nb_answering *a, const char *text, size_t len)
+{
+    size_t plain = 0; /* where the bytes begin that are not yet printed */
+    for (size_t i = 0; i < len; i++) {
+        const uint8_t c = (uint8_t)text[i];
+        /* C1 controls are two bytes in UTF-8. */
+        const bool c1 = c == 0xc2 && i + 1 < len && (uint8_t)text[i + 1] < 0xa0;
+        if (!c1 && c != 0x7f && (c >= 0x20 || c == '\n' || c == '\t'))
+            continue;
+        nb_out_bytes(a->out, text + plain, i - plain);
+        nb_out_text(a->out, "\\x%02x", c1 ? (uint8_t)text[++i] : c);
+        plain = i + 1;
+    }
+    nb_out_bytes(a->out, text + plain, len - plain);
+}
+
+static bool on_text(void *context, const char *text, size_t len)
+{
+    nb_answering *a = context;
+    if (len > 0 && a->streams) {
+        if (a->to_terminal)
+            put_visible(a, text, len);
+        else
+            nb_out_bytes(a->out, text, len);
+        nb_out_flush(a->out);
+        a->line_open = text[len - 1] != '\n';
+    }
+    return !nb_interrupted() && a->out->write_errno == 0;
+}
+
+/* ---- opening ---- */
+
+/* What will run, before it runs. */
+static void print_plan(const nb_answering *a)
+{
+    char label[256];
+    const nb_model *m = &a->o.model;
+    const nb_sampling *how = &a->options.sampling;
+    const int64_t n_ctx = m->n_ctx;
+    const int64_t kv =
+        nb_kv_pages_for(n_ctx) * NB_KV_PAGE * nb_config_kv_bytes(&m->config, nb_kv_option(a->args));
+    nb_out_note(
+        a->out, "%s: %s, %s parameters; mode %s, %s, threads: %d; KV %s, %s at %lld tokens; %s",
+        nb_path_label(nb_args_operand(a->args, 0), label, sizeof label),
+        nb_human_bytes(nb_store_file_bytes(a->o.store)).text, nb_human_count(m->n_params).text,
+        nb_model_compute_name(m), nb_isa_name(a->rt.kernels.isa), nb_pool_n_threads(a->rt.pool),
+        nb_args_text(a->args, "kv"), nb_human_bytes(kv).text, (long long)n_ctx,
+        how->temperature > 0 ? "sampling" : "greedy");
+    if (n_ctx > m->config.n_ctx)
+        nb_out_warn(a->out, "the model was trained for %lld tokens of context, not %lld",
+                    (long long)m->config.n_ctx, (long long)n_ctx);
+}
+
+nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, nb_err *err)
+{
+    a->args = args;
+    a->out = out;
+    a->to_terminal = isatty(STDOUT_FILENO);
+    a->streams = !out->json;
+    a->policy = strcmp(nb_args_text(args, "ctx-policy"), "stop") == 0 ? NB_CTX_STOP
+                                                                      : NB_CTX_DROP_OLDEST_TURN;
+    nb_generate_options *o = &a->options;
+    o->n_stops = nb_args_n_values(args, "stop");
+    if (o->n_stops > NB_MAX_STOPS)
+        return nb_fail(err, NB_USAGE, "--stop may be given %d times", NB_MAX_STOPS);
+    for (int i = 0; i < o->n_stops; i++)
+        a->stops[i] = nb_args_value(args, "stop", i);
+    o->stops = a->stops;
+    o->max_tokens = nb_args_int(args, "max-tokens");
+    o->hash_logits = out->json;
+    o->on_text = on_text;
+    o->context = a;
+    NB_TRY(nb_runtime_open(&a->rt, args, err));
+    NB_TRY(nb_opened_open(&a->o, &a->rt, nb_args_operand(args, 0), nb_compute_option(args),
+                          nb_args_int(args, "ctx"), true, err));
+    NB_TRY(read_sampling(a, &o->sampling, err));
+    const nb_generator_setup setup = {.model = &a->o.model,
+                                      .kernels = &a->rt.kernels,
+                                      .pool = a->rt.pool,
+                                      .tokenizer = a->o.tokenizer,
+                                      .kv = nb_kv_option(args)};
+    NB_TRY(nb_generator_init(&a->generator, &setup, err));
+    print_plan(a);
+    return NB_OK;
+}
+
+nb_status nb_answering_dialog(nb_answering *a, nb_dialog *d, nb_err *err)
+{
+    const nb_status s = nb_dialog_init(d, a->o.store, a->o.tokenizer, err);
+    if (s == NB_UNSUPPORTED) {
+        const nb_err why = *err;
+        return nb_fail(err, s, "%s; 'nibble run' completes plain text", why.text);
+    }
+    NB_TRY(s);
+    return nb_dialog_system(d, nb_args_text(a->args, "system"), err);
+}
+
+void nb_answering_close(nb_answering *a)
+{
+    nb_generator_free(&a->generator);
+    nb_opened_close(&a->o);
+    nb_runtime_close(&a->rt);
+}
+
+/* ---- the account ---- */
+
+static double rate(int64_t n, double seconds)
+{
+    return n > 0 && seconds > 0 ? (double)n / seconds : 0;
+}
+
+static const char *const reasons[] = {
+    [NB_STOP_EOS] = "the model ended its answer",
+    [NB_STOP_TEXT] = "a stop string appeared",
+    [NB_STOP_MAX_TOKENS] = "that is --max-tokens",
+    [NB_STOP_CONTEXT] = "the context is full",
+    [NB_STOP_CALLER] = "interrupted",
+};
+
+void nb_answering_summary(nb_answering *a, const nb_generation *r, int64_t n_dropped)
+{
+    if (a->line_open) {
+        nb_out_text(a->out, "\n");
+        a->line_open = false;
+    }
+    nb_out_flush(a->out);
+    if (n_dropped > 0)
+        nb_out_warn(a->out,
+                    "the context of %lld tokens was full: forgot the oldest %lld turn%s of the "
+                    "conversation",
+                    (long long)a->generator.setup.n_ctx, (long long)n_dropped,
+                    n_dropped == 1 ? "" : "s");
+    if (r->reason == NB_STOP_CONTEXT)
+        nb_out_warn(a->out,
+                    "the context of %lld tokens is full%s: stopped after %lld generated tokens "
+                    "(--ctx N sets its length)",
+                    (long long)a->generator.setup.n_ctx,
+                    a->policy == NB_CTX_STOP ? "" : " and there is no older turn to forget",
+                    (long long)r->n_tokens);
+    char seed[40] = "";
+    if (a->options.sampling.temperature > 0)
+        snprintf(seed, sizeof seed, "; seed %llu", (unsigned long long)a->options.sampling.seed);
+    nb_out_note(a->out,
+                "prompt: %lld tokens (%lld of them cached), %.1f tok/s; generated: %lld tokens, "
+                "%.1f tok/s; stopped: %s%s",
+                (long long)r->n_prompt, (long long)r->n_cached, rate(r->n_prefilled, r->prefill_s),
+                (long long)r->n_tokens, rate(r->n_steps, r->decode_s), reasons[r->reason], seed);
+}
+
+/* A rate of nothing is null. */
+static json_t *json_rate(int64_t n, double seconds)
+{
+    return n > 0 && seconds > 0 ? json_real(rate(n, seconds)) : json_null();
+}
+
+json_t *nb_answering_json(const nb_answering *a, const nb_generation *r, int64_t n_dropped)
+{
+    const nb_sampling *how = &a->options.sampling;
+    char hash[24];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)r->logits_hash);
+    json_t *ids = json_array();
+    for (int64_t i = 0; i < r->n_tokens; i++)
+        json_array_append_new(ids, json_integer(r->tokens[i]));
+    json_t *j = json_pack(
+        "{s:o, s:o, s:I, s:I, s:I, s:s, s:I, s:f, s:s, s:o, s:o, s:s, s:s, s:s, s:i, s:I, s:I}",
+        "text", nb_json_any_text(r->text, r->text_len), "tokens", ids, "prompt_tokens",
+        (json_int_t)r->n_prompt, "cached_tokens", (json_int_t)r->n_cached, "generated_tokens",
+        (json_int_t)r->n_tokens, "stop_reason", nb_stop_reason_name(r->reason), "seed",
+        (json_int_t)how->seed, "temperature", how->temperature, "logits_hash", hash,
+        "prefill_tok_s", json_rate(r->n_prefilled, r->prefill_s), "decode_tok_s",
+        json_rate(r->n_steps, r->decode_s), "compute", nb_model_compute_name(&a->o.model), "kv",
+        nb_args_text(a->args, "kv"), "isa", nb_isa_name(a->rt.kernels.isa), "threads",
+        nb_pool_n_threads(a->rt.pool), "ctx", (json_int_t)a->generator.setup.n_ctx, "dropped_turns",
+        (json_int_t)n_dropped);
+    return j;
+}

@@ -1,0 +1,344 @@
+/* See generate.h. */
+#define _POSIX_C_SOURCE 200809L
+#include "engine/generate.h"
+
+#include "engine/stoptext.h"
+
+#include <assert.h>
+#include <string.h>
+#include <time.h>
+
+/* ---- the sequence ---- */
+
+nb_status nb_generator_init(nb_generator *g, const nb_generator_setup *setup, nb_err *err)
+{
+    *g = (nb_generator){.setup = *setup};
+    nb_generator_setup *u = &g->setup;
+    if (u->n_ctx == 0)
+        u->n_ctx = u->model->n_ctx;
+    if (u->step_tokens == 0)
+        u->step_tokens = NB_PREFILL_STEP;
+    if (u->step_tokens > u->n_ctx)
+        u->step_tokens = u->n_ctx;
+    assert(u->n_ctx <= u->model->n_ctx);
+    const nb_config *c = &u->model->config;
+    /* Rows of the head past the tokenizer's ids are padding: they have no text. */
+    int64_t n_ids = nb_tokenizer_n_tokens(u->tokenizer);
+    n_ids = n_ids < c->vocab_size ? n_ids : c->vocab_size;
+    nb_status s;
+    NB_TRY_GOTO(s, nb_work_init(&g->work, u->model, u->kernels, u->pool, u->step_tokens, err));
+    NB_TRY_GOTO(s, nb_kv_pool_init(&g->kv, c, u->kv, nb_kv_pages_for(u->n_ctx), err));
+    NB_TRY_GOTO(s, nb_kv_seq_init(&g->seq, &g->kv, u->n_ctx, err));
+    NB_TRY_GOTO(s, nb_sampler_init(&g->sampler, u->kernels, n_ids, err));
+    NB_TRY_GOTO(s, NB_ALLOC(&g->held.ids, u->n_ctx, err)); /* never grows while decoding */
+    g->held.cap = u->n_ctx;
+    NB_TRY_GOTO(s, NB_ALLOC(&g->hidden, c->d_model, err));
+    NB_TRY_GOTO(s, NB_ALLOC(&g->logits, c->vocab_size, err));
+done:
+    if (s != NB_OK)
+        nb_generator_free(g);
+    return s;
+}
+
+void nb_generator_free(nb_generator *g)
+{
+    nb_kv_seq_free(&g->seq);
+    nb_kv_pool_free(&g->kv);
+    nb_work_free(&g->work);
+    nb_sampler_free(&g->sampler);
+    nb_tokens_free(&g->held);
+    nb_free(g->hidden);
+    nb_free(g->logits);
+    *g = (nb_generator){0};
+}
+
+void nb_generator_truncate(nb_generator *g, int64_t n)
+{
+    if (n >= g->held.n)
+        return;
+    nb_kv_seq_truncate(&g->seq, n);
+    g->held.n = n;
+    g->has_logits = false;
+}
+
+uint64_t nb_generator_hash(const nb_generator *g)
+{
+    assert(g->has_logits);
+    return nb_logits_hash(g->logits, g->setup.model->config.vocab_size, (uint64_t)g->held.n - 1);
+}
+
+/* What could go wrong with the ids is found before anything has changed. */
+static nb_status check_ids(const nb_generator *g, const int32_t *ids, int64_t n, nb_err *err)
+{
+    const int64_t vocab = g->setup.model->config.vocab_size;
+    if (n > g->setup.n_ctx - g->held.n)
+        return nb_fail(err, NB_LIMIT, "%lld tokens do not fit in the context of %lld",
+                       (long long)(g->held.n + n), (long long)g->setup.n_ctx);
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= vocab)
+            return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld", ids[i],
+                           (long long)vocab);
+    }
+    return NB_OK;
+}
+
+/* One step of at most step_tokens. */
+static nb_status step(nb_generator *g, const int32_t *ids, int64_t n, bool want_logits, nb_err *err)
+{
+    g->has_logits = false;
+    const nb_step_input in = {&g->seq, ids, n, want_logits};
+    NB_TRY(nb_forward(&g->work, &in, 1, g->hidden, err));
+    for (int64_t i = 0; i < n; i++)
+        NB_TRY(nb_tokens_push(&g->held, ids[i], err));
+    if (want_logits)
+        nb_logits(&g->work, g->hidden, 1, g->logits);
+    g->has_logits = want_logits;
+    return NB_OK;
+}
+
+/* Feeds in steps; after each, `on_text` may end it (*stopped). */
+static nb_status feed(nb_generator *g, const int32_t *ids, int64_t n, nb_text_fn *on_text,
+                      void *context, bool *stopped, nb_err *err)
+{
+    *stopped = false;
+    NB_TRY(check_ids(g, ids, n, err));
+    for (int64_t i = 0; i < n; i += g->setup.step_tokens) {
+        const int64_t left = n - i;
+        const int64_t count = left < g->setup.step_tokens ? left : g->setup.step_tokens;
+        if (step(g, ids + i, count, count == left, err) != NB_OK) {
+            /* The cache may hold more than `held`, or NaN. */
+            nb_kv_seq_truncate(&g->seq, 0);
+            g->held.n = 0;
+            g->has_logits = false;
+            return err->status;
+        }
+        if (on_text != NULL && count < left && !on_text(context, "", 0)) {
+            *stopped = true;
+            return NB_OK;
+        }
+    }
+    return NB_OK;
+}
+
+nb_status nb_generator_feed(nb_generator *g, const int32_t *ids, int64_t n, nb_err *err)
+{
+    bool stopped;
+    return feed(g, ids, n, NULL, NULL, &stopped, err);
+}
+
+/* ---- the loop ---- */
+
+/* One generation under way. */
+typedef struct {
+    nb_generator *g;
+    const nb_generate_options *options;
+    nb_tokens *prompt;
+    nb_full_fn *on_full;
+    void *full_context;
+    nb_tokens made;
+    nb_buf text, piece; /* the answer; what the last token added to it */
+    nb_decoder decoder;
+    nb_stoptext stops;
+    int64_t position; /* of the next token, for its random number */
+    bool begun;       /* the prompt has its final length, which is in `result` */
+    bool ended;       /* the caller wants no more */
+    nb_generation result;
+} generation;
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Prompt and answer have no room for another token: *full, unless on_full made some. */
+static nb_status make_room(generation *r, bool *full, nb_err *err)
+{
+    const int64_t n_ctx = r->g->setup.n_ctx;
+    for (;;) {
+        const int64_t n = r->prompt->n + r->made.n;
+        *full = n >= n_ctx;
+        if (!*full)
+            return NB_OK;
+        bool shorter = false;
+        const int64_t before = r->prompt->n;
+        if (r->on_full != NULL)
+            NB_TRY(r->on_full(r->full_context, r->prompt, &shorter, err));
+        if (!shorter) {
+            if (r->prompt->n > n_ctx)
+                return nb_fail(err, NB_LIMIT,
+                               "the prompt has %lld tokens and the context holds %lld",
+                               (long long)r->prompt->n, (long long)n_ctx);
+            return NB_OK;
+        }
+        assert(r->prompt->n < before);
+        r->result.n_dropped += before - r->prompt->n;
+    }
+}
+
+/* The length of what the sequence holds already of prompt and answer. */
+static int64_t common_beginning(const generation *r)
+{
+    const nb_tokens *held = &r->g->held, *prompt = r->prompt, *made = &r->made;
+    int64_t n = 0;
+    while (n < held->n && n < prompt->n && held->ids[n] == prompt->ids[n])
+        n++;
+    if (n < prompt->n)
+        return n;
+    while (n < held->n && n - prompt->n < made->n && held->ids[n] == made->ids[n - prompt->n])
+        n++;
+    return n;
+}
+
+static void begin(generation *r, int64_t n_cached)
+{
+    nb_sampler_begin(&r->g->sampler, r->prompt->ids, r->prompt->n);
+    r->result.n_prompt = r->prompt->n;
+    r->result.n_cached = n_cached;
+    r->position = r->prompt->n;
+    r->begun = true;
+}
+
+/* Makes the sequence hold prompt and answer, so that there are logits to choose from. *n_fed tokens
+ * had to be computed: one for a decode step. */
+static nb_status catch_up(generation *r, int64_t *n_fed, bool *stopped, nb_err *err)
+{
+    nb_generator *g = r->g;
+    nb_text_fn *on_text = r->options->on_text;
+    const int64_t n_prompt = r->prompt->n, n = n_prompt + r->made.n;
+    int64_t same = common_beginning(r);
+    nb_generator_truncate(g, same);
+    if (same == n && !g->has_logits)
+        nb_generator_truncate(g, --same); /* the last token again, for its logits */
+    if (!r->begun)
+        begin(r, same);
+    *stopped = false;
+    *n_fed = n - same;
+    if (same < n_prompt) {
+        NB_TRY(feed(g, r->prompt->ids + same, n_prompt - same, on_text, r->options->context,
+                    stopped, err));
+        same = n_prompt;
+    }
+    if (same < n && !*stopped)
+        NB_TRY(feed(g, r->made.ids + (same - n_prompt), n - same, on_text, r->options->context,
+                    stopped, err));
+    return NB_OK;
+}
+
+/* Hands over the text in `piece`. */
+static nb_status hand_over(generation *r, nb_err *err)
+{
+    NB_TRY(nb_buf_put(&r->text, r->piece.data, r->piece.len, err));
+    const char *text = r->piece.len > 0 ? (const char *)r->piece.data : "";
+    if (r->options->on_text != NULL && !r->ended)
+        r->ended = !r->options->on_text(r->options->context, text, r->piece.len);
+    r->piece.len = 0;
+    return NB_OK;
+}
+
+/* The text of a new token (none for -1: the answer is over) goes through the decoder and past the
+ * stop strings. */
+static nb_status take_text(generation *r, int32_t id, bool *found, nb_err *err)
+{
+    nb_buf decoded = {0};
+    const bool final = id < 0;
+    nb_status s = nb_tokenizer_decode(r->g->setup.tokenizer, &r->decoder, &id, final ? 0 : 1,
+                                      r->options->with_special, final, &decoded, err);
+    *found = false;
+    if (s == NB_OK)
+        s = nb_stoptext_push(&r->stops, (const char *)decoded.data, decoded.len, &r->piece, found,
+                             err);
+    if (s == NB_OK && final && !*found)
+        s = nb_stoptext_flush(&r->stops, &r->piece, err);
+    nb_buf_free(&decoded);
+    return s == NB_OK ? hand_over(r, err) : s;
+}
+
+/* Computes the logits and chooses from them. */
+static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_err *err)
+{
+    nb_generator *g = r->g;
+    const double start = now();
+    int64_t n_fed;
+    NB_TRY(catch_up(r, &n_fed, stopped, err));
+    if (!*stopped) {
+        NB_TRY(nb_sample(&g->sampler, &r->options->sampling, g->logits, r->position++, id, err));
+        if (r->options->hash_logits)
+            r->result.logits_hash ^= nb_generator_hash(g);
+    }
+    const double seconds = now() - start;
+    if (n_fed == 1 && r->made.n > 0) {
+        r->result.decode_s += seconds;
+        r->result.n_steps++;
+    } else {
+        r->result.prefill_s += seconds;
+        r->result.n_prefilled += n_fed;
+    }
+    return NB_OK;
+}
+
+/* One turn of the loop: room, a token, its text. *done with the reason in `result`. */
+static nb_status next(generation *r, bool *done, nb_err *err)
+{
+    nb_stop_reason *reason = &r->result.reason;
+    bool full, stopped, found;
+    int32_t id;
+    *done = true;
+    *reason = NB_STOP_CONTEXT;
+    NB_TRY(make_room(r, &full, err));
+    if (full) {
+        if (!r->begun)
+            begin(r, common_beginning(r));
+        return NB_OK;
+    }
+    *reason = NB_STOP_CALLER;
+    NB_TRY(choose(r, &stopped, &id, err));
+    if (stopped)
+        return NB_OK;
+    *reason = NB_STOP_EOS;
+    if (nb_tokenizer_is_stop(r->g->setup.tokenizer, id))
+        return NB_OK;
+    NB_TRY(nb_tokens_push(&r->made, id, err));
+    nb_sampler_made(&r->g->sampler, id);
+    NB_TRY(take_text(r, id, &found, err));
+    *reason = found ? NB_STOP_TEXT : r->ended ? NB_STOP_CALLER : NB_STOP_MAX_TOKENS;
+    *done =
+        found || r->ended || (r->options->max_tokens > 0 && r->made.n >= r->options->max_tokens);
+    return NB_OK;
+}
+
+static nb_status run(generation *r, nb_err *err)
+{
+    if (r->prompt->n == 0)
+        return nb_fail(err, NB_DATA, "the prompt has no tokens: there is nothing to continue");
+    NB_TRY(nb_sampling_check(&r->options->sampling, err));
+    NB_TRY(nb_stoptext_init(&r->stops, r->options->stops, r->options->n_stops, err));
+    bool done = false, found;
+    while (!done)
+        NB_TRY(next(r, &done, err));
+    if (r->result.reason != NB_STOP_TEXT)
+        NB_TRY(take_text(r, -1, &found, err));
+    return nb_buf_u8(&r->text, 0, err);
+}
+
+nb_status nb_generate(nb_generator *g, nb_tokens *prompt, const nb_generate_options *options,
+                      nb_full_fn *on_full, void *context, nb_generation *out, nb_err *err)
+{
+    generation r = {
+        .g = g, .options = options, .prompt = prompt, .on_full = on_full, .full_context = context};
+    const nb_status s = run(&r, err);
+    nb_stoptext_free(&r.stops);
+    nb_buf_free(&r.piece);
+    if (s != NB_OK) {
+        nb_tokens_free(&r.made);
+        nb_buf_free(&r.text);
+        return s;
+    }
+    *out = r.result;
+    out->tokens = r.made.ids;
+    out->n_tokens = r.made.n;
+    out->text = (char *)r.text.data;
+    out->text_len = r.text.len - 1;
+    return NB_OK;
+}

@@ -1,0 +1,306 @@
+/* See sample.h. */
+#include "engine/sample.h"
+
+#include "base/fpenv.h"
+#include "base/rng.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+/* ---- how ---- */
+
+static nb_status in_range(const char *name, double v, double low, double high, nb_err *err)
+{
+    if (v >= low && v <= high)
+        return NB_OK;
+    return nb_fail(err, NB_USAGE, "%s is %g: it must lie in [%g, %g]", name, v, low, high);
+}
+
+nb_status nb_sampling_check(const nb_sampling *how, nb_err *err)
+{
+    if (how->temperature != 0)
+        NB_TRY(in_range("temperature (if not 0)", how->temperature, 1e-3, 1e3, err));
+    if (how->top_k < 0)
+        return nb_fail(err, NB_USAGE, "top_k is %lld: it must not be negative",
+                       (long long)how->top_k);
+    NB_TRY(in_range("top_p", how->top_p, 0, 1, err));
+    NB_TRY(in_range("min_p", how->min_p, 0, 1, err));
+    if (how->repetition_penalty != 0)
+        NB_TRY(in_range("repetition_penalty (if not 0)", how->repetition_penalty, 1e-3, 1e3, err));
+    NB_TRY(in_range("frequency_penalty", how->frequency_penalty, -1e3, 1e3, err));
+    return in_range("presence_penalty", how->presence_penalty, -1e3, 1e3, err);
+}
+
+static nb_status read_config(const json_t *config, nb_sampling *how, nb_err *err)
+{
+    bool sample = false;
+    NB_TRY(nb_json_number(config, "repetition_penalty", false, &how->repetition_penalty, err));
+    NB_TRY(nb_json_bool(config, "do_sample", false, &sample, err));
+    if (sample) {
+        how->temperature = 1;
+        how->top_k = 50;
+        NB_TRY(nb_json_number(config, "temperature", false, &how->temperature, err));
+        NB_TRY(nb_json_int(config, "top_k", false, 0, INT32_MAX, &how->top_k, err));
+        NB_TRY(nb_json_number(config, "top_p", false, &how->top_p, err));
+        NB_TRY(nb_json_number(config, "min_p", false, &how->min_p, err));
+    }
+    return nb_sampling_check(how, err);
+}
+
+nb_status nb_sampling_read(const nb_store *store, nb_sampling *out, nb_err *err)
+{
+    nb_sampling how = {0};
+    const json_t *config = nb_store_generation_config(store);
+    if (config != NULL && read_config(config, &how, err) != NB_OK) {
+        err->status = NB_DATA;
+        return nb_context(err, "%s: generation_config.json", nb_store_path(store));
+    }
+    *out = how;
+    return NB_OK;
+}
+
+/* ---- memory ---- */
+
+nb_status nb_sampler_init(nb_sampler *s, const nb_kernels *kernels, int64_t n, nb_err *err)
+{
+    *s = (nb_sampler){.kernels = kernels, .n = n};
+    nb_status status = NB_ALLOC(&s->logit, n, err);
+    if (status == NB_OK)
+        status = NB_ALLOC(&s->weight, n, err);
+    if (status == NB_OK)
+        status = NB_ALLOC(&s->id, n, err);
+    if (status == NB_OK)
+        status = NB_ALLOC(&s->n_made, n, err);
+    if (status == NB_OK)
+        status = NB_ALLOC(&s->seen, n, err);
+    if (status != NB_OK)
+        nb_sampler_free(s);
+    return status;
+}
+
+void nb_sampler_free(nb_sampler *s)
+{
+    nb_free(s->logit);
+    nb_free(s->weight);
+    nb_free(s->id);
+    nb_free(s->n_made);
+    nb_free(s->seen);
+    *s = (nb_sampler){0};
+}
+
+void nb_sampler_begin(nb_sampler *s, const int32_t *prompt, int64_t n_prompt)
+{
+    memset(s->n_made, 0, (size_t)s->n * sizeof *s->n_made);
+    memset(s->seen, 0, (size_t)s->n);
+    for (int64_t i = 0; i < n_prompt; i++) {
+        if (prompt[i] >= 0 && prompt[i] < s->n)
+            s->seen[prompt[i]] = 1;
+    }
+}
+
+void nb_sampler_made(nb_sampler *s, int32_t id)
+{
+    if (id >= 0 && id < s->n)
+        s->n_made[id]++;
+}
+
+/* ---- the row ---- */
+
+/* Keskar et al., arXiv:1909.05858, section 4.1, for repetition; frequency and presence as in the
+ * OpenAI API. */
+static void penalize(nb_sampler *s, const nb_sampling *how)
+{
+    const double r = how->repetition_penalty != 0 ? how->repetition_penalty : 1;
+    if (r == 1 && how->frequency_penalty == 0 && how->presence_penalty == 0)
+        return;
+    for (int64_t i = 0; i < s->n; i++) {
+        const int32_t made = s->n_made[i];
+        if (made == 0 && !s->seen[i])
+            continue;
+        double v = (double)s->logit[i];
+        v = v > 0 ? v / r : v * r;
+        if (made > 0)
+            v -= how->frequency_penalty * (double)made + how->presence_penalty;
+        s->logit[i] = (float)v;
+    }
+}
+
+/* Copies the row, applies penalties, finds the largest logit (the lowest id on ties). */
+static nb_status take_row(nb_sampler *s, const nb_sampling *how, const float *logits, int64_t *best,
+                          nb_err *err)
+{
+    memcpy(s->logit, logits, (size_t)s->n * sizeof *logits);
+    penalize(s, how);
+    float max = -INFINITY;
+    *best = -1;
+    for (int64_t i = 0; i < s->n; i++) {
+        const float v = s->logit[i];
+        if (v != v || v == INFINITY)
+            return nb_fail(err, NB_DATA, "the logit of token %lld is %s", (long long)i,
+                           v != v ? "NaN" : "infinite");
+        if (v > max) {
+            max = v;
+            *best = i;
+        }
+    }
+    if (*best < 0)
+        return nb_fail(err, NB_DATA, "no token has a finite logit");
+    return NB_OK;
+}
+
+/* ---- selection by radix ---- */
+
+/* Ascending like the float; -0 right below +0. */
+static uint32_t order_key(float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+/* Candidates above `key` stay, and the first n_equal of those at it. */
+typedef struct {
+    uint32_t key;
+    int64_t n_equal;
+} cut;
+
+/* The fewest candidates, by falling logit and rising id, that together reach `want` > 0: of counts
+ * when w is NULL, else of weights. Three passes over the 11, 11 and 10 bits of the key, from the
+ * top; each finds the bucket in which the sum reaches `want`. */
+static cut find_cut(const float *logit, const float *w, int64_t n, double want)
+{
+    static const struct {
+        int shift, bits;
+    } digit[] = {{21, 11}, {10, 11}, {0, 10}};
+    double above = 0, mass[1 << 11];
+    uint32_t prefix = 0, mask = 0;
+    for (int d = 0; d < 3; d++) {
+        const uint32_t last = (1u << digit[d].bits) - 1;
+        memset(mass, 0, sizeof mass);
+        for (int64_t i = 0; i < n; i++) {
+            const uint32_t key = order_key(logit[i]);
+            if ((key & mask) == prefix)
+                mass[key >> digit[d].shift & last] += w != NULL ? (double)w[i] : 1.0;
+        }
+        uint32_t b = last;
+        while (b > 0 && above + mass[b] < want)
+            above += mass[b--];
+        prefix |= b << digit[d].shift;
+        mask |= last << digit[d].shift;
+    }
+    cut c = {.key = prefix};
+    for (int64_t i = 0; i < n && above < want; i++) {
+        if (order_key(logit[i]) == prefix) {
+            above += w != NULL ? (double)w[i] : 1.0;
+            c.n_equal++;
+        }
+    }
+    return c;
+}
+
+static void apply_cut(nb_sampler *s, cut c, bool with_weights)
+{
+    int64_t kept = 0;
+    for (int64_t i = 0; i < s->n_kept; i++) {
+        const uint32_t key = order_key(s->logit[i]);
+        if (key < c.key || (key == c.key && c.n_equal-- <= 0))
+            continue;
+        s->id[kept] = s->id[i];
+        s->logit[kept] = s->logit[i];
+        if (with_weights)
+            s->weight[kept] = s->weight[i];
+        kept++;
+    }
+    s->n_kept = kept;
+}
+
+static double total_weight(const nb_sampler *s)
+{
+    double total = 0;
+    for (int64_t i = 0; i < s->n_kept; i++)
+        total += (double)s->weight[i];
+    return total;
+}
+
+/* ---- filters, in order ---- */
+
+static void filter_top_k(nb_sampler *s, int64_t k)
+{
+    if (k > 0 && k < s->n_kept)
+        apply_cut(s, find_cut(s->logit, NULL, s->n_kept, (double)k), false);
+}
+
+/* weight = exp((logit - max) / temperature); the largest is exactly 1. */
+static void weigh(nb_sampler *s, float max, double temperature)
+{
+    const double inverse = 1 / temperature;
+    for (int64_t i = 0; i < s->n_kept; i++)
+        s->weight[i] = (float)((double)(s->logit[i] - max) * inverse);
+    s->kernels->exp(s->weight, s->weight, s->n_kept);
+}
+
+static void filter_top_p(nb_sampler *s, double p)
+{
+    if (p > 0 && p < 1)
+        apply_cut(s, find_cut(s->logit, s->weight, s->n_kept, p * total_weight(s)), true);
+}
+
+static void filter_min_p(nb_sampler *s, double p)
+{
+    int64_t kept = 0;
+    for (int64_t i = 0; i < s->n_kept; i++) {
+        if ((double)s->weight[i] < p)
+            continue;
+        s->id[kept] = s->id[i];
+        s->weight[kept++] = s->weight[i];
+    }
+    s->n_kept = kept;
+}
+
+static int32_t draw(const nb_sampler *s, double uniform)
+{
+    const double target = uniform * total_weight(s);
+    double sum = 0;
+    int64_t last = 0;
+    for (int64_t i = 0; i < s->n_kept; i++) {
+        sum += (double)s->weight[i];
+        if (sum > target)
+            return s->id[i];
+        if (s->weight[i] > 0)
+            last = i;
+    }
+    return s->id[last]; /* the product above was rounded up to the whole */
+}
+
+static nb_status sample(nb_sampler *s, const nb_sampling *how, const float *logits,
+                        int64_t position, int32_t *id, nb_err *err)
+{
+    int64_t best;
+    NB_TRY(take_row(s, how, logits, &best, err));
+    if (how->temperature == 0) {
+        *id = (int32_t)best;
+        return NB_OK;
+    }
+    const float max = s->logit[best];
+    s->n_kept = s->n;
+    for (int64_t i = 0; i < s->n; i++)
+        s->id[i] = (int32_t)i;
+    filter_top_k(s, how->top_k);
+    weigh(s, max, how->temperature);
+    filter_top_p(s, how->top_p);
+    if (how->min_p > 0)
+        filter_min_p(s, how->min_p);
+    *id = draw(s, nb_rng_uniform(how->seed, how->choice, (uint64_t)position));
+    return NB_OK;
+}
+
+nb_status nb_sample(nb_sampler *s, const nb_sampling *how, const float *logits, int64_t position,
+                    int32_t *id, nb_err *err)
+{
+    assert(position >= 0);
+    const uint64_t env = nb_fpenv_enter();
+    const nb_status status = sample(s, how, logits, position, id, err);
+    nb_fpenv_leave(env);
+    return status;
+}
