@@ -5,7 +5,7 @@
 #   make demo     one real model: quantize, measure, report, chat
 BUILD := build/release
 
-.PHONY: all setup build test demo bench format install clean
+.PHONY: all setup build program test demo bench format install clean
 
 all: build
 
@@ -16,10 +16,15 @@ build: setup
 	@cmake --preset release --log-level=WARNING
 	@cmake --build --preset release
 
+# The demo needs the program alone, and waits for nothing else.
+program: setup
+	@cmake --preset release --log-level=WARNING
+	@cmake --build --preset release --target nibble
+
 test: build
 	@scripts/test.sh $(BUILD)
 
-demo: build
+demo: program
 	@scripts/demo.sh $(BUILD)/nibble
 
 bench: build
