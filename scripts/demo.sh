@@ -1,6 +1,6 @@
 #!/bin/sh
 # The whole job on a real model: fetch it, make an original of it, quantize that six ways, measure what
-# each cost, show the results as a table and a page, and ask the smallest for an answer.
+# each cost, show the results as a table and a page, and ask one of them a question.
 #
 #   scripts/demo.sh [build/release/nibble]
 #
@@ -84,7 +84,7 @@ say "results"
 say "a question for W4A16:g64"
 question="What is a nibble in computing? Answer in one sentence."
 echo "> $question"
-echo "$question" | "$nibble" chat "$out/w4a16-g64" --max-tokens 80 --quiet
+"$nibble" chat "$out/w4a16-g64" --message "$question" --max-tokens 80 --quiet
 
 echo
 echo "The page is $out/report.html. This took $(($(date +%s) - start)) seconds."
