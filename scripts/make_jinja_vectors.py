@@ -376,6 +376,7 @@ SMALL = {
     "sort_by": "{{ [{'a': 2, 'b': 'x'}, {'a': 1, 'b': 'y'}]|sort(attribute='a')|map(attribute='b')|list }} {{ [{'a': {'b': 2}}, {'a': {'b': 1}}]|sort(attribute='a.b') }} {{ [{'a': 2}, {'a': 1}]|max(attribute='a') }} {{ [{'a': 2}, {'a': 1}]|sum(attribute='a') }} {{ [['x', 2], ['y', 1]]|sort(attribute=1) }} {{ [{'a': 1, 'k': 1}, {'a': 1, 'k': 2}, {'a': 0, 'k': 3}]|sort(attribute='a', reverse=true)|map(attribute='k')|list }} {{ [['x', 2], ['y', 1]]|map(attribute='1')|list }}",
     "dicts": "{% set d = {'b': 1, 'a': [2], 'items': 3} %}{{ d.b }} {{ d['b'] }} {{ d['items'] }} {{ d.get('a') }} {{ d.get('z') }} {{ d.get('z', 5) }} {{ d.keys()|list }} {{ d.values()|list }} {{ d.items()|list }} {{ d|length }} {{ d|list }} {{ d|dictsort }} {{ d.zz is defined }} {{ d['zz'] }}| {{ 'b' in d }} {{ {'a': 1, 'a': 2} }} {{ {1: 'x'}[1] }} {{ {true: 'x'}[1] }} {{ {'a': 1}|items|list }} {{ dict(a=1, b=2) }} {{ dict({'x': 1}, y=2) }} {% for k in d %}{{ k }}{% endfor %} {{ {'B': 1, 'a': 2}|dictsort(true) }} {{ {'x': 2, 'y': 1}|dictsort(false, 'value') }} {{ {'x': 2, 'y': 1}|dictsort(reverse=true) }} {{ {'a': none}|tojson }} {{ {'a': 1}.copy() }} {{ undefd|items|list }}",
     "filters_map": "{{ [1, 2, 3]|map('string')|join }} {{ ['a', 'b']|map('upper')|list }} {{ [[3, 1], [2]]|map('sort')|list }} {{ ['a,b', 'c']|map('replace', ',', ';')|list }} {{ [{'a': 1}, {}]|map(attribute='a', default=0)|list }} {{ [{'a': {'b': 5}}]|map(attribute='a.b')|list }} {{ [1, 2, 3, 4]|select('even')|list }} {{ [1, 2, 3]|select('gt', 1)|list }} {{ [0, 1, '', 'x', none]|select|list }} {{ [0, 1]|reject|list }} {{ [1, 2, 3]|reject('in', [1, 3])|list }} {{ [{'a': 1, 'b': 0}, {'a': 0}]|selectattr('a')|list }} {{ [{'a': 1}, {'a': 2}]|rejectattr('a', 'eq', 1)|list }} {{ [{'a': 1}, {'b': 2}]|selectattr('a', 'defined')|list }} {{ ['x', none]|map('default', 'd')|list }} {{ [none]|map('default', 'd', true)|list }} {{ ['1', '2']|map('int')|sum }}",
+    "generators": "{% if []|select %}true{% endif %}{% if []|select|list %}{% else %}false{% endif %}{{ [1]|map('string')|list + ['2'] }}{{ 'y' if []|map('upper') else 'n' }}{{ 'y' if [1]|selectattr('x')|list else 'n' }}",
     "json": "{{ {'b': [1, 2.5, 1e100, true, none, 'x\"\\\\/'], 'a': {}, 'é': '漢😀\\u2028\\x7f'}|tojson }}\n{{ {'b': [1, {'c': []}], 'a': {}}|tojson(indent=2) }}\n{{ ['é😀\\x1f']|tojson(ensure_ascii=true) }}\n{{ {'b': 1, 'a': [1, 2]}|tojson(separators=(',', ':'), sort_keys=true) }}\n{{ [1, [2]]|tojson(indent='\t') }} {{ {1: 2, none: 3, true: 4, 1.5: 5}|tojson }} {{ (1, 2)|tojson }} {{ 'a'|tojson }} {{ []|tojson(indent=4) }} {{ -0.0|tojson }} {{ {'a': [1]}|tojson(indent=0) }} {{ '</script>&\\''|tojson }}",
     # scopes
     "set": "{% set a, b = 1, 2 %}{{ a }}{{ b }}{% set t = 1, 2 %}{{ t }}{% set (x, y) = (3, 4) %}{{ x + y }}{% set z %}  <{{ a }}>{% endset %}{{ z }}{% set u | upper | replace('A', 'b') %}xa{% endset %}{{ u }}{% if true %}{% set a = 9 %}{% endif %}{{ a }}{% for i in [1] %}{% set a = 10 %}{{ a }}{% endfor %}{{ a }}",
@@ -457,6 +458,10 @@ ERRORS = {
     "loop_over_none": "{% for x in none %}{% endfor %}",
     "unpack_few": "{% for a, b in [[1]] %}{% endfor %}",
     "unpack_many": "{% set a, b = 1, 2, 3 %}",
+    "slice_of_int": "{{ n[1:] }}{% set n = 5 %}{{ n[1:] }}",
+    "undefined_to_int": "{{ x|int }}",
+    "indent_of_int": "{{ 5|indent }}",
+    "list_as_key": "{{ [1] in {} }}",
     "length_of_int": "{{ 1|length }}",
     "slice_step_zero": "{{ 'abc'[::0] }}",
     "empty_separator": "{{ 'abc'.split('') }}",

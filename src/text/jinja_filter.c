@@ -108,7 +108,9 @@ FILTER(filter_indent)
     nb_jv lines;
     int64_t width = 0;
     char spaces[256];
-    NB_TRY(nb_jv_to_text(r, self, &s));
+    if (self.kind == NB_JV_UNDEFINED)
+        return nb_jrun_undefined(r, self);
+    NB_TRY(nb_jarg_text(r, self, "indent", (nb_jspan){0}, &s));
     if (arg[0].kind == NB_JV_TEXT) {
         by = arg[0].text;
     } else {
@@ -208,6 +210,8 @@ FILTER(filter_int)
     int64_t i, base;
     double f = NAN;
     nb_jv v;
+    if (self.kind == NB_JV_UNDEFINED)
+        return nb_jrun_undefined(r, self);
     *out = arg[0].kind == NB_JV_ABSENT ? nb_jv_int(0) : arg[0];
     NB_TRY(nb_jarg_int(r, arg[1], "int", 10, &base));
     if (base != 10)
@@ -231,9 +235,11 @@ FILTER(filter_int)
 
 FILTER(filter_float)
 {
-    (void)r, (void)all;
+    (void)all;
     double f;
     nb_jv v;
+    if (self.kind == NB_JV_UNDEFINED)
+        return nb_jrun_undefined(r, self);
     *out = arg[0].kind == NB_JV_ABSENT ? nb_jv_float(0) : arg[0];
     if (nb_jv_is_number(self, &f))
         *out = nb_jv_float(f);

@@ -395,10 +395,8 @@ nb_status nb_jop_slice(nb_jrun *r, nb_jv v, nb_jv begin, nb_jv end, nb_jv step, 
 {
     if (v.kind == NB_JV_UNDEFINED)
         return nb_jrun_undefined(r, v);
-    if (!is_sequence(v)) {
-        *out = nb_jv_undefined(v.kind, (nb_jspan){0});
-        return NB_OK;
-    }
+    if (!is_sequence(v))
+        return nb_jrun_fail(r, "'%s' object cannot be sliced", nb_jv_type(v));
     int64_t n, by = 1, from, to;
     NB_TRY(nb_jv_length(r, v, &n));
     if (step.kind != NB_JV_ABSENT && step.kind != NB_JV_NONE && !nb_jv_is_int(step, &by))

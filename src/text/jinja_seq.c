@@ -1,5 +1,5 @@
 /* The filters that take sequences apart: map, select, sort, join and their kin. Where Jinja gives
- * a generator, these give a list. See jinja_builtin.h. */
+ * a generator, these give a list that is always true. See jinja_builtin.h. */
 #include "text/jinja_builtin.h"
 
 #include <string.h>
@@ -58,6 +58,7 @@ FILTER(filter_reverse)
     if (self.kind == NB_JV_TEXT)
         return nb_jop_slice(r, self, (nb_jv){0}, (nb_jv){0}, nb_jv_int(-1), out);
     NB_TRY(copy_items(r, self, out));
+    out->list->lazy = true;
     nb_jv *items = out->list->items;
     for (int64_t i = 0, k = out->list->n - 1; i < k; i++, k--) {
         const nb_jv swap = items[i];
@@ -191,6 +192,7 @@ FILTER(filter_unique)
     NB_TRY(sort_keys(r, &items, arg[1], nb_jv_truth(arg[0]), &keys));
     NB_TRY(nb_jdict_new(r, NB_JV_DICT, &seen));
     NB_TRY(nb_jlist_new(r, NB_JV_LIST, 0, out));
+    out->list->lazy = true;
     for (int64_t i = 0; i < items.n; i++) {
         if (nb_jdict_find(r, seen.dict, keys[i]) != NULL)
             continue;
@@ -239,6 +241,7 @@ FILTER(filter_map)
     nb_jlist items;
     NB_TRY(nb_jv_iterate(r, self, &items));
     NB_TRY(nb_jlist_new(r, NB_JV_LIST, items.n, out));
+    out->list->lazy = true;
     if (all->n == 0 || all->items[0].name.p != NULL)
         return map_attribute(r, &items, all, out);
     nb_jspan name;
@@ -275,6 +278,7 @@ static nb_status select_items(nb_jrun *r, nb_jv self, const nb_jargs *all, bool 
     const nb_jargs rest = rest_of(all, at + 1);
     NB_TRY(nb_jv_iterate(r, self, &items));
     NB_TRY(nb_jlist_new(r, NB_JV_LIST, 0, out));
+    out->list->lazy = true;
     for (int64_t i = 0; i < items.n; i++) {
         nb_jv v = items.items[i], says;
         if (by_attribute)

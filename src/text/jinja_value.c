@@ -112,7 +112,7 @@ bool nb_jv_truth(nb_jv v)
         return v.text.n > 0;
     case NB_JV_LIST:
     case NB_JV_TUPLE:
-        return v.list->n > 0;
+        return v.list->n > 0 || v.list->lazy;
     case NB_JV_DICT:
         return v.dict->n > 0;
     default:
@@ -310,6 +310,8 @@ nb_status nb_jv_contains(nb_jrun *r, nb_jv v, nb_jv needle, bool *out)
         }
         return NB_OK;
     case NB_JV_DICT:
+        if (needle.kind == NB_JV_LIST || needle.kind == NB_JV_DICT)
+            return nb_jrun_fail(r, "unhashable type: '%s'", nb_jv_type(needle));
         *out = nb_jdict_find(r, v.dict, needle) != NULL;
         return nb_jrun_charge(r, 0);
     default:

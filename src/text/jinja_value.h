@@ -51,6 +51,7 @@ typedef struct {
 struct nb_jlist {
     nb_jv *items;
     int64_t n, cap;
+    bool lazy; /* Python has a generator here, which is true even if it yields nothing */
 };
 
 /* In order of insertion. */
