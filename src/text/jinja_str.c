@@ -101,7 +101,7 @@ static nb_status strip(nb_jrun *r, nb_jv self, nb_jv chars, bool left, bool righ
     if (set.p == NULL && chars.kind == NB_JV_TEXT)
         set.p = "";
     /* Each code point is looked up in the set, which is short unless somebody means harm. */
-    NB_TRY(nb_jrun_charge(r, set.n > 64 ? self.text.n * set.n : self.text.n));
+    NB_TRY(nb_jrun_charge(r, set.n > 64 ? self.text.n * set.n : 4 * self.text.n));
     *out = nb_jv_text(nb_jtext_strip(self.text, set, left, right));
     return NB_OK;
 }
@@ -316,6 +316,7 @@ static nb_status split_words(nb_jrun *r, nb_jspan s, int64_t limit, bool right, 
                 break;
             word += len;
         }
+        NB_TRY(nb_jrun_charge(r, 4 * word)); /* each character is looked at twice */
         NB_TRY(push_text(r, list, right ? s.p + s.n - word : s.p, word));
         s = (nb_jspan){right ? s.p : s.p + word, s.n - word};
     }
@@ -491,7 +492,7 @@ static bool is_class(uint32_t cp, char kind)
 static nb_status all_of_class(nb_jrun *r, nb_jspan s, char kind, nb_jv *out)
 {
     bool holds = s.n > 0;
-    NB_TRY(nb_jrun_charge(r, s.n));
+    NB_TRY(nb_jrun_charge(r, 4 * s.n)); /* looking up a class takes a while */
     for (size_t i = 0; i < s.n && holds;) {
         uint32_t cp;
         i += nb_jtext_decode(s.p + i, s.n - i, &cp);

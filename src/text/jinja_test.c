@@ -113,7 +113,7 @@ static nb_status is_case(nb_jrun *r, nb_jv self, bool upper, nb_jv *out)
     nb_jspan s;
     bool some = false, other = false;
     NB_TRY(nb_jv_to_text(r, self, &s));
-    NB_TRY(nb_jrun_charge(r, s.n));
+    NB_TRY(nb_jrun_charge(r, 4 * s.n)); /* looking up a class takes a while */
     for (size_t i = 0; i < s.n;) {
         uint32_t cp;
         i += nb_jtext_decode(s.p + i, s.n - i, &cp);

@@ -12,6 +12,10 @@ bool nb_jspan_equal(nb_jspan a, nb_jspan b)
 
 size_t nb_jtext_decode(const char *s, size_t n, uint32_t *cp)
 {
+    if ((unsigned char)*s < 0x80) {
+        *cp = (unsigned char)*s;
+        return 1;
+    }
     utf8proc_int32_t value;
     const utf8proc_ssize_t len =
         utf8proc_iterate((const utf8proc_uint8_t *)s, (utf8proc_ssize_t)(n < 4 ? n : 4), &value);
@@ -35,6 +39,8 @@ size_t nb_jtext_encode(uint32_t cp, char out[4])
 
 size_t nb_jtext_last(const char *s, size_t n)
 {
+    if ((unsigned char)s[n - 1] < 0x80)
+        return 1;
     for (size_t back = 2; back <= 4 && back <= n; back++) {
         uint32_t cp;
         if (((unsigned char)s[n - back] & 0xC0) == 0xC0)
