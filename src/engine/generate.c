@@ -294,6 +294,7 @@ static nb_status next(generation *r, bool *done, nb_err *err)
     }
     *reason = NB_STOP_CALLER;
     NB_TRY(choose(r, &stopped, &id, err));
+    r->ended = stopped;
     if (stopped)
         return NB_OK;
     *reason = NB_STOP_EOS;

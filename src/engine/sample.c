@@ -151,11 +151,13 @@ static nb_status take_row(nb_sampler *s, const nb_sampling *how, const float *lo
 
 /* ---- selection by radix ---- */
 
-/* Ascending like the float; -0 right below +0. */
+/* Ascending like the float; the zeros are equal. */
 static uint32_t order_key(float v)
 {
     uint32_t bits;
     memcpy(&bits, &v, sizeof bits);
+    if (v == 0)
+        bits = 0;
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
