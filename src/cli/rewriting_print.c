@@ -152,6 +152,14 @@ static void print_error(nb_out *out, const char *what, const nb_error_sum *e)
                     100 * nb_error_sum_rms(e), e->max);
 }
 
+static int64_t count_how(const nb_plan *plan, nb_how how)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < plan->n; i++)
+        n += plan->how[i] == how;
+    return n;
+}
+
 void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
 {
     const nb_plan *plan = &r->plan;
@@ -164,6 +172,10 @@ void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
         return;
     }
     if (!out->quiet) {
+        const int64_t n_repacked = count_how(plan, NB_HOW_REPACK);
+        if (n_repacked > 0 && r->result.n_requantized == 0)
+            nb_out_text(out, "  codes and scales carried over exactly: %lld tensors\n",
+                        (long long)n_repacked);
         print_error(out, "quantized", &r->result.quantized);
         if (plan->n_rounded > 0)
             print_error(out, "rounded to other floats", &r->result.rounded);

@@ -182,9 +182,9 @@ static nb_status make(rewriter *w, band *b, const nb_weight *from, nb_err *err)
     const int64_t bytes = b->job.from->row_bytes * b->job.from->n_rows;
     run_band(w, b, b->job.how != NB_HOW_COPY && bytes > LARGE_BYTES);
     NB_TRY(first_failure(w, b, from, err));
-    const int64_t zeroed_before = w->sums->n_zeroed;
+    const int64_t zeroed_before = w->sums->n_zeroed, new_before = w->sums->n_requantized;
     add_up(b, w->sums, &error);
-    if (b->job.how == NB_HOW_QUANTIZE || b->job.how == NB_HOW_REPACK)
+    if (b->job.how == NB_HOW_QUANTIZE || w->sums->n_requantized > new_before)
         nb_error_sum_add(&w->sums->quantized, &error);
     else if (is_float(b->job.how))
         nb_error_sum_add(&w->sums->rounded, &error);
