@@ -117,6 +117,7 @@ TEXTS = [
     "<s>hi</s> <s> hi  </s>x", "a<tool>b <tool> c", "word cword word. wordé", "<mask> <mask>  \n y",
     "<s><s></s>", "<|long|>|<|long", "<s", "e\u0301lan \u00e9lan elan", "Abc<user>DEF <user>",
     "été élan\u0301", "I<user><s>'m", " <user> word <mask>'s",
+    "=!= -?!> !x?y\u00a4 :!?:", "!?!", "=!" * 40 + "=", "?" * 100,
 ]
 
 ADDED = [
@@ -160,7 +161,8 @@ def tiny(out):
                 "special_tokens": {"<s>": {"id": "<s>", "ids": [len(vocab)], "tokens": ["<s>"]}}}
     added = added_json(len(vocab))
     nfc = {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
-    # A vocabulary without some bytes: the unknown token stands for them, alone or fused.
+    # A vocabulary without some bytes: the unknown token stands for them, alone or fused, or they
+    # are left out and their neighbours merge.
     holes = {t: i for t, i in vocab.items() if t not in ("!", "?", "\xa4")}
     kept = [m for m in merges if all(c not in "".join(m) for c in "!?\xa4")]
     holes = {t: i for t, i in holes.items() if i < 256 or any(t == "".join(m) for m in kept)}
@@ -175,6 +177,7 @@ def tiny(out):
         {"name": "nfc", "tokenizer": {"normalizer": {"type": "NFC"}}},
         {"name": "ignore_merges", "model": {"ignore_merges": True},
          "extra_vocab": {"Hello": len(vocab), "Ġworld": len(vocab) + 1, "ÐŁ": len(vocab) + 2}},
+        {"name": "left_out", "model": {"vocab": holes, "merges": [list(m) for m in kept]}},
         {"name": "unknown", "model": {"unk_token": "a", "vocab": holes,
                                       "merges": [list(m) for m in kept]}},
         {"name": "unknown_fused", "model": {"unk_token": "a", "fuse_unk": True, "vocab": holes,
@@ -306,7 +309,8 @@ def mixed_scripts(n):
 
 
 def from_gguf(path):
-    """A reference tokenizer from the keys alone, as the published tokenizer.json is built."""
+    """A reference tokenizer from the keys alone, as the published tokenizer.json is built: without
+    an unknown token, so that the library leaves out the bytes that the vocabulary lacks."""
     import gguf
     fields = gguf.GGUFReader(path).fields
 
@@ -317,9 +321,7 @@ def from_gguf(path):
     tokens, merges = texts("tokenizer.ggml.tokens"), texts("tokenizer.ggml.merges")
     f = fields["tokenizer.ggml.token_type"]
     types = [int(f.parts[i][0]) for i in f.data]
-    # The vocabulary lacks some bytes; without the unknown token the library drops them silently.
-    unknown = tokens[int(fields["tokenizer.ggml.unknown_token_id"].contents())]
-    tok = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, unk_token=unknown,
+    tok = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(tokens)},
                                merges=[tuple(m.split(" ")) for m in merges]))
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False)
                             for t, k in zip(tokens, types) if k == 3])

@@ -250,6 +250,9 @@ static nb_status score_text(eval_run *run, const nb_protocol *p, nb_err *err)
     NB_TRY_GOTO(s, check_vocabularies(run, err));
     NB_TRY_GOTO(s, nb_tokenizer_encode(run->models[0].tokenizer, (const char *)run->text.data,
                                        run->text.len, (nb_encode_options){0}, &tokens, err));
+    if (tokens.n_left_out > 0)
+        nb_out_warn(run->out, "%lld bytes of '%s' have no token and were left out",
+                    (long long)tokens.n_left_out, path);
     for (int i = 0; i < run->n_models; i++) {
         NB_TRY_GOTO(s, nb_scorer_init(&scorers[i], &run->models[i].model, &run->rt.kernels,
                                       run->rt.pool, p, nb_kv_option(run->args), err));

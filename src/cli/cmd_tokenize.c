@@ -51,8 +51,12 @@ static nb_status read_input(const nb_args *args, nb_buf *text, const char **name
 
 static nb_status print_count(nb_out *out, const nb_tokens *tokens, nb_err *err)
 {
-    if (out->json)
-        return nb_out_json(out, json_pack("{s:I}", "count", (json_int_t)tokens->n), err);
+    if (out->json) {
+        json_t *left_out = tokens->n_left_out > 0 ? json_integer(tokens->n_left_out) : NULL;
+        return nb_out_json(
+            out, json_pack("{s:I, s:o*}", "count", (json_int_t)tokens->n, "left_out", left_out),
+            err);
+    }
     nb_out_text(out, "%lld\n", (long long)tokens->n);
     return NB_OK;
 }
@@ -64,10 +68,14 @@ static void print_ids(nb_out *out, const nb_tokens *tokens)
     nb_out_text(out, "%s", out->json ? "{\"ids\":[" : "");
     for (int64_t i = 0; i < tokens->n; i++)
         nb_out_text(out, "%s%d", i == 0 ? "" : between, (int)tokens->ids[i]);
-    if (out->json)
-        nb_out_text(out, "],\"count\":%lld}\n", (long long)tokens->n);
-    else
+    if (!out->json) {
         nb_out_text(out, "\n");
+        return;
+    }
+    nb_out_text(out, "],\"count\":%lld", (long long)tokens->n);
+    if (tokens->n_left_out > 0)
+        nb_out_text(out, ",\"left_out\":%lld", (long long)tokens->n_left_out);
+    nb_out_text(out, "}\n");
 }
 
 static nb_status encode(const nb_args *args, const nb_tokenizer *t, const nb_buf *text, nb_out *out,
@@ -77,6 +85,11 @@ static nb_status encode(const nb_args *args, const nb_tokenizer *t, const nb_buf
     const nb_encode_options how = {.parse_special = nb_args_flag(args, "special"),
                                    .add_bos = nb_args_flag(args, "add-bos")};
     nb_status s = nb_tokenizer_encode(t, (const char *)text->data, text->len, how, &tokens, err);
+    if (s == NB_OK && tokens.n_left_out > 0)
+        nb_out_warn(out,
+                    "%lld bytes have no token in this vocabulary and were left out, as Hugging "
+                    "Face does",
+                    (long long)tokens.n_left_out);
     if (s == NB_OK && nb_args_flag(args, "count"))
         s = print_count(out, &tokens, err);
     else if (s == NB_OK)
@@ -185,8 +198,10 @@ const nb_verb nb_verb_tokenize = {
     .example = "nibble tokenize model.gguf text.txt\n"
                "nibble tokenize model.gguf --text 'Hello, world' --json\n"
                "nibble tokenize model.gguf --decode --text '19556 28 905'",
-    .about = "The text is encoded byte for byte as it is. Special tokens in it are text unless\n"
-             "--special is given. --json prints {\"ids\": [...], \"count\": N} or {\"text\": ...}.",
+    .about =
+        "The text is encoded byte for byte as it is. Special tokens in it are text unless\n"
+        "--special is given. --json prints {\"ids\": [...], \"count\": N} or {\"text\": ...}.\n"
+        "Bytes without a token are left out, with a warning and \"left_out\": N in the JSON.",
     .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, 1, 1},
                                      {"FILE", "the input; '-' is standard input", 0, 1},
                                      {0}},

@@ -224,13 +224,13 @@ static nb_status merge_heaped(const nb_bpe *b, nb_bpe_scratch *scratch, int32_t 
 
 /* ---- pieces met before ---- */
 
-#define CACHED_BYTES 22
+#define CACHED_BYTES 21
 #define CACHED_IDS   10
 
 /* One cache line: a short piece and its ids. An entry is overwritten by the next piece that
  * hashes to it, so the cache has a fixed size. */
 typedef struct {
-    uint8_t len, n_ids;
+    uint8_t len, n_ids, n_left_out;
     uint8_t text[CACHED_BYTES];
     int32_t ids[CACHED_IDS];
 } cached;
@@ -271,9 +271,10 @@ static nb_status start_ids(const nb_bpe *b, const uint8_t *bytes, size_t len, nb
     for (size_t i = 0; i < len; i++) {
         int32_t id = b->byte_id[bytes[i]];
         const bool unknown = id < 0;
-        if (unknown && b->unknown < 0)
-            return nb_fail(err, NB_DATA, "byte 0x%02x has no token, and there is no unknown token",
-                           bytes[i]);
+        if (unknown && b->unknown < 0) {
+            out->n_left_out++;
+            continue;
+        }
         if (unknown)
             id = b->unknown;
         if (!(unknown && after_unknown && b->fuse_unknown))
@@ -289,6 +290,8 @@ static nb_status merge_piece(const nb_bpe *b, nb_bpe_scratch *scratch, const uin
     const int64_t first = out->n;
     NB_TRY(start_ids(b, bytes, len, out, err));
     int32_t n = (int32_t)(out->n - first);
+    if (n < 2)
+        return NB_OK;
     if (n <= MAX_SCANNED)
         n = merge_scanned(b, out->ids + first, n);
     else
@@ -310,15 +313,18 @@ nb_status nb_bpe_encode(const nb_bpe *b, nb_bpe_scratch *scratch, const uint8_t 
     if (c->len == len && memcmp(c->text, bytes, len) == 0) {
         for (int i = 0; i < c->n_ids; i++)
             NB_TRY(nb_tokens_push(out, c->ids[i], err));
+        out->n_left_out += c->n_left_out;
         return NB_OK;
     }
-    const int64_t first = out->n;
+    const int64_t first = out->n, left_out = out->n_left_out;
     NB_TRY(merge_piece(b, scratch, bytes, len, out, err));
     if (out->n - first <= CACHED_IDS) {
         c->len = (uint8_t)len;
         c->n_ids = (uint8_t)(out->n - first);
+        c->n_left_out = (uint8_t)(out->n_left_out - left_out);
         memcpy(c->text, bytes, len);
-        memcpy(c->ids, out->ids + first, c->n_ids * sizeof *c->ids);
+        for (int i = 0; i < c->n_ids; i++)
+            c->ids[i] = out->ids[first + i];
     }
     return NB_OK;
 }

@@ -17,7 +17,7 @@ typedef struct {
 
 typedef struct {
     int32_t byte_id[256]; /* -1: the byte has no token of its own */
-    int32_t unknown;      /* -1: none */
+    int32_t unknown;      /* stands for bytes without a token; -1: they are left out */
     bool fuse_unknown;    /* neighbouring unknown bytes give one unknown token */
     nb_merge *merges;     /* [n_merges], by rank */
     int64_t n_merges, max_merges;
@@ -43,8 +43,9 @@ typedef struct {
 nb_status nb_bpe_scratch_init(nb_bpe_scratch *s, size_t text_len, nb_err *err);
 void nb_bpe_scratch_free(nb_bpe_scratch *s);
 
-/* Appends the ids of bytes[0, len). NB_DATA when a byte has no token and there is no unknown
- * token; NB_LIMIT above 2^30 bytes. */
+/* Appends the ids of bytes[0, len). A byte that has no token becomes the unknown token; without
+ * one it is left out before merging, so that its neighbours may merge, and is counted in
+ * out->n_left_out. NB_LIMIT above 2^30 bytes. */
 nb_status nb_bpe_encode(const nb_bpe *b, nb_bpe_scratch *scratch, const uint8_t *bytes, size_t len,
                         nb_tokens *out, nb_err *err);
 

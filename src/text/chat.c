@@ -409,9 +409,11 @@ nb_status nb_chat_encode(const nb_tokenizer *t, const nb_jinja *template_,
               .messages = messages,
               .n = n,
               .add_generation_prompt = add_generation_prompt};
-    const int64_t before = out->n;
+    const int64_t before = out->n, left_out = out->n_left_out;
     const nb_status s = encode(&c, out, err);
-    if (s != NB_OK)
+    if (s != NB_OK) {
         out->n = before;
+        out->n_left_out = left_out;
+    }
     return s;
 }

@@ -37,7 +37,7 @@ nb_status nb_tokenizer_new(nb_tokenizer **out, int64_t n_ids, size_t text_bytes,
     nb_status s;
     *out = NULL;
     NB_TRY(NB_ALLOC(&t, 1, err));
-    t->bos = t->eos = t->pad = -1;
+    t->bos = t->eos = t->pad = t->unknown = -1;
     NB_TRY_GOTO(s, nb_vocab_init(&t->vocab, n_ids, text_bytes, err));
     NB_TRY_GOTO(s, NB_ALLOC(&t->added, max_added, err));
     NB_TRY_GOTO(s, NB_ALLOC(&t->kind, n_ids, err));
@@ -209,7 +209,7 @@ nb_status nb_tokenizer_encode(const nb_tokenizer *t, const char *text, size_t le
                               nb_encode_options options, nb_tokens *out, nb_err *err)
 {
     encoding e = {.t = t, .parse_special = options.parse_special, .out = out};
-    const int64_t before = out->n;
+    const int64_t before = out->n, left_out = out->n_left_out;
     nb_status s = NB_OK;
     if (options.add_bos && t->adds_bos && t->bos >= 0)
         NB_TRY_GOTO(s, nb_tokens_push(out, t->bos, err));
@@ -218,8 +218,10 @@ nb_status nb_tokenizer_encode(const nb_tokenizer *t, const char *text, size_t le
 done:
     nb_bpe_scratch_free(&e.scratch);
     nb_buf_free(&e.spelled);
-    if (s != NB_OK)
+    if (s != NB_OK) {
         out->n = before;
+        out->n_left_out = left_out;
+    }
     return s;
 }
 

@@ -14,6 +14,7 @@ typedef struct nb_tokenizer nb_tokenizer;
 typedef struct {
     int32_t *ids;
     int64_t n, cap;
+    int64_t n_left_out; /* bytes of the encoded texts that gave no id; see nb_tokenizer_encode */
 } nb_tokens;
 nb_status nb_tokens_push(nb_tokens *t, int32_t id, nb_err *err);
 void nb_tokens_free(nb_tokens *t);
@@ -40,7 +41,12 @@ typedef struct {
 } nb_encode_options;
 
 /* Appends the ids of text[0, len) to `out`. The text may be any bytes: invalid UTF-8 is encoded
- * byte by byte (as U+FFFD would lose it). */
+ * byte by byte (as U+FFFD would lose it).
+ *
+ * Some vocabularies lack some bytes. Such a byte becomes the model's unknown token where a
+ * tokenizer.json names one; anywhere else it gives no id and its neighbours become adjacent, as in
+ * the reference library. Unlike there it does not go unseen: out->n_left_out grows by the number
+ * of such bytes. After a failure `out` is as it was. */
 nb_status nb_tokenizer_encode(const nb_tokenizer *t, const char *text, size_t len,
                               nb_encode_options options, nb_tokens *out, nb_err *err);
 

@@ -185,7 +185,7 @@ nb_status nb_tokenizer_to_config(const nb_tokenizer *t, const char *chat_templat
     }
     fine = fine && json_object_set(c, "added_tokens_decoder", decoder) == 0;
     fine = fine && set_named(t, c, "bos_token", t->bos) && set_named(t, c, "eos_token", t->eos) &&
-           set_named(t, c, "pad_token", t->pad) && set_named(t, c, "unk_token", t->bpe.unknown);
+           set_named(t, c, "pad_token", t->pad) && set_named(t, c, "unk_token", t->unknown);
     if (fine && chat_template != NULL)
         fine = json_object_set_new(c, "chat_template", json_string(chat_template)) == 0;
     json_decref(decoder);
@@ -274,12 +274,25 @@ static nb_status put_stops(const nb_tokenizer *t, nb_buf *kv, int64_t *n_kv, nb_
     return NB_OK;
 }
 
+/* With a token for each byte the unknown token never comes up, and naming it says enough. */
+static bool lacks_bytes(const nb_bpe *b)
+{
+    for (int i = 0; i < 256; i++)
+        if (b->byte_id[i] < 0)
+            return true;
+    return false;
+}
+
 nb_status nb_tokenizer_to_gguf(const nb_tokenizer *t, int64_t n_rows, nb_buf *kv, int64_t *n_kv,
                                nb_err *err)
 {
     const nb_split_family *family = nb_split_family_of(&t->split, t->nfc, t->ignore_merges);
     if (family == NULL)
         return nb_fail(err, NB_UNSUPPORTED, "GGUF has no name for this pre-tokenizer");
+    if (t->bpe.unknown >= 0 && lacks_bytes(&t->bpe))
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "GGUF cannot say that '%.60s' stands for bytes without a token",
+                       t->vocab.text[t->bpe.unknown].text);
     if (n_rows < t->vocab.n_ids)
         return nb_fail(err, NB_DATA, "%lld tokens for %lld rows of the embedding",
                        (long long)t->vocab.n_ids, (long long)n_rows);
@@ -304,7 +317,7 @@ nb_status nb_tokenizer_to_gguf(const nb_tokenizer *t, int64_t n_rows, nb_buf *kv
     NB_TRY_GOTO(s, put_id(kv, KEY("bos_token_id"), t->bos, &n, err));
     NB_TRY_GOTO(s, put_id(kv, KEY("eos_token_id"), t->eos, &n, err));
     NB_TRY_GOTO(s, put_id(kv, KEY("padding_token_id"), t->pad, &n, err));
-    NB_TRY_GOTO(s, put_id(kv, KEY("unknown_token_id"), t->bpe.unknown, &n, err));
+    NB_TRY_GOTO(s, put_id(kv, KEY("unknown_token_id"), t->unknown, &n, err));
     NB_TRY_GOTO(s, put_stops(t, kv, &n, err));
 done:
     nb_arena_free(&arena);

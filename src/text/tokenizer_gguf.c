@@ -101,14 +101,15 @@ static nb_status read_id(const nb_tokenizer *t, const nb_gguf *g, const char *ke
     return NB_OK;
 }
 
-/* Names in `eot`, `eom` end a turn or a message, so they end generation as eos does. */
+/* Names in `eot`, `eom` end a turn or a message, so they end generation as eos does. The unknown
+ * token is only named: byte-level BPE built from these keys has none, so it stands for no byte. */
 static nb_status read_ids(nb_tokenizer *t, const nb_gguf *g, nb_err *err)
 {
     int32_t eot, eom;
     NB_TRY(read_id(t, g, KEY("bos_token_id"), &t->bos, err));
     NB_TRY(read_id(t, g, KEY("eos_token_id"), &t->eos, err));
     NB_TRY(read_id(t, g, KEY("padding_token_id"), &t->pad, err));
-    NB_TRY(read_id(t, g, KEY("unknown_token_id"), &t->bpe.unknown, err));
+    NB_TRY(read_id(t, g, KEY("unknown_token_id"), &t->unknown, err));
     NB_TRY(read_id(t, g, KEY("eot_token_id"), &eot, err));
     NB_TRY(read_id(t, g, KEY("eom_token_id"), &eom, err));
     nb_tokenizer_add_stop(t, t->eos);

@@ -166,6 +166,7 @@ static nb_status read_model(nb_tokenizer *t, const json_t *model, nb_err *err)
         t->bpe.unknown = nb_vocab_find(&t->vocab, unknown, strlen(unknown));
         if (t->bpe.unknown < 0)
             return nb_fail(err, NB_DATA, "unk_token '%.60s' is no token", unknown);
+        t->unknown = t->bpe.unknown;
     }
     return NB_OK;
 }
@@ -298,6 +299,7 @@ static nb_status read_configs(nb_tokenizer *t, const json_t *config, const json_
     read_named(t, config, "bos_token", &t->bos);
     read_named(t, config, "eos_token", &t->eos);
     read_named(t, config, "pad_token", &t->pad);
+    read_named(t, config, "unk_token", &t->unknown);
     nb_tokenizer_add_stop(t, t->eos);
     int64_t eos = read_stops(t, generation);
     if (eos < 0)

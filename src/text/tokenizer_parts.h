@@ -34,6 +34,7 @@ struct nb_tokenizer {
     nb_added_set raw, normalized; /* of `added` */
     uint8_t *kind;                /* by id: one of NB_KIND_ */
     int32_t bos, eos, pad;        /* -1: none */
+    int32_t unknown;              /* -1: none. A name only: bpe.unknown is what encoding uses */
     bool adds_bos;
     int32_t stops[NB_MAX_STOPS];
     int n_stops;

@@ -77,6 +77,24 @@ class Tokenize(lib.Case):
         decoded = b"".join(bytes(back[c] for c in MODEL.tokens[i]) for i in ids)
         self.assertEqual(decoded, raw)
 
+    def test_bytes_without_a_token_are_left_out_with_a_warning(self):
+        keys = lib.gguf_keys(MODEL)
+        keys["tokenizer.ggml.tokens"] = ["[gone]" if t == "!" else t for t in MODEL.tokens]
+        model = self.write("gap.gguf", lib.gguf_bytes(keys, lib.gguf_tensors(MODEL, "q4_0")))
+        warning = ("nibble: warning: %d bytes have no token in this vocabulary and were left out, "
+                   "as Hugging Face does\n")
+        for text, left in (("the! song!!", "the song"), ("!!", ""), ("-!-", "--")):
+            n, ids = text.count("!"), reference(left)
+            for args, out in (((), " ".join(map(str, ids)) + "\n"),
+                              (("--count",), "%d\n" % len(ids)),
+                              (("--json",), {"ids": ids, "count": len(ids), "left_out": n}),
+                              (("--json", "--count"), {"count": len(ids), "left_out": n})):
+                done = lib.nibble("tokenize", model, "--quiet", "--text=" + text, *args)
+                got = json.loads(done.out) if "--json" in args else done.out
+                self.assertEqual((done.code, got, done.err), (0, out, warning % n))
+        done = lib.nibble("tokenize", model, "--json", "--text", "the song")
+        self.assertEqual((done.code, "left_out" in done.out, done.err), (0, False, ""))
+
     def test_special_tokens_are_text_unless_asked(self):
         text = "<|im_start|>user\nhi<|im_end|>"
         plain, special = self.ids("--text", text), self.ids("--text", text, "--special")

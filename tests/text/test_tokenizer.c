@@ -149,7 +149,7 @@ static void ids_are_those_of_the_reference(void **state)
     (void)state;
     json_t *golden = load_tiny();
     const json_t *variants = golden_get(golden, "variants");
-    assert_true(json_array_size(variants) >= 17);
+    assert_true(json_array_size(variants) >= 18);
     for (size_t i = 0; i < json_array_size(variants); i++) {
         const json_t *variant = json_array_get(variants, i);
         json_t *v = variant_json(golden, variant);
@@ -252,25 +252,59 @@ static void tokens_spell_any_bytes(void **state)
     }
 }
 
-/* A failed encoding appends nothing. */
+/* Bytes without a token are counted over all that a list was filled with, unless an unknown token
+ * stands for them. */
+static void left_out_bytes_are_counted(void **state)
+{
+    (void)state;
+    nb_err err = {0};
+    nb_tokenizer *t = load_variant("left_out");
+    nb_tokens out = encode(t, "Hello world", 11, (nb_encode_options){0});
+    assert_int_equal(out.n_left_out, 0);
+    const int64_t before = out.n;
+    assert_int_equal(nb_tokenizer_encode(t, "?!", 2, (nb_encode_options){0}, &out, &err), NB_OK);
+    assert_int_equal(out.n, before);
+    assert_int_equal(out.n_left_out, 2);
+    assert_int_equal(nb_tokenizer_encode(t, "a!", 2, (nb_encode_options){0}, &out, &err), NB_OK);
+    assert_int_equal(out.n, before + 1);
+    assert_int_equal(out.n_left_out, 3);
+    nb_tokens_free(&out);
+    nb_tokenizer_close(t);
+    static const char *const names[] = {"unknown", "unknown_fused"};
+    for (int i = 0; i < 2; i++) {
+        t = load_variant(names[i]);
+        out = encode(t, "?!", 2, (nb_encode_options){0});
+        assert_int_equal(out.n, 1); /* two of the token "a" merge, one fused is "a" itself */
+        assert_int_equal(out.n_left_out, 0);
+        nb_tokens_free(&out);
+        nb_tokenizer_close(t);
+    }
+}
+
+/* A failed encoding appends nothing and counts nothing. */
 static void failure_leaves_the_output(void **state)
 {
     (void)state;
-    json_t *golden = load_tiny();
-    json_t *v = variant_json(golden, find_variant(golden, "unknown"));
-    json_object_set_new(json_object_get(v, "model"), "unk_token", json_null());
-    nb_tokenizer *t = load(v);
-    nb_err err = {0};
-    nb_tokens out = encode(t, "abc", 3, (nb_encode_options){0});
+    nb_tokenizer *t = load_variant("left_out");
+    char text[600];
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = "a !"[i % 3];
+    nb_tokens out = encode(t, "abc!", 4, (nb_encode_options){0});
     const int64_t before = out.n;
-    assert_int_equal(nb_tokenizer_encode(t, "abc!", 4, (nb_encode_options){0}, &out, &err),
-                     NB_DATA);
-    assert_string_equal(err.text, "byte 0x21 has no token, and there is no unknown token");
-    assert_int_equal(out.n, before);
+    nb_status s = NB_MEMORY;
+    int64_t k = 0;
+    while (s == NB_MEMORY) {
+        nb_err err = {0};
+        nb_alloc_fail_at(++k);
+        s = nb_tokenizer_encode(t, text, sizeof text, (nb_encode_options){0}, &out, &err);
+        nb_alloc_fail_at(0);
+        assert_true(s == NB_OK || (out.n == before && out.n_left_out == 1));
+    }
+    assert_int_equal(s, NB_OK);
+    assert_true(k > 2);
+    assert_int_equal(out.n_left_out, 201);
     nb_tokens_free(&out);
     nb_tokenizer_close(t);
-    json_decref(v);
-    json_decref(golden);
 }
 
 /* ---- decoding ---- */
@@ -586,11 +620,13 @@ static void named_tokens_and_stops(void **state)
 {
     (void)state;
     nb_tokenizer *t = load_with("{\"bos_token\":\"<s>\",\"eos_token\":{\"content\":\"</s>\"},"
-                                "\"pad_token\":null,\"add_bos_token\":true}",
+                                "\"pad_token\":null,\"unk_token\":\"<s>\",\"add_bos_token\":true}",
                                 "{\"eos_token_id\":[2,4,77,-1,\"x\",2]}", "{\"eos_token_id\":1}");
     assert_int_equal(nb_tokenizer_bos(t), 3);
     assert_int_equal(nb_tokenizer_eos(t), 4);
     assert_int_equal(nb_tokenizer_pad(t), -1);
+    assert_int_equal(t->unknown, 3);
+    assert_int_equal(t->bpe.unknown, -1); /* the model itself has none */
     assert_true(nb_tokenizer_adds_bos(t));
     assert_true(nb_tokenizer_is_stop(t, 4));
     assert_true(nb_tokenizer_is_stop(t, 2));
@@ -699,8 +735,8 @@ typedef struct {
     int32_t types[8];
     int n_types; /* -1: no key */
     const char *merges[4];
-    int64_t eos; /* -1: no key */
-    int n_rows;  /* 0: no embedding */
+    int64_t eos, unknown; /* -1: no key */
+    int n_rows;           /* 0: no embedding */
 } gguf_spec;
 
 static const gguf_spec good_spec = {
@@ -711,6 +747,7 @@ static const gguf_spec good_spec = {
     .n_types = 6,
     .merges = {"a b"},
     .eos = 0,
+    .unknown = 0,
 };
 
 static int count(const char *const *list)
@@ -746,6 +783,8 @@ static void write_gguf(const gguf_spec *spec, const char *name)
     put_strings(&g, "tokenizer.ggml.merges", spec->merges);
     if (spec->eos >= 0)
         gb_u32(&g, "tokenizer.ggml.eos_token_id", (uint32_t)spec->eos);
+    if (spec->unknown >= 0)
+        gb_u32(&g, "tokenizer.ggml.unknown_token_id", (uint32_t)spec->unknown);
     const float zeros[8 * 32] = {0};
     if (spec->n_rows > 0)
         gb_tensor(&g, "token_embd.weight", 32, (uint64_t)spec->n_rows, 0, zeros,
@@ -795,6 +834,24 @@ static void gguf_keys(void **state)
     assert_int_equal(ids.n, 2);
     assert_int_equal(ids.ids[0], 0);
     nb_tokens_free(&ids);
+    /* The unknown token is kept for files made from this one, and stands for no byte. */
+    ids = encode(t, "aqb", 3, (nb_encode_options){0});
+    assert_int_equal(ids.n, 1);
+    assert_int_equal(ids.ids[0], 3);
+    assert_int_equal(ids.n_left_out, 1);
+    nb_tokens_free(&ids);
+    json_t *v, *config;
+    assert_int_equal(nb_tokenizer_to_json(t, &v, &err), NB_OK);
+    assert_int_equal(nb_tokenizer_to_config(t, NULL, &config, &err), NB_OK);
+    const json_t *model = json_object_get(v, "model");
+    assert_true(json_is_null(golden_get(model, "unk_token")));
+    assert_string_equal(json_string_value(golden_get(config, "unk_token")), "<s>");
+    json_decref(v);
+    json_decref(config);
+    nb_tokenizer_close(t);
+    spec.unknown = -1;
+    assert_int_equal(open_spec(&spec, &t, &err), NB_OK);
+    assert_int_equal(t->unknown, -1);
     nb_tokenizer_close(t);
 }
 
@@ -860,6 +917,9 @@ static void bad_gguf_keys(void **state)
     s.eos = UINT32_MAX;
     check_spec(&s, NB_DATA, "eos_token_id");
     s = good_spec;
+    s.unknown = 6;
+    check_spec(&s, NB_DATA, "unknown_token_id");
+    s = good_spec;
     s.n_rows = 7;
     check_spec(&s, NB_DATA, "6 tokens for 7 rows");
     s.n_rows = 5;
@@ -881,7 +941,8 @@ static void assert_same_encoding(const nb_tokenizer *a, const nb_tokenizer *b, c
             const nb_encode_options options = {.parse_special = special, .add_bos = special};
             nb_tokens x = encode(a, json_string_value(text), json_string_length(text), options);
             nb_tokens y = encode(b, json_string_value(text), json_string_length(text), options);
-            if (x.n != y.n || (x.n > 0 && memcmp(x.ids, y.ids, (size_t)x.n * sizeof *x.ids) != 0))
+            if (x.n != y.n || x.n_left_out != y.n_left_out ||
+                (x.n > 0 && memcmp(x.ids, y.ids, (size_t)x.n * sizeof *x.ids) != 0))
                 fail_msg("%s: other ids for \"%s\"", what, json_string_value(text));
             nb_tokens_free(&x);
             nb_tokens_free(&y);
@@ -910,6 +971,8 @@ static void json_export_round_trip(void **state)
         assert_int_equal(nb_tokenizer_n_tokens(t), nb_tokenizer_n_tokens(back));
         assert_int_equal(nb_tokenizer_bos(t), nb_tokenizer_bos(back));
         assert_int_equal(nb_tokenizer_adds_bos(t), nb_tokenizer_adds_bos(back));
+        assert_int_equal(t->unknown, back->unknown);
+        assert_int_equal(t->bpe.unknown, back->bpe.unknown);
         assert_same_encoding(t, back, name);
         nb_tokenizer_close(back);
         nb_tokenizer_close(t);
@@ -923,12 +986,13 @@ static void json_export_round_trip(void **state)
 static void gguf_export_round_trip(void **state)
 {
     (void)state;
-    static const char *const names[] = {"gpt2", "smollm", "unknown"};
+    static const char *const names[] = {"gpt2", "smollm", "left_out"};
     for (int i = 0; i < 3; i++) {
         nb_err err = {0};
         nb_tokenizer *t = load_variant(names[i]), *back = NULL;
         const int64_t n_rows = nb_tokenizer_n_tokens(t) + 5;
         nb_tokenizer_add_stop(t, 3);
+        t->unknown = 5;
         nb_buf file = {0};
         gguf_bytes g = {0};
         int64_t n_kv = 0;
@@ -949,6 +1013,7 @@ static void gguf_export_round_trip(void **state)
         snprintf(pad, sizeof pad, "[PAD%d]", (int)n_rows - 1);
         assert_int_equal(nb_tokenizer_find(back, pad, strlen(pad)), n_rows - 1);
         assert_true(nb_tokenizer_is_stop(back, 3));
+        assert_int_equal(back->unknown, 5);
         assert_same_encoding(t, back, names[i]);
         nb_tokenizer_close(back);
         nb_tokenizer_close(t);
@@ -959,8 +1024,9 @@ static void gguf_export_round_trip(void **state)
     } bad[] = {{"o200k", "no name"},
                {"nfc", "no name"},
                {"gpt2_prefix", "no name"},
-               {"added", "single_word"}};
-    for (int i = 0; i < 4; i++) {
+               {"added", "single_word"},
+               {"unknown", "'a' stands for bytes"}};
+    for (int i = 0; i < 5; i++) {
         nb_err err = {0};
         nb_buf kv = {0};
         int64_t n_kv = 0;
@@ -1014,7 +1080,7 @@ static void without_memory(void **state)
         "\\\\p{L}+|\\\\p{N}| ?[^\\\\s\\\\p{L}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|"
         "\\\\s+(?!\\\\S)|\\\\s+\"},\"behavior\":\"Isolated\",\"invert\":false},"
         "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}]},"
-        "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"unk_token\":\"u\","
+        "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\","
         "\"vocab\":{\"a\":0,\"b\":1,\"aa\":2,\"u\":3},\"merges\":[\"a a\"]}}",
         0, NULL);
     assert_non_null(v);
@@ -1041,6 +1107,7 @@ int main(void)
         cmocka_unit_test(old_spelling_of_merges),
         cmocka_unit_test(vectors_catch_a_lost_merge),
         cmocka_unit_test(tokens_spell_any_bytes),
+        cmocka_unit_test(left_out_bytes_are_counted),
         cmocka_unit_test(failure_leaves_the_output),
         cmocka_unit_test(decoding_in_pieces),
         cmocka_unit_test(broken_sequences),
