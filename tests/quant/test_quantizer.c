@@ -46,9 +46,15 @@ static void rtn_takes_the_nearest_code(void **state)
     nb_err err = {0};
     assert_int_equal(nb_quantizer_by_name(&rtn, "rtn", &err), NB_OK);
     for (int asym = 0; asym < 2; asym++) {
-        nb_mat m = {.fmt = &nb_format_int8, .n_rows = ROWS, .n_cols = COLS, .codes = codes,
-                    .row_bytes = COLS, .group_size = GROUP, .scale_type = NB_F32,
-                    .scales = scales, .zeros = asym ? zeros : NULL};
+        nb_mat m = {.fmt = &nb_format_int8,
+                    .n_rows = ROWS,
+                    .n_cols = COLS,
+                    .codes = codes,
+                    .row_bytes = COLS,
+                    .group_size = GROUP,
+                    .scale_type = NB_F32,
+                    .scales = scales,
+                    .zeros = asym ? zeros : NULL};
         assert_int_equal(rtn->encode(&(nb_quant_job){x, ROWS, COLS}, &m, &err), NB_OK);
         for (int i = 0; i < ROWS * COLS; i++) {
             const double s = (double)scales[i / GROUP], z = asym ? zeros[i / GROUP] : 0;

@@ -41,7 +41,9 @@ static void the_name_of_factors(void **state)
     static const struct {
         double base, factor;
         int64_t original, rot_dim;
-    } cases[] = {{500000, 8, 8192, 128}, {500000, 32, 8192, 64}, {500000, 16, 4096, 128},
+    } cases[] = {{500000, 8, 8192, 128},
+                 {500000, 32, 8192, 64},
+                 {500000, 16, 4096, 128},
                  {500000, 2.5, 16384, 96}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         float f[64];

@@ -122,8 +122,7 @@ static void containers(void **state)
         nb_err err = {0};
         assert_int_equal(nb_scheme_parse(&s, cases[i].text, &err), NB_OK);
         assert_int_equal(nb_scheme_check_container(&s, cases[i].fits, &err), NB_OK);
-        const nb_store_kind other =
-            cases[i].fits == NB_STORE_HF ? NB_STORE_GGUF : NB_STORE_HF;
+        const nb_store_kind other = cases[i].fits == NB_STORE_HF ? NB_STORE_GGUF : NB_STORE_HF;
         assert_int_equal(nb_scheme_check_container(&s, other, &err), NB_USAGE);
         assert_non_null(strstr(err.text, cases[i].text));
         assert_non_null(strstr(err.text, cases[i].instead));

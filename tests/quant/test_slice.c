@@ -105,8 +105,8 @@ static const struct {
 static void slices_are_the_whole(void **state)
 {
     (void)state;
-    static const int64_t shapes[][2] = {{1, 32}, {3, 64}, {257, 576}, {2, 65536}, {1, 98304},
-                                        {700, 96}, {2049, 32}, {3, 32800}};
+    static const int64_t shapes[][2] = {{1, 32},    {3, 64},   {257, 576}, {2, 65536},
+                                        {1, 98304}, {700, 96}, {2049, 32}, {3, 32800}};
     int64_t most_slices = 0;
     for (size_t k = 0; k < N_KINDS; k++) {
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
@@ -227,7 +227,10 @@ static void kept_nonfinite_values(void **state)
     fill_random(&from, 1);
     ((float *)(void *)from.codes)[45] = NAN;
     ((float *)(void *)from.codes)[46] = -INFINITY;
-    const nb_slice_job job = {.from = &from.m, .to = &to.m, .how = NB_HOW_ROUND, .method = rtn(),
+    const nb_slice_job job = {.from = &from.m,
+                              .to = &to.m,
+                              .how = NB_HOW_ROUND,
+                              .method = rtn(),
                               .nonfinite = NB_NONFINITE_KEEP};
     int64_t n_slices;
     const nb_slice_result r = run_all(&job, false, &n_slices);
@@ -305,12 +308,9 @@ static void broken_scale_in_a_repacked_row(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(slices_are_the_whole),
-        cmocka_unit_test(nonfinite_values),
-        cmocka_unit_test(overflow_is_an_error),
-        cmocka_unit_test(kept_nonfinite_values),
-        cmocka_unit_test(inexact_rows),
-        cmocka_unit_test(broken_scale_in_a_repacked_row),
+        cmocka_unit_test(slices_are_the_whole), cmocka_unit_test(nonfinite_values),
+        cmocka_unit_test(overflow_is_an_error), cmocka_unit_test(kept_nonfinite_values),
+        cmocka_unit_test(inexact_rows),         cmocka_unit_test(broken_scale_in_a_repacked_row),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
