@@ -14,6 +14,7 @@
 typedef struct {
     nb_plan *plan;
     nb_store *store;
+    bool is_f32;         /* a model whose floats have 32 bits: then all of them do */
     nb_loaded loaded;    /* of the few weights that planning has to look into */
     int64_t n_unblocked; /* weights whose rows are no whole blocks, and the first of them */
     const nb_weight *first_unblocked;
@@ -234,7 +235,8 @@ static nb_status be_block_of_affine(planner *p, nb_weight *to, nb_how *how, nb_e
 /* ---- the rules ---- */
 
 /* What is not quantized. Vectors that a GGUF holds in F32 were 16-bit numbers once, as a rule:
- * they become that again where nothing is lost. ggml computes with vectors in F32 only. */
+ * they become that again where nothing is lost, unless the whole model is F32. ggml computes with
+ * vectors in F32 only. */
 static nb_status keep(planner *p, const nb_weight *from, nb_weight *to, nb_how *how, nb_err *err)
 {
     const nb_format *main_format = float_format(p->plan->main_type);
@@ -251,7 +253,7 @@ static nb_status keep(planner *p, const nb_weight *from, nb_weight *to, nb_how *
     }
     bool fits = false;
     if (nb_store_kind_of(p->store) == NB_STORE_GGUF && from->fmt == &nb_format_f32 &&
-        nb_role_of(from) == NB_ROLE_VECTOR)
+        nb_role_of(from) == NB_ROLE_VECTOR && !p->is_f32)
         NB_TRY(fits_main_type(p, from, &fits, err));
     if (fits) {
         be_plain(to, how, main_format);
@@ -476,6 +478,7 @@ static nb_status make(planner *p, nb_err *err)
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->from, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->how, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->notes, MAX_NOTES, err));
+    p->is_f32 = nb_store_find(p->store, "model.embed_tokens.weight")->fmt == &nb_format_f32;
     NB_TRY(find_main_type(p, err));
     if (plan->request.scheme != NULL)
         NB_TRY(choose_group(p, err));
