@@ -54,7 +54,8 @@ void nb_out_init(nb_out *out)
     signal(SIGPIPE, SIG_IGN);
     const int caught[] = {SIGINT, SIGTERM, SIGHUP};
     for (size_t i = 0; i < sizeof caught / sizeof *caught; i++) {
-        struct sigaction before, action = {.sa_handler = on_signal};
+        /* Restarting, because a write by stdio that a signal interrupts has failed for good. */
+        struct sigaction before, action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
         sigemptyset(&action.sa_mask);
         /* nohup and background jobs of a script ignore some on purpose: leave those alone. */
         if (sigaction(caught[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
