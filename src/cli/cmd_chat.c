@@ -2,6 +2,7 @@
 #include "cli/answer.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -34,6 +35,9 @@ typedef struct {
     nb_buf line;
     bool interactive;
     int64_t turn;
+    uint8_t input[4096]; /* bytes of standard input; [at, n_input) are not yet read */
+    size_t at, n_input;
+    bool ended;
 } chat;
 
 /* ---- one turn ---- */
@@ -70,25 +74,47 @@ static nb_status say(chat *c, const char *text, size_t len, nb_err *err)
 
 /* ---- lines of standard input ---- */
 
+/* Waits for bytes and reads them. A signal may arrive between a look at its flag and a read that
+ * blocks, and may be handled on another thread: hence the look five times a second. */
+static nb_status fill_input(chat *c, nb_err *err)
+{
+    struct pollfd wait = {.fd = STDIN_FILENO, .events = POLLIN};
+    for (;;) {
+        if (nb_interrupted())
+            return nb_fail_interrupted(err);
+        const int ready = poll(&wait, 1, 200);
+        if (ready == 0 || (ready < 0 && errno == EINTR))
+            continue;
+        const ssize_t n = read(STDIN_FILENO, c->input, sizeof c->input);
+        if (n < 0 && (errno == EINTR || errno == EAGAIN))
+            continue;
+        if (n < 0)
+            return nb_fail_errno(err, errno, "standard input");
+        c->n_input = (size_t)n;
+        c->at = 0;
+        c->ended = n == 0;
+        return NB_OK;
+    }
+}
+
 /* Appends a line without its end to c->line; *end: there was none. */
 static nb_status read_line(chat *c, bool *end, nb_err *err)
 {
     *end = false;
-    for (;;) {
-        errno = 0;
-        const int byte = getchar();
-        if (nb_interrupted())
-            return nb_fail_interrupted(err);
-        if (byte == EOF && ferror(stdin))
-            return nb_fail_errno(err, errno, "standard input");
-        if (byte == EOF)
-            *end = c->line.len == 0;
-        if (byte == EOF || byte == '\n')
+    for (bool any = false;; any = true) {
+        if (c->at == c->n_input && !c->ended)
+            NB_TRY(fill_input(c, err));
+        if (c->ended) {
+            *end = !any;
+            return NB_OK;
+        }
+        const uint8_t byte = c->input[c->at++];
+        if (byte == '\n')
             return NB_OK;
         if (c->line.len == MESSAGE_LIMIT)
             return nb_fail(err, NB_LIMIT, "a line of standard input has more than %zu bytes",
                            MESSAGE_LIMIT);
-        NB_TRY(nb_buf_u8(&c->line, (uint8_t)byte, err));
+        NB_TRY(nb_buf_u8(&c->line, byte, err));
     }
 }
 

@@ -189,6 +189,15 @@ class TinyModel:
         return sum(len(values) for _, values in self.tensors.values())
 
 
+def endless_model():
+    """A model that never ends greedily: the logit of its end is 0, that of the best is above."""
+    model = TinyModel(n_layers=1, tied=False)
+    shape, values = model.tensors["lm_head.weight"]
+    at = 2 * model.d_model
+    values[at:at + model.d_model] = [0.0] * model.d_model
+    return model
+
+
 # ---- numbers to bytes ----
 
 def f16_bytes(values):
