@@ -212,8 +212,8 @@ X(3)
 X(4)
 #undef X
 
-    static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
-                       const nb_xtile *x)
+static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
+                   const nb_xtile *x)
 {
     static tile_i_fn *const u4[] = {tile_u4_1, tile_u4_2, tile_u4_3, tile_u4_4};
     static tile_i_fn *const u8[] = {tile_u8_1, tile_u8_2, tile_u8_3, tile_u8_4};
@@ -292,8 +292,8 @@ typedef void tile_f_fn(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, 
     DEFINE(kind, 1, 1)                                                                             \
     DEFINE(kind, 1, 2)                                                                             \
     DEFINE(kind, 1, 3)                                                                             \
-    DEFINE(kind, 1, 4) DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) DEFINE(kind, 4, 1) DEFINE(kind, 2, 2) \
-        DEFINE(kind, 2, 3)
+    DEFINE(kind, 1, 4)                                                                             \
+    DEFINE(kind, 1, 5) DEFINE(kind, 1, 6) DEFINE(kind, 4, 1) DEFINE(kind, 2, 2) DEFINE(kind, 2, 3)
 X(F32)
 X(BF16)
 X(F16)
