@@ -43,6 +43,16 @@ fi
 version=$(pkg-config --modversion nibble)
 [ "$(LD_LIBRARY_PATH=$libdir "$prefix/shared")" = "$version" ]
 [ "$("$prefix/static")" = "$version" ]
+# The examples of docs/api.md compile and link as they are printed there.
+examples=$(grep -c '^```c$' docs/api.md)
+[ "$examples" -gt 0 ]
+for i in $(seq "$examples"); do
+    awk -v want="$i" '/^```c$/ { n++; next } /^```$/ { if (n == want) exit; next } n == want' docs/api.md \
+        >"$prefix/example$i.c"
+    # shellcheck disable=SC2046
+    "$cc" -std=c17 -Wall -Wextra -Werror "$prefix/example$i.c" $(pkg-config --cflags --libs nibble) \
+        -o "$prefix/example$i"
+done
 # The installed program runs from its place, without the build folder's help.
 if [ -x "$prefix/bin/nibble" ]; then
     LD_LIBRARY_PATH=$libdir "$prefix/bin/nibble" --version >/dev/null
