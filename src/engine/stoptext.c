@@ -21,7 +21,7 @@ static bool is_utf8(const char *text, size_t len)
 /* The state after byte c: how much of the string the text now ends with. */
 static size_t advance(const nb_stop *s, size_t state, char c)
 {
-    while (state > 0 && (state == s->len || s->text[state] != c))
+    while (state > 0 && s->text[state] != c)
         state = s->fail[state - 1];
     return s->text[state] == c ? state + 1 : 0;
 }

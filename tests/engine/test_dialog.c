@@ -206,6 +206,11 @@ static void messages_are_edited_as_told(void **state)
     assert_true(nb_dialog_drop_oldest(&t.dialog));
     assert_int_equal(t.dialog.n, 3);
     assert_string_equal(t.dialog.messages[1].content, "two");
+    nb_dialog_clear(&t.dialog);
+    assert_int_equal(t.dialog.n, 1);
+    assert_string_equal(t.dialog.messages[0].content, "second");
+    must_say(&t, "three", NB_CTX_STOP, 1, &r, &n_dropped);
+    nb_generation_free(&r);
     assert_int_equal(nb_dialog_system(&t.dialog, NULL, &err), NB_OK);
     assert_int_equal(t.dialog.n, 2);
     nb_dialog_clear(&t.dialog);

@@ -113,18 +113,50 @@ static void greedy_is_the_argmax(void **state)
     (void)state;
     opened o;
     must_open(&o, model_path("wordy", &wordy), &(opening){0});
-    nb_generation r = must_generate(&o, "the", &(nb_generate_options){.max_tokens = 20});
+    nb_generation r =
+        must_generate(&o, "the", &(nb_generate_options){.max_tokens = 20, .hash_logits = true});
     nb_err err = {0};
     nb_tokens ids = {0};
+    uint64_t hash = 0;
     encode(&o, "the", &ids);
     nb_generator_truncate(&o.generator, 0);
     assert_int_equal(nb_generator_feed(&o.generator, ids.ids, ids.n, &err), NB_OK);
     for (int64_t i = 0; i < r.n_tokens; i++) {
+        /* The rows are those of the tokens n - 1, n, ... counted from the prompt's first, 0. */
+        hash ^= nb_logits_hash(o.generator.logits, TINY_VOCAB, (uint64_t)(ids.n - 1 + i));
         assert_int_equal(o.kernels.argmax(o.generator.logits, TINY_VOCAB), r.tokens[i]);
         assert_int_equal(nb_generator_feed(&o.generator, &r.tokens[i], 1, &err), NB_OK);
     }
+    assert_true(hash == r.logits_hash);
     nb_tokens_free(&ids);
     nb_generation_free(&r);
+    close_opened(&o);
+}
+
+/* Penalties know the answer so far (no token twice) and the prompt (none of its tokens). */
+static void penalties_see_prompt_and_answer(void **state)
+{
+    (void)state;
+    opened o;
+    must_open(&o, model_path("wordy", &wordy), &(opening){0});
+    nb_generation r = must_generate(
+        &o, "the",
+        &(nb_generate_options){.max_tokens = 60, .sampling = {.presence_penalty = 1000}});
+    for (int64_t i = 0; i < r.n_tokens; i++) {
+        for (int64_t k = 0; k < i; k++)
+            assert_int_not_equal(r.tokens[i], r.tokens[k]);
+    }
+    nb_generation_free(&r);
+    /* All tokens but one are in the prompt; their logits above 0 become almost nothing. */
+    nb_err err = {0};
+    nb_tokens ids = {0};
+    for (int32_t i = 0; i < 100; i++)
+        assert_int_equal(nb_tokens_push(&ids, 3 + i, &err), NB_OK);
+    const nb_generate_options how = {.max_tokens = 1, .sampling = {.repetition_penalty = 1000}};
+    assert_int_equal(nb_generate(&o.generator, &ids, &how, NULL, NULL, &r, &err), NB_OK);
+    assert_true(r.tokens[0] < 3 || r.tokens[0] >= 103);
+    nb_generation_free(&r);
+    nb_tokens_free(&ids);
     close_opened(&o);
 }
 
@@ -366,6 +398,7 @@ static void the_caller_ends_it(void **state)
     must_open(&fresh, path, &(opening){0});
     const nb_generate_options plain = {.max_tokens = 5, .hash_logits = true};
     nb_generation want = must_generate(&fresh, prompt_text, &plain);
+    int n_middle = 0;
     for (int64_t at = 1; at < 25; at++) {
         listener l = {.stop_after = at};
         nb_generator_truncate(&o.generator, at % 3 == 0 ? 0 : 2);
@@ -375,11 +408,28 @@ static void the_caller_ends_it(void **state)
         assert_int_equal(r.reason, NB_STOP_CALLER);
         assert_int_equal(l.n_calls, at);
         nb_generation_free(&r);
+        if (o.generator.held.n % 4 == 2) { /* in the middle of the prompt: exactly what is held */
+            nb_tokens held = {0};
+            nb_err err = {0};
+            nb_generation b;
+            for (int64_t i = 0; i < o.generator.held.n; i++)
+                assert_int_equal(nb_tokens_push(&held, o.generator.held.ids[i], &err), NB_OK);
+            assert_int_equal(nb_generate(&o.generator, &held, &plain, NULL, NULL, &r, &err), NB_OK);
+            nb_generator_truncate(&fresh.generator, 0);
+            assert_int_equal(nb_generate(&fresh.generator, &held, &plain, NULL, NULL, &b, &err),
+                             NB_OK);
+            same_answer(&r, &b);
+            n_middle++;
+            nb_generation_free(&r);
+            nb_generation_free(&b);
+            nb_tokens_free(&held);
+        }
         nb_generation after = must_generate(&o, prompt_text, &plain);
         same_answer(&after, &want);
         nb_generation_free(&after);
         nb_buf_free(&l.text);
     }
+    assert_true(n_middle > 0);
     nb_generation_free(&want);
     close_opened(&o);
     close_opened(&fresh);
@@ -504,6 +554,7 @@ int main(void)
         cmocka_unit_test(answers_do_not_depend_on_how_they_are_computed),
         cmocka_unit_test(the_cache_is_reused_without_a_trace),
         cmocka_unit_test(greedy_is_the_argmax),
+        cmocka_unit_test(penalties_see_prompt_and_answer),
         cmocka_unit_test(pieces_of_text_are_whole_characters),
         cmocka_unit_test(stop_strings_cut_across_tokens),
         cmocka_unit_test(the_end_token_ends_it),

@@ -266,15 +266,19 @@ static void tokens_are_the_same_everywhere(void **state)
     nb_err err = {0};
     nb_kernels_init(&plain, NB_ISA_SCALAR);
     assert_int_equal(nb_sampler_init(&scalar, &plain, N, &err), NB_OK);
-    const nb_sampling how = {.temperature = 0.9, .top_p = 0.97, .seed = 3};
-    for (uint64_t seed = 0; seed < 8; seed++) {
-        fill_logits(l, N, seed);
+    /* The second keeps every weight, subnormal ones too. */
+    const nb_sampling hows[] = {{.temperature = 0.9, .top_p = 0.97, .seed = 3},
+                                {.temperature = 2, .seed = 3}};
+    int n_subnormal = 0;
+    for (uint64_t round = 0; round < 16; round++) {
+        const nb_sampling *how = &hows[round % 2];
+        fill_logits(l, N, round / 2);
         for (int i = 0; i < DRAWS; i++) {
-            const int32_t want = must_sample(&scalar, &how, l, i);
+            const int32_t want = must_sample(&scalar, how, l, i);
 #if defined(__x86_64__)
             _mm_setcsr(0x1f80u | 0x8040u);
 #endif
-            const int32_t got = must_sample(&s, &how, l, i);
+            const int32_t got = must_sample(&s, how, l, i);
 #if defined(__x86_64__)
             assert_int_equal(_mm_getcsr() & 0x8040u, 0x8040u); /* it was restored */
             _mm_setcsr(0x1f80u);
@@ -283,7 +287,10 @@ static void tokens_are_the_same_everywhere(void **state)
             assert_int_equal(s.n_kept, scalar.n_kept);
             assert_memory_equal(s.weight, scalar.weight, (size_t)s.n_kept * sizeof(float));
         }
+        for (int64_t i = 0; i < s.n_kept; i++)
+            n_subnormal += fpclassify(s.weight[i]) == FP_SUBNORMAL;
     }
+    assert_true(n_subnormal > 0);
     nb_sampler_free(&s);
     nb_sampler_free(&scalar);
 }
