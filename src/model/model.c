@@ -190,13 +190,17 @@ static nb_status load(loader *l, nb_err *err)
     nb_model *m = l->m;
     const nb_config *c = &m->config;
     NB_TRY(check_n_layers(l, err));
+    /* The largest tensors first, and their buffer given back: the peak of memory is what the packed
+     * weights take, not that and the embedding once more. */
     NB_TRY(load_linear(l, "model.embed_tokens", c->vocab_size, c->d_model, false, &m->embed, err));
+    if (!c->tied_head)
+        NB_TRY(load_linear(l, "lm_head", c->vocab_size, c->d_model, false, &m->head, err));
+    nb_loaded_free(&l->loaded);
+    l->loaded = (nb_loaded){0};
     NB_TRY(NB_ARENA_ALLOC(&m->arena, &m->layers, c->n_layers, err));
     for (int64_t i = 0; i < c->n_layers; i++)
         NB_TRY(load_layer(l, i, err));
     NB_TRY(load_vector(l, "model.norm.weight", c->d_model, &m->norm, err));
-    if (!c->tied_head)
-        NB_TRY(load_linear(l, "lm_head", c->vocab_size, c->d_model, false, &m->head, err));
     float *factors = NULL;
     if (c->rope.type == NB_ROPE_FACTORS) {
         NB_TRY(load_vector(l, "rope_freqs.weight", c->rot_dim / 2, &factors, err));
