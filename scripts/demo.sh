@@ -81,10 +81,10 @@ say "results"
 "$nibble" report "$out/eval.jsonl" "$out/bench.jsonl" -o "$out/report.html" --title "SmolLM2-135M-Instruct" --force
 "$nibble" report "$out/eval.jsonl" "$out/bench.jsonl"
 
-say "a question for W4A16:g64"
-question="What is a nibble in computing? Answer in one sentence."
+say "a question for W8A16"
+question="What is the capital of France?"
 echo "> $question"
-"$nibble" chat "$out/w4a16-g64" --message "$question" --max-tokens 80 --quiet
+"$nibble" chat "$out/w8a16" --message "$question" --max-tokens 80 --quiet
 
 echo
 echo "The page is $out/report.html. This took $(($(date +%s) - start)) seconds."
