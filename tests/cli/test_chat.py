@@ -61,7 +61,7 @@ class Chat(lib.Case):
         self.assertEqual(turn["prompt_tokens"] + turn["generated_tokens"], 80)
         warning, error = done.err.splitlines()
         self.assertIn("nibble: warning: the context of 80 tokens is full: stopped", warning)
-        self.assertRegex(error, r"^nibble: the prompt has \d+ tokens and the context holds 80$")
+        self.assertRegex(error, r"m\.gguf: the prompt has \d+ tokens and the context holds 80$")
 
     def test_the_oldest_turn_is_forgotten(self):
         done = lib.nibble("chat", self.model, "--ctx", "120", "-n", "12", "--ctx-policy",
