@@ -57,6 +57,30 @@ static nb_status read_sampling(const nb_answering *a, nb_sampling *how, nb_err *
 
 /* ---- text ---- */
 
+/* What runs. A failure before the first text stays the only line that is printed. */
+void nb_answering_plan(nb_answering *a)
+{
+    if (a->planned)
+        return;
+    a->planned = true;
+    char label[256];
+    const nb_model *m = &a->o.model;
+    const nb_sampling *how = &a->options.sampling;
+    const int64_t n_ctx = m->n_ctx;
+    const int64_t kv =
+        nb_kv_pages_for(n_ctx) * NB_KV_PAGE * nb_config_kv_bytes(&m->config, nb_kv_option(a->args));
+    nb_out_note(
+        a->out, "%s: %s, %s parameters; mode %s, %s, threads: %d; KV %s, %s at %lld tokens; %s",
+        nb_path_label(nb_args_operand(a->args, 0), label, sizeof label),
+        nb_human_bytes(nb_store_file_bytes(a->o.store)).text, nb_human_count(m->n_params).text,
+        nb_model_compute_name(m), nb_isa_name(a->rt.kernels.isa), nb_pool_n_threads(a->rt.pool),
+        nb_args_text(a->args, "kv"), nb_human_bytes(kv).text, (long long)n_ctx,
+        how->temperature > 0 ? "sampling" : "greedy");
+    if (n_ctx > m->config.n_ctx)
+        nb_out_warn(a->out, "the model was trained for %lld tokens of context, not %lld",
+                    (long long)m->config.n_ctx, (long long)n_ctx);
+}
+
 /* The model's text on a terminal: an escape sequence must not do there what it says. */
 static void put_visible(nb_answering *a, const char *text, size_t len)
 {
@@ -78,6 +102,7 @@ static bool on_text(void *context, const char *text, size_t len)
 {
     nb_answering *a = context;
     if (len > 0 && a->streams) {
+        nb_answering_plan(a);
         if (a->to_terminal)
             put_visible(a, text, len);
         else
@@ -89,27 +114,6 @@ static bool on_text(void *context, const char *text, size_t len)
 }
 
 /* ---- opening ---- */
-
-/* What will run, before it runs. */
-static void print_plan(const nb_answering *a)
-{
-    char label[256];
-    const nb_model *m = &a->o.model;
-    const nb_sampling *how = &a->options.sampling;
-    const int64_t n_ctx = m->n_ctx;
-    const int64_t kv =
-        nb_kv_pages_for(n_ctx) * NB_KV_PAGE * nb_config_kv_bytes(&m->config, nb_kv_option(a->args));
-    nb_out_note(
-        a->out, "%s: %s, %s parameters; mode %s, %s, threads: %d; KV %s, %s at %lld tokens; %s",
-        nb_path_label(nb_args_operand(a->args, 0), label, sizeof label),
-        nb_human_bytes(nb_store_file_bytes(a->o.store)).text, nb_human_count(m->n_params).text,
-        nb_model_compute_name(m), nb_isa_name(a->rt.kernels.isa), nb_pool_n_threads(a->rt.pool),
-        nb_args_text(a->args, "kv"), nb_human_bytes(kv).text, (long long)n_ctx,
-        how->temperature > 0 ? "sampling" : "greedy");
-    if (n_ctx > m->config.n_ctx)
-        nb_out_warn(a->out, "the model was trained for %lld tokens of context, not %lld",
-                    (long long)m->config.n_ctx, (long long)n_ctx);
-}
 
 nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, nb_err *err)
 {
@@ -139,9 +143,7 @@ nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, n
                                       .pool = a->rt.pool,
                                       .tokenizer = a->o.tokenizer,
                                       .kv = nb_kv_option(args)};
-    NB_TRY(nb_generator_init(&a->generator, &setup, err));
-    print_plan(a);
-    return NB_OK;
+    return nb_generator_init(&a->generator, &setup, err);
 }
 
 nb_status nb_answering_dialog(nb_answering *a, nb_dialog *d, nb_err *err)
@@ -153,6 +155,13 @@ nb_status nb_answering_dialog(nb_answering *a, nb_dialog *d, nb_err *err)
     }
     NB_TRY(s);
     return nb_dialog_system(d, nb_args_text(a->args, "system"), err);
+}
+
+nb_status nb_answering_blame(const nb_answering *a, nb_status s, nb_err *err)
+{
+    if (s == NB_DATA || s == NB_LIMIT)
+        return nb_context(err, "%s", nb_store_path(a->o.store));
+    return s;
 }
 
 void nb_answering_close(nb_answering *a)
@@ -179,6 +188,7 @@ static const char *const reasons[] = {
 
 void nb_answering_summary(nb_answering *a, const nb_generation *r, int64_t n_dropped)
 {
+    nb_answering_plan(a);
     if (a->line_open) {
         nb_out_text(a->out, "\n");
         a->line_open = false;

@@ -1,5 +1,5 @@
-/* What `run` and `chat` share: the options of generation, a model opened for it with its plan
- * printed, text that streams out, and the account of an answer. */
+/* What `run` and `chat` share: the options of generation, a model opened for it, its plan, text
+ * that streams out, and the account of an answer. */
 #ifndef NB_CLI_ANSWER_H
 #define NB_CLI_ANSWER_H
 
@@ -95,12 +95,17 @@ typedef struct {
     bool to_terminal; /* control characters of the text are made visible */
     bool streams;     /* text is printed as it comes */
     bool line_open;   /* what was printed last does not end a line */
+    bool planned;     /* the plan was printed */
 } nb_answering;
 
-/* Opens the model as the options say and prints the plan. */
+/* Opens the model as the options say. */
 nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, nb_err *err);
 /* A conversation in the model's template, with the message of --system. */
 nb_status nb_answering_dialog(nb_answering *a, nb_dialog *d, nb_err *err);
+/* Says on standard error, once, what runs; the first text does so too. */
+void nb_answering_plan(nb_answering *a);
+/* The status of an answer; what the model is to blame for names its file. */
+nb_status nb_answering_blame(const nb_answering *a, nb_status s, nb_err *err);
 void nb_answering_close(nb_answering *a);
 
 /* After an answer: ends the line, and says on standard error how fast it was and why it ended, or

@@ -60,10 +60,10 @@ static nb_status say(chat *c, const char *text, size_t len, nb_err *err)
 {
     nb_generation r;
     int64_t n_dropped = 0;
-    NB_TRY(nb_dialog_answer(&c->dialog, &c->a.generator, text, len, c->a.policy, &c->a.options, &r,
-                            &n_dropped, err));
+    nb_status s = nb_dialog_answer(&c->dialog, &c->a.generator, text, len, c->a.policy,
+                                   &c->a.options, &r, &n_dropped, err);
+    NB_TRY(nb_answering_blame(&c->a, s, err));
     c->turn++;
-    nb_status s = NB_OK;
     if (c->a.out->json)
         s = print_json(c, &r, n_dropped, text, len, err);
     nb_answering_summary(&c->a, &r, n_dropped);
@@ -244,8 +244,10 @@ static nb_status chat_all(chat *c, const nb_args *args, nb_out *out, nb_err *err
     if (n > 0)
         return NB_OK;
     c->interactive = isatty(STDIN_FILENO) && isatty(STDERR_FILENO);
-    if (c->interactive)
+    if (c->interactive) {
+        nb_answering_plan(&c->a);
         nb_out_note(out, "/help lists the commands");
+    }
     return converse(c, err);
 }
 

@@ -1,4 +1,5 @@
 /* nibble inspect: what is inside a model, tensor by tensor, and the memory it takes. */
+#include "cli/runtime.h"
 #include "cli/verbs.h"
 #include "model/model.h"
 #include "store/store.h"
@@ -206,35 +207,13 @@ static void print_totals(nb_out *out, const nb_store *store, const totals *sum, 
         nb_out_text(out, "tensors with NaN or Inf: %lld\n", (long long)sum->n_nonfinite);
 }
 
-/* A tokenizer that is there must be sound; one of a kind that nibble lacks is only mentioned. */
-static nb_status check_tokenizer(nb_store *store, nb_out *out, nb_err *err)
-{
-    if (nb_store_kind_of(store) == NB_STORE_HF) {
-        char path[4096];
-        const int n = snprintf(path, sizeof path, "%s/tokenizer.json", nb_store_path(store));
-        if (n < 0 || (size_t)n >= sizeof path || !nb_path_exists(path)) {
-            nb_out_note(out, "%s: no tokenizer.json", nb_store_path(store));
-            return NB_OK;
-        }
-    }
-    nb_tokenizer *t = NULL;
-    nb_err why = {0};
-    const nb_status s = nb_tokenizer_open(&t, store, &why);
-    nb_tokenizer_close(t);
-    if (s == NB_UNSUPPORTED)
-        nb_out_warn(out, "%s", why.text);
-    else if (s != NB_OK)
-        *err = why;
-    return s == NB_UNSUPPORTED ? NB_OK : s;
-}
-
 static nb_status inspect(nb_store *store, const nb_args *args, nb_out *out, nb_err *err)
 {
     static const char *const heads[] = {"tensor", "shape", "format", ">bytes", ">bpw", ""};
     nb_config c;
     NB_TRY(nb_config_read(store, &c, err));
     NB_TRY(nb_model_check(store, &c, err));
-    NB_TRY(check_tokenizer(store, out, err));
+    NB_TRY(nb_tokenizer_check(store, out, err));
     const char *kv = nb_args_text(args, "kv");
     const int64_t ctx = nb_args_given(args, "ctx") ? nb_args_int(args, "ctx") : c.n_ctx;
     const int64_t cell = nb_config_kv_bytes(&c, strcmp(kv, "f32") == 0 ? NB_F32 : NB_F16);

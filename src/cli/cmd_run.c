@@ -64,14 +64,18 @@ static nb_status complete(run_state *r, nb_err *err)
     /* From nothing, a text begins at its begin-of-sequence token. */
     if (r->ids.n == 0 && nb_tokenizer_bos(t) >= 0)
         NB_TRY(nb_tokens_push(&r->ids, nb_tokenizer_bos(t), err));
-    return nb_generate(&r->a.generator, &r->ids, &r->a.options, NULL, NULL, &r->result, err);
+    const nb_status s =
+        nb_generate(&r->a.generator, &r->ids, &r->a.options, NULL, NULL, &r->result, err);
+    return nb_answering_blame(&r->a, s, err);
 }
 
 static nb_status answer(run_state *r, nb_err *err)
 {
     NB_TRY(nb_answering_dialog(&r->a, &r->dialog, err));
-    return nb_dialog_answer(&r->dialog, &r->a.generator, (const char *)r->text.data, r->text.len,
-                            r->a.policy, &r->a.options, &r->result, &r->n_dropped, err);
+    const nb_status s =
+        nb_dialog_answer(&r->dialog, &r->a.generator, (const char *)r->text.data, r->text.len,
+                         r->a.policy, &r->a.options, &r->result, &r->n_dropped, err);
+    return nb_answering_blame(&r->a, s, err);
 }
 
 static nb_status run_one(run_state *r, const nb_args *args, nb_out *out, nb_err *err)

@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 static const nb_verb *const verbs[] = {
 #define X(id) &nb_verb_##id,
@@ -72,6 +73,19 @@ static bool has_flag(const nb_verb *verb, const nb_args *args, const char *name)
     return false;
 }
 
+/* Memory runs out deep below what knows a name: adds the file the work was about, and the limit
+ * of this process if it has one. */
+static nb_status say_memory(const char *file, nb_err *err)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY) {
+        const nb_err why = *err;
+        nb_fail(err, NB_MEMORY, "%.400s; this process may use %lld bytes", why.text,
+                (long long)limit.rlim_cur);
+    }
+    return file == NULL ? err->status : nb_context(err, "%s", file);
+}
+
 static nb_status run_verb(const nb_verb *verb, int argc, char *const *argv, nb_out *out,
                           nb_err *err)
 {
@@ -86,6 +100,8 @@ static nb_status run_verb(const nb_verb *verb, int argc, char *const *argv, nb_o
         out->quiet = has_flag(verb, args, "quiet");
         out->progress = out->progress && !out->quiet;
         s = verb->run(args, out, err);
+        if (s == NB_MEMORY)
+            s = say_memory(nb_args_operand(args, 0), err);
     }
     nb_args_free(args);
     return s;

@@ -52,6 +52,7 @@ void nb_out_init(nb_out *out)
             (void)!open("/dev/null", fd == 1 ? O_RDONLY : O_WRONLY);
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a write past `ulimit -f` is an error as any other */
     const int caught[] = {SIGINT, SIGTERM, SIGHUP};
     for (size_t i = 0; i < sizeof caught / sizeof *caught; i++) {
         /* Restarting, because a write by stdio that a signal interrupts has failed for good. */

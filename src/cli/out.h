@@ -18,8 +18,9 @@ typedef struct {
     int write_errno;   /* of the first failed write to standard output; 0: none */
 } nb_out;
 
-/* Ignores SIGPIPE, catches SIGINT, SIGTERM and SIGHUP, and makes sure that descriptors 0 to 2 are
- * open, so that a file opened later cannot become "standard output". Called once, by main. */
+/* Ignores SIGPIPE and SIGXFSZ, catches SIGINT, SIGTERM and SIGHUP, and makes sure that descriptors
+ * 0 to 2 are open, so that a file opened later cannot become "standard output". Called once, by
+ * main. */
 void nb_out_init(nb_out *out);
 /* Flushes; NB_IO when any write to standard output failed. */
 nb_status nb_out_finish(nb_out *out, nb_err *err);

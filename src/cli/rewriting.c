@@ -159,11 +159,22 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
     return NB_OK;
 }
 
+/* What is only copied is checked as well: no output that nibble itself would refuse. */
+static nb_status check_input(nb_store *store, nb_store_kind to, nb_out *out, nb_err *err)
+{
+    nb_config c;
+    NB_TRY(nb_config_read(store, &c, err));
+    NB_TRY(nb_model_check(store, &c, err));
+    /* Into another container the tokenizer is translated, and that reads all of it. */
+    return nb_store_kind_of(store) == to ? nb_tokenizer_check(store, out, err) : NB_OK;
+}
+
 static nb_status run(nb_rewriting *r, const nb_plan_request *request, nb_nonfinite nonfinite,
                      nb_out *out, nb_err *err)
 {
     NB_TRY(nb_store_open(&r->store, r->source, err));
     NB_TRY(check_output(r, err));
+    NB_TRY(check_input(r->store, request->to, out, err));
     NB_TRY(nb_plan_make(&r->plan, r->store, request, err));
     NB_TRY(nb_wrapping_make(&r->wrapping, r->store, &r->plan, err));
     NB_TRY(nb_runtime_open(&r->runtime, r->args, err));

@@ -50,6 +50,27 @@ nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
     return s;
 }
 
+nb_status nb_tokenizer_check(nb_store *store, nb_out *out, nb_err *err)
+{
+    if (nb_store_kind_of(store) == NB_STORE_HF) {
+        char path[4096];
+        const int n = snprintf(path, sizeof path, "%s/tokenizer.json", nb_store_path(store));
+        if (n < 0 || (size_t)n >= sizeof path || !nb_path_exists(path)) {
+            nb_out_note(out, "%s: no tokenizer.json", nb_store_path(store));
+            return NB_OK;
+        }
+    }
+    nb_tokenizer *t = NULL;
+    nb_err why = {0};
+    const nb_status s = nb_tokenizer_open(&t, store, &why);
+    nb_tokenizer_close(t);
+    if (s == NB_UNSUPPORTED)
+        nb_out_warn(out, "%s", why.text);
+    else if (s != NB_OK)
+        *err = why;
+    return s == NB_UNSUPPORTED ? NB_OK : s;
+}
+
 void nb_opened_close(nb_opened *o)
 {
     nb_model_close(&o->model);

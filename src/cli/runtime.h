@@ -30,6 +30,9 @@ nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
                          nb_err *err);
 void nb_opened_close(nb_opened *o);
 
+/* A tokenizer that is there must be sound; one of a kind that nibble lacks is only mentioned. */
+nb_status nb_tokenizer_check(nb_store *store, nb_out *out, nb_err *err);
+
 /* Prints what was ignored while the model was opened, if anything was. */
 void nb_opened_warn(const nb_opened *o, nb_out *out);
 

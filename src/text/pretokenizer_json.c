@@ -20,7 +20,7 @@ nb_status nb_pretokenizer_add(nb_pretokenizer *p, nb_split_kind kind, const char
 {
     assert((kind == NB_SPLIT_REGEX) == (pattern != NULL));
     if (p->n_steps == NB_MAX_SPLITS)
-        return nb_fail(err, NB_LIMIT, "pre_tokenizer: more than %d steps", NB_MAX_SPLITS);
+        return nb_fail(err, NB_DATA, "pre_tokenizer: more than %d steps", NB_MAX_SPLITS);
     for (size_t k = 0; k < N_KNOWN && pattern != NULL; k++) {
         if (strcmp(pattern, known_pattern[k]) == 0) {
             kind = (nb_split_kind)k;
@@ -95,7 +95,7 @@ static nb_status read_step(nb_pretokenizer *p, const json_t *v, int depth, bool 
     const char *type = NULL;
     NB_TRY(nb_json_text(v, "type", true, &type, err));
     if (depth > MAX_DEPTH)
-        return nb_fail(err, NB_LIMIT, "pre_tokenizer: more than %d nested sequences", MAX_DEPTH);
+        return nb_fail(err, NB_DATA, "pre_tokenizer: more than %d nested sequences", MAX_DEPTH);
     if (*ended)
         return nb_fail(err, NB_UNSUPPORTED, "pre_tokenizer: '%.60s' after ByteLevel", type);
     if (strcmp(type, "Sequence") == 0) {

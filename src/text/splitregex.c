@@ -143,7 +143,7 @@ static nb_status open_group(translation *t, nb_err *err)
     const char *p = t->p + t->pos;
     const size_t left = t->len - t->pos;
     if (++t->depth > MAX_DEPTH)
-        return nb_fail(err, NB_LIMIT, "regular expression: more than %d nested groups", MAX_DEPTH);
+        return nb_fail(err, NB_DATA, "regular expression: more than %d nested groups", MAX_DEPTH);
     if (left > 1 && p[1] == '*')
         return refuse(t, t->pos, err);
     if (left < 2 || p[1] != '?')
@@ -184,7 +184,7 @@ nb_status nb_splitregex_compile(nb_splitregex **out, const char *pattern, nb_err
     nb_splitregex *r = NULL;
     nb_status s = NB_OK;
     if (t.len > MAX_PATTERN)
-        return nb_fail(err, NB_LIMIT, "a regular expression of %zu bytes: the limit is %zu", t.len,
+        return nb_fail(err, NB_DATA, "a regular expression of %zu bytes: the limit is %zu", t.len,
                        MAX_PATTERN);
     NB_TRY_GOTO(s, translate(&t, err));
     NB_TRY_GOTO(s, NB_ALLOC(&r, 1, err));

@@ -180,7 +180,7 @@ static nb_status read_normalizer(nb_tokenizer *t, const json_t *v, int depth, nb
         return NB_OK;
     NB_TRY(type_of(v, "normalizer", &type, err));
     if (depth > MAX_DEPTH)
-        return nb_fail(err, NB_LIMIT, "normalizer: more than %d nested sequences", MAX_DEPTH);
+        return nb_fail(err, NB_DATA, "normalizer: more than %d nested sequences", MAX_DEPTH);
     if (strcmp(type, "Sequence") == 0) {
         json_t *list;
         NB_TRY(nb_json_array(v, "normalizers", true, &list, err));
@@ -232,7 +232,7 @@ static nb_status read_post_processor(nb_tokenizer *t, const json_t *v, int depth
         return NB_OK;
     NB_TRY(type_of(v, "post_processor", &type, err));
     if (depth > MAX_DEPTH)
-        return nb_fail(err, NB_LIMIT, "post_processor: more than %d nested sequences", MAX_DEPTH);
+        return nb_fail(err, NB_DATA, "post_processor: more than %d nested sequences", MAX_DEPTH);
     if (strcmp(type, "Sequence") == 0) {
         json_t *list;
         NB_TRY(nb_json_array(v, "processors", true, &list, err));

@@ -289,7 +289,7 @@ static void unknown_steps_are_refused(void **state)
     check_refused(SEQUENCE(SPLIT("\\\\p{Nonsense}")), NB_DATA, "regular expression");
     check_refused(SEQUENCE(SEQUENCE(SEQUENCE(SEQUENCE(SEQUENCE(
                       SEQUENCE(SEQUENCE(SEQUENCE(SEQUENCE(BYTE_LEVEL("true", "true")))))))))),
-                  NB_LIMIT, "nested");
+                  NB_DATA, "nested");
 }
 
 /* Syntax that PCRE2 would read as something else, or that escapes the counting of steps. */
@@ -328,16 +328,16 @@ static void foreign_syntax_is_refused(void **state)
             fail_msg("'%s' gave '%s'", patterns[i], nb_status_name(s));
         assert_int_equal(nb_alloc_live(), live);
     }
-    /* Deep nesting ends in a limit, not in a stack. */
+    /* Deep nesting ends in an error, not in a stack. */
     char deep[601] = "";
     for (int i = 0; i < 200; i++)
         strcat(deep, "(?:");
     nb_err err = {0};
     nb_pretokenizer p = {0};
-    assert_int_equal(nb_pretokenizer_add(&p, NB_SPLIT_REGEX, deep, &err), NB_LIMIT);
+    assert_int_equal(nb_pretokenizer_add(&p, NB_SPLIT_REGEX, deep, &err), NB_DATA);
     for (int i = 0; i < NB_MAX_SPLITS; i++)
         add_regex(&p, "a");
-    assert_int_equal(nb_pretokenizer_add(&p, NB_SPLIT_REGEX, "a", &err), NB_LIMIT);
+    assert_int_equal(nb_pretokenizer_add(&p, NB_SPLIT_REGEX, "a", &err), NB_DATA);
     nb_pretokenizer_free(&p);
 }
 

@@ -589,7 +589,7 @@ static void other_kinds_are_refused_by_name(void **state)
     json_t *v = json_loads(text, 0, NULL);
     json_object_set_new(v, "normalizer", json_loads(deep, 0, NULL));
     char *changed = json_dumps(v, 0);
-    check_refused(changed, NB_LIMIT, "nested");
+    check_refused(changed, NB_DATA, "nested");
     free(changed);
     json_decref(v);
 }
