@@ -393,7 +393,7 @@ static nb_status read_gguf(nb_store *store, nb_config *c, nb_err *err)
     char arch_name[64];
     snprintf(arch_name, sizeof arch_name, "%.*s", (int)(name.len < 63 ? name.len : 63), name.text);
     c->arch = nb_arch_by_gguf(arch_name);
-    if (c->arch == NULL || !text_is(&name, c->arch->gguf_name)) /* a zero inside, or too long */
+    if (c->arch == NULL)
         return refuse_text(&name, "architecture", err);
     const nb_arch *a = c->arch;
     NB_TRY(arch_int(g, a, "block_count", true, MAX_LAYERS, &c->n_layers, err));

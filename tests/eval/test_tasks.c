@@ -272,7 +272,8 @@ static const char *const words[] = {"the",     "sun",          "and",         "i
                                     "x",       "no one knows", "1234",        "th\xe2\x82\xac"};
 #define N_WORDS (sizeof words / sizeof *words)
 
-/* Items of both shapes, two to five choices, long and short. */
+/* Items of both shapes, two to five choices, long and short; then contexts of which one begins with
+ * the other, and items so long that few fit in a step. */
 static void write_items(const char *name, int n)
 {
     char text[65536];
@@ -293,8 +294,19 @@ static void write_items(const char *name, int n)
                                     words[(size_t)(i * i + c) % N_WORDS]);
         len += (size_t)snprintf(text + len, sizeof text - len, "], \"gold\": %d}\n",
                                 i * 3 % n_choices);
-        assert_true(len < sizeof text);
     }
+    char longest[300] = {0};
+    memset(longest, 'n', 261);
+    len += (size_t)snprintf(
+        text + len, sizeof text - len,
+        "{\"context_options\": [\"a cat\", \"a cat sat\", \"a\"], \"continuation\": \"sat on it\","
+        " \"gold\": 1}\n"
+        "{\"context_options\": [\"a cat sat\", \"a cat\"], \"continuation\": \"sat on it\","
+        " \"gold\": 1}\n"
+        "{\"context_options\": [\"x%s\", \"y%s\"], \"continuation\": \"z\", \"gold\": 0}\n"
+        "{\"context_options\": [\"y%s\", \"x%s\"], \"continuation\": \"z\", \"gold\": 0}\n",
+        longest, longest, longest, longest);
+    assert_true(len < sizeof text);
     scratch_write(name, text, len);
 }
 
@@ -303,7 +315,7 @@ static void write_items(const char *name, int n)
 static void accuracies_are_those_of_the_plain_computation(void **state)
 {
     (void)state;
-    enum { N = 70 };
+    enum { N = 74 };
     for (int bos = 0; bos < 2; bos++) {
         nb_err err;
         fixture f;
@@ -311,7 +323,7 @@ static void accuracies_are_those_of_the_plain_computation(void **state)
                      bos ? tiny_model_write("bos", &(tiny_model){.seed = 3, .adds_bos = true})
                          : plain_model(),
                      512, 2);
-        write_items("items.jsonl", N);
+        write_items("items.jsonl", N - 4);
         nb_task t;
         must(nb_task_load(&t, scratch_path("items.jsonl"), 0, &err), &err);
         assert_int_equal(t.n_items, N);
@@ -393,21 +405,21 @@ static void items_that_cannot_be_scored_are_refused(void **state)
     fixture f;
     open_fixture(&f, plain_model(), 40, 1);
     task_refused(&f,
-                 "\n" GOOD "{\"query\": \"0123456789012345678901234567890\", \"choices\": "
+                 "\n" GOOD "{\"query\": \"01234567890123456789012345678\", \"choices\": "
                  "[\"abc\", \"d\"], \"gold\": 0}",
-                 "%s: line 3: an item of 43 tokens; at most 40 fit");
-    nb_task t = load("{\"query\": \"012345678901234567890123456\", \"choices\": [\"a\", \"abc\"],"
+                 "%s: line 3: an item of 41 tokens; at most 40 fit");
+    nb_task t = load("{\"query\": \"0123456789012345678901234567\", \"choices\": [\"a\", \"abc\"],"
                      " \"gold\": 0}",
                      0);
     nb_err err;
     nb_task_result r;
-    must(run_task(&f, &t, &r, &err), &err); /* 39: right up to the end */
+    must(run_task(&f, &t, &r, &err), &err); /* 40: right up to the end */
     nb_task_free(&t);
-    /* Somebody else's tokenizer, with more tokens than the model has rows: "Answer:" has letters
-     * past row 100. */
+    /* Somebody else's tokenizer, with more tokens than the model has rows: the id of the
+     * 'w' of "Answer:" is one too high. */
     nb_store *store;
     nb_model few;
-    const char *path = tiny_model_write("few", &(tiny_model){.seed = 3, .n_vocab = 100});
+    const char *path = tiny_model_write("few", &(tiny_model){.seed = 3, .n_vocab = TINY_BYTE('w')});
     must(nb_store_open(&store, path, &err), &err);
     must(nb_model_open(&few, store, &(nb_model_options){NB_COMPUTE_AUTO, 64}, f.pool, &err), &err);
     t = load(GOOD, 0);
@@ -415,8 +427,7 @@ static void items_that_cannot_be_scored_are_refused(void **state)
         nb_task_run(&t, &few, f.tokenizer, &f.kernels, f.pool, NB_F16, NULL, NULL, &r, &err);
     nb_task_free(&t);
     assert_int_equal(s, NB_DATA);
-    assert_non_null(strstr(err.text, ": line 1: token id "));
-    assert_non_null(strstr(err.text, " is outside the vocabulary of 100"));
+    assert_non_null(strstr(err.text, ": line 1: token id 122 is outside the vocabulary of 122"));
     nb_model_close(&few);
     nb_store_close(store);
     close_fixture(&f);
@@ -436,7 +447,7 @@ typedef struct {
 static bool watch(void *context, int64_t done, int64_t total)
 {
     watcher *w = context;
-    assert_int_equal(total, 70);
+    assert_int_equal(total, 74);
     assert_true(done > w->done && done <= total);
     w->done = done;
     w->n++;
@@ -456,7 +467,7 @@ static void progress_is_told_and_can_stop(void **state)
     watcher w = {0};
     must(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_F32, watch, &w, &r, &err),
          &err);
-    assert_true(w.done == 70 && w.n > 3);
+    assert_true(w.done == 74 && w.n > 3);
     w = (watcher){.stop = true};
     assert_int_equal(
         nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_F32, watch, &w, &r, &err),

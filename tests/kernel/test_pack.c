@@ -391,6 +391,22 @@ static void packed_activations_fit_and_hold_their_rows(void **state)
             }
         }
     }
+    /* Wide ones, where what a column takes outweighs all rounding up. */
+    for (int64_t cols = 4000; cols <= 4009; cols++) {
+        for (int way = 0; way < 4; way++) {
+            const int64_t seg = way < 2 ? 8 : cols;
+            const nb_panels w = {.n_cols = cols,
+                                 .k_pad = (cols + 7) / 8 * 8,
+                                 .seg_len = seg,
+                                 .n_segs = (cols + seg - 1) / seg};
+            for (int mode = NB_COMPUTE_F; mode <= NB_COMPUTE_I16; mode++) {
+                nb_xlayout l;
+                nb_xlayout_for(&l, &w, (nb_compute)mode, way % 2 != 0);
+                if ((int)l.mode == mode)
+                    check_xpack(&l, cols % 2 == 0 ? 12 : 1);
+            }
+        }
+    }
     assert_true(n_layouts[0] > 400 && n_layouts[1] > 400 && n_layouts[2] > 200);
 }
 

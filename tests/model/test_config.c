@@ -337,6 +337,8 @@ static void rope_that_is_half_said_is_refused(void **state)
          "key 'factor' is -4: a positive, finite number is needed"},
         {"rope_scaling", "{\"type\": \"yarn\", \"factor\": 4, \"beta_fast\": 0}",
          "key 'beta_fast' is 0: a positive, finite number is needed"},
+        {"rope_scaling", "{\"type\": \"yarn\", \"factor\": 4, \"beta_slow\": -1}",
+         "key 'beta_slow' is -1: a positive, finite number is needed"},
         {"rope_scaling", "{\"type\": \"yarn\", \"factor\": 4, \"attention_factor\": -1}",
          "key 'attention_factor' is -1: a positive, finite number is needed"},
         {"rope_scaling", "{\"type\": \"llama3\", \"factor\": 8}",

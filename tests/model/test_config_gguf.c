@@ -31,11 +31,13 @@ static const gguf_pair gguf_base[] = {
     {"tokenizer.ggml.eos_token_id", U32, 2, NULL},
 };
 
+static const char *prefix = "llama";
+
 static const char *full_key(const char *key)
 {
     static char full[128];
     const bool whole = strncmp(key, "general.", 8) == 0 || strncmp(key, "tokenizer.", 10) == 0;
-    snprintf(full, sizeof full, "%s%s", whole ? "" : "llama.", key);
+    snprintf(full, sizeof full, "%s%s%s", whole ? "" : prefix, whole ? "" : ".", key);
     return full;
 }
 
@@ -167,6 +169,19 @@ static void tensors_of_a_gguf_file_are_flags(void **state)
                                 {"rope.scaling.factor", F32, 2, NULL}};
     gguf_refused(scaled, 2, factors, NB_UNSUPPORTED,
                  "tensor 'rope_freqs.weight' and RoPE scaling by keys, both at once");
+}
+
+/* An architecture that always has biases has them whether or not the first tensor is there. */
+static void other_architectures_read_keys_of_their_own(void **state)
+{
+    (void)state;
+    prefix = "qwen2";
+    const gguf_pair arch = {"general.architecture", TEXT, 0, "qwen2"};
+    const nb_config c = read_gguf(&arch, 1, NULL);
+    prefix = "llama";
+    assert_ptr_equal(c.arch, nb_arch_by_hf("qwen2"));
+    assert_true(c.qkv_bias && !c.o_bias && c.n_layers == 2);
+    gguf_refused(&arch, 1, NULL, NB_DATA, "key 'qwen2.block_count' is missing");
 }
 
 /* H10, H12: each number missing, of another type, 0, negative, huge. */
@@ -395,6 +410,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_of_a_gguf_file_are_read),
         cmocka_unit_test(tensors_of_a_gguf_file_are_flags),
+        cmocka_unit_test(other_architectures_read_keys_of_their_own),
         cmocka_unit_test(gguf_numbers_are_checked),
         cmocka_unit_test(gguf_contradictions_and_constants_are_refused),
         cmocka_unit_test(rope_scaling_of_a_gguf_file_is_read),

@@ -29,7 +29,8 @@ typedef struct {
     const char *dtype; /* F32 or I32 */
     int64_t shape[3];
     int n_dims;
-    bool zero;
+    bool zero;     /* all zeros, */
+    int64_t other; /* but for element other - 1 */
 } tensor;
 
 static tensor tensors[40];
@@ -93,7 +94,8 @@ static void write_tensors(void)
         }
         assert_true(at + n <= sizeof data / sizeof *data);
         for (size_t k = 0; k < n; k++)
-            data[at + k] = t->zero ? 0 : (float)nb_rng_uniform(5, (uint64_t)i, k) - 0.4f;
+            data[at + k] = t->zero ? (float)((int64_t)k + 1 == t->other)
+                                   : (float)nb_rng_uniform(5, (uint64_t)i, k) - 0.4f;
         len += (size_t)snprintf(header + len, sizeof header - len, "],\"data_offsets\":[%zu,%zu]}",
                                 4 * at, 4 * (at + n));
         at += n;
@@ -374,6 +376,18 @@ static void tensors_that_would_change_the_numbers_are_refused(void **state)
         find(extra[i].name)->zero = true; /* some writers add biases of zeros everywhere */
         write_tensors();
         accepted();
+        for (int64_t k = 1; k <= extra[i].n; k++) {
+            find(extra[i].name)->other = k;
+            write_tensors();
+            refused(NB_UNSUPPORTED, reason);
+        }
+        *find(extra[i].name) = (tensor){.dtype = "F32", .shape = {3, 2}, .n_dims = 2, .zero = true};
+        snprintf(tensors[n_tensors - 1].name, sizeof tensors->name, "%s", extra[i].name);
+        for (int64_t k = 1; k <= 6; k++) { /* whatever its shape */
+            tensors[n_tensors - 1].other = k;
+            write_tensors();
+            refused(NB_UNSUPPORTED, reason);
+        }
     }
 }
 
@@ -575,6 +589,31 @@ static void nan_is_reported_with_its_layer(void **state)
     }
 }
 
+/* A step of two sequences for which there are pages for one only: neither keeps any. */
+static void a_step_that_does_not_fit_gives_its_pages_back(void **state)
+{
+    (void)state;
+    char path[1024];
+    golden_path(path, sizeof path, "llama");
+    nb_err err;
+    fixture f;
+    open_fixture(&f, path, NB_COMPUTE_AUTO); /* with two pages */
+    nb_kv_seq seqs[2];
+    static const int32_t zeros[40];
+    for (int i = 0; i < 2; i++)
+        must(nb_kv_seq_init(&seqs[i], &f.kv, 64, &err), &err);
+    const nb_step_input in[] = {{&seqs[0], zeros, 33, 0}, {&seqs[1], zeros, 1, 0}};
+    assert_int_equal(nb_forward(&f.work, in, 2, f.hidden, &err), NB_LIMIT);
+    assert_string_equal(err.text, "the KV cache is full: 1 pages are needed, 0 are free");
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(seqs[i].n, 0);
+        assert_int_equal(seqs[i].n_table, 0);
+        nb_kv_seq_free(&seqs[i]);
+    }
+    assert_int_equal(f.kv.n_free, 2);
+    close_fixture(&f);
+}
+
 /* GGUF's divisors of RoPE have to be divisors. */
 static void rope_factors_must_be_positive(void **state)
 {
@@ -733,6 +772,7 @@ int main(void)
         cmocka_unit_test(a_folder_and_a_gguf_file_are_the_same_model),
         cmocka_unit_test(compute_modes_are_what_the_format_and_the_user_say),
         cmocka_unit_test(nan_is_reported_with_its_layer),
+        cmocka_unit_test(a_step_that_does_not_fit_gives_its_pages_back),
         cmocka_unit_test(rope_factors_must_be_positive),
         cmocka_unit_test(opening_survives_every_read_failure),
         cmocka_unit_test(making_buffers_survives_every_allocation_failure),

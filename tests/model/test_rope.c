@@ -2,6 +2,7 @@
  * against libm, and the numbers that make no rotation. */
 #include "support/golden.h"
 
+#include "base/rng.h"
 #include "model/rope.h"
 
 #include <math.h>
@@ -147,6 +148,55 @@ static void yarn_takes_its_factor_from_where_it_is_given(void **state)
     assert_true(factor == 1 && theta[0] == 1 && fabs(theta[16] - 0.01) < 1e-15);
 }
 
+static double between(double low, double high, uint64_t i)
+{
+    return low + (high - low) * nb_rng_uniform(8, 8, i);
+}
+
+/* formats.md 11.3 once more, in libm and from the text alone, on ranges that real models do not
+ * reach: cut at both ends, empty, upside down. */
+static void yarn_is_the_formula_wherever_it_is_defined(void **state)
+{
+    (void)state;
+    int n_cut_low = 0, n_cut_high = 0, n_empty = 0;
+    for (uint64_t k = 0; k < 2000; k++) {
+        const int64_t d = 2 * (1 + (int64_t)between(0, 64, 16 * k));
+        const double b = k % 3 == 0 ? between(1.5, 20, 16 * k + 1) : between(100, 1e6, 16 * k + 1);
+        nb_config c = config_of(d, b, NB_ROPE_YARN);
+        c.rope.factor = between(1, 40, 16 * k + 2);
+        c.rope.original_n_ctx = (int64_t)between(1, 5000, 16 * k + 3);
+        c.rope.beta_fast = between(0.1, 64, 16 * k + 4);
+        c.rope.beta_slow = k % 5 == 0 ? c.rope.beta_fast : between(0.1, 4, 16 * k + 5);
+        c.rope.truncate = k % 2 == 0;
+        double theta[MAX_HALF], factor;
+        nb_rope_frequencies(&c, 64, NULL, theta, &factor);
+
+        const double n = (double)d, turns = (double)c.rope.original_n_ctx / (2 * acos(-1));
+        double low = n * log(turns / c.rope.beta_fast) / (2 * log(b));
+        double high = n * log(turns / c.rope.beta_slow) / (2 * log(b));
+        if (c.rope.truncate) {
+            low = floor(low);
+            high = ceil(high);
+        }
+        n_cut_low += low < 0;
+        n_cut_high += high > n - 1;
+        low = fmax(low, 0);
+        high = fmin(high, n - 1);
+        n_empty += low == high;
+        if (low == high)
+            high += 0.001;
+        for (int64_t i = 0; i < d / 2; i++) {
+            const double r = fmin(fmax(((double)i - low) / (high - low), 0), 1);
+            const double plain = pow(b, -2 * (double)i / n);
+            const double want = plain / c.rope.factor * r + plain * (1 - r);
+            if (!(fabs(theta[i] - want) <= 1e-9 * plain))
+                fail_msg("case %d: theta[%lld] is %.17g, not %.17g", (int)k, (long long)i, theta[i],
+                         want);
+        }
+    }
+    assert_true(n_cut_low > 50 && n_cut_high > 100 && n_empty > 50);
+}
+
 /* Tables are correctly rounded but for the last bit of libm's doubles, far out too. */
 static void tables_are_cos_and_sin_of_position_times_frequency(void **state)
 {
@@ -234,6 +284,7 @@ int main(void)
         cmocka_unit_test(linear_divides_every_frequency),
         cmocka_unit_test(dynamic_follows_the_length_fixed_at_load),
         cmocka_unit_test(yarn_takes_its_factor_from_where_it_is_given),
+        cmocka_unit_test(yarn_is_the_formula_wherever_it_is_defined),
         cmocka_unit_test(tables_are_cos_and_sin_of_position_times_frequency),
         cmocka_unit_test(numbers_that_make_no_rotation_are_refused),
         cmocka_unit_test(tables_survive_every_allocation_failure),
