@@ -278,6 +278,8 @@ INLINE void tile_f(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, int6
     }
 }
 
+/* Adds one chunk of n columns to y (from +0 if `first`): P panels of weights, panel j at
+ * w + j * stride, by T of the n_tok tokens at x. n_rows is what is left of the matrix. */
 typedef void tile_f_fn(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, int64_t stride,
                        const float *x, int64_t n_tok, int64_t n, bool first);
 
@@ -344,42 +346,9 @@ static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t 
     }
 }
 
-static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
-                   const nb_xtile *tiles, const int64_t *tile_first, int64_t n_tiles,
-                   float *scratch)
-{
-    const bool codes = w->kind == NB_PANEL_U4 || w->kind == NB_PANEL_U8;
-    const nb_panel_kind kind = codes ? NB_PANEL_F32 : w->kind;
-    const int64_t column_bytes = NB_PANEL_ROWS * (kind == NB_PANEL_F32 ? 4 : 2);
-    for (int64_t p = begin; p < end;) {
-        const int T0 = tiles[0].n_tok;
-        int P = n_tiles > 1 || T0 > 3 ? 1 : T0 > 1 ? 2 : 4;
-        if (p + P > end)
-            P = 1;
-        const int64_t left = w->n_rows - p * NB_PANEL_ROWS;
-        for (int64_t k0 = 0; k0 < w->n_cols; k0 += NB_CHUNK_K) {
-            const int64_t n = k0 + NB_CHUNK_K < w->n_cols ? NB_CHUNK_K : w->n_cols - k0;
-            const uint8_t *wk = w->codes + p * w->panel_bytes + k0 * column_bytes;
-            int64_t stride = w->panel_bytes;
-            if (codes) {
-                for (int j = 0; j < P; j++)
-                    dequantize_chunk(scratch + j * NB_CHUNK_K * NB_PANEL_ROWS, w, p + j, k0, n);
-                wk = (const uint8_t *)scratch;
-                stride = (int64_t)sizeof(float) * NB_CHUNK_K * NB_PANEL_ROWS;
-            }
-            for (int64_t i = 0; i < n_tiles; i++) {
-                const int n_tok = tiles[i].n_tok;
-                for (int t0 = 0; t0 < n_tok; t0 += 6) {
-                    const int T = n_tok - t0 < 6 ? n_tok - t0 : 6;
-                    tile_f_fn *tile = P > 1 ? tiles_wide[kind][T - 1] : tiles_one[kind][T - 1];
-                    tile(y + (tile_first[i] + t0) * ldy + p * NB_PANEL_ROWS, ldy, left, wk, stride,
-                         tiles[i].f + k0 * n_tok + t0, n_tok, n, k0 == 0);
-                }
-            }
-        }
-        p += P;
-    }
-}
+#define TILE_TOKENS       6
+#define PANELS_AT_ONCE(T) ((T) > 3 ? 1 : (T) > 1 ? 2 : 4)
+#include "kernel/dot_body.h"
 
 /* ---- activations ---- */
 
@@ -400,18 +369,15 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
         _mm256_storeu_si256((void *)lanes, most);
         for (int i = 0; i < 8; i++)
             bits = lanes[i] > bits ? lanes[i] : bits;
-        float absmax;
-        memcpy(&absmax, &bits, sizeof absmax);
-        const bool bad = bits >= 0x7f800000, none = absmax < 0x1p-100f;
-        scale[g] = bad ? NAN : none ? 0.0f : absmax / qmax;
-        const float inv = bad || none ? 0.0f : qmax / absmax;
-        finite = finite && !bad;
+        float inv;
+        const bool good = group_scale(bits, qmax, &scale[g], &inv);
+        finite = finite && good;
         const __m256 inv8 = _mm256_set1_ps(inv);
         const __m256i most_code = _mm256_set1_epi32((int)qmax);
         for (int64_t k = begin; k < end; k += 8) {
             const int64_t left = end - k < 8 ? end - k : 8;
             __m256 v = _mm256_maskload_ps(x + k, lane_mask(left));
-            if (bad)
+            if (!good)
                 v = _mm256_setzero_ps();
             __m256i q = _mm256_cvtps_epi32(_mm256_mul_ps(v, inv8)); /* nearest even */
             q = _mm256_max_epi32(_mm256_min_epi32(q, most_code),

@@ -192,9 +192,9 @@ INLINE __m512 load_weights(const uint8_t *w, int64_t k, const nb_panel_kind kind
 }
 
 /* P panels (weights of panel j at w + j * stride) by T tokens, one chunk of n columns. */
-INLINE void tile_f(float *y, int64_t ldy, const uint8_t *w, int64_t stride, const float *x,
-                   int64_t n, bool first, const __mmask16 *mask, const nb_panel_kind kind,
-                   const int P, const int T)
+INLINE void tile_f(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, int64_t stride,
+                   const float *x, int64_t n, bool first, const nb_panel_kind kind, const int P,
+                   const int T)
 {
     __m512 acc[2 * NB_TILE_MAX];
     UNROLL
@@ -211,24 +211,28 @@ INLINE void tile_f(float *y, int64_t ldy, const uint8_t *w, int64_t stride, cons
     }
     UNROLL
     for (int j = 0; j < P; j++) {
+        const __mmask16 mask = lanes(n_rows - j * NB_PANEL_ROWS);
         UNROLL
         for (int t = 0; t < T; t++) {
             float *out = y + t * ldy + j * NB_PANEL_ROWS;
-            const __m512 before = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask[j], out);
-            _mm512_mask_storeu_ps(out, mask[j], _mm512_add_ps(before, acc[j * T + t]));
+            const __m512 before = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, out);
+            _mm512_mask_storeu_ps(out, mask, _mm512_add_ps(before, acc[j * T + t]));
         }
     }
 }
 
-typedef void tile_f_fn(float *y, int64_t ldy, const uint8_t *w, int64_t stride, const float *x,
-                       int64_t n, bool first, const __mmask16 *mask);
+/* Adds one chunk of n columns to y (from +0 if `first`): P panels of weights, panel j at
+ * w + j * stride, by T of the n_tok tokens at x. n_rows is what is left of the matrix. */
+typedef void tile_f_fn(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w, int64_t stride,
+                       const float *x, int64_t n_tok, int64_t n, bool first);
 
 #define DEFINE(kind, P, T)                                                                         \
-    static void tile_##kind##_##P##_##T(float *y, int64_t ldy, const uint8_t *w, int64_t stride,   \
-                                        const float *x, int64_t n, bool first,                     \
-                                        const __mmask16 *mask)                                     \
+    static void tile_##kind##_##P##_##T(float *y, int64_t ldy, int64_t n_rows, const uint8_t *w,   \
+                                        int64_t stride, const float *x, int64_t n_tok, int64_t n,  \
+                                        bool first)                                                \
     {                                                                                              \
-        tile_f(y, ldy, w, stride, x, n, first, mask, NB_PANEL_##kind, P, T);                       \
+        (void)n_tok; /* a tile is never cut: its stride is T */                                    \
+        tile_f(y, ldy, n_rows, w, stride, x, n, first, NB_PANEL_##kind, P, T);                     \
     }
 #define X(T) DEFINE(F32, 1, T) DEFINE(BF16, 1, T) DEFINE(F16, 1, T)
 FOR_EACH_T(X)
@@ -308,44 +312,9 @@ static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t 
         dequantize_columns(out, w, p, k0, n, false, true);
 }
 
-static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
-                   const nb_xtile *tiles, const int64_t *tile_first, int64_t n_tiles,
-                   float *scratch)
-{
-    const bool codes = w->kind == NB_PANEL_U4 || w->kind == NB_PANEL_U8;
-    const nb_panel_kind kind = codes ? NB_PANEL_F32 : w->kind;
-    const int64_t column_bytes = NB_PANEL_ROWS * (kind == NB_PANEL_F32 ? 4 : 2);
-    for (int64_t p = begin; p < end;) {
-        /* Four or two panels together when the only tile is small. */
-        const int T0 = tiles[0].n_tok;
-        int P = n_tiles > 1 || T0 > 6 ? 1 : T0 > 3 ? 2 : 4;
-        if (p + P > end)
-            P = 1;
-        __mmask16 mask[4];
-        for (int j = 0; j < P; j++) {
-            const int64_t left = w->n_rows - (p + j) * NB_PANEL_ROWS;
-            mask[j] = lanes(left);
-        }
-        for (int64_t k0 = 0; k0 < w->n_cols; k0 += NB_CHUNK_K) {
-            const int64_t n = k0 + NB_CHUNK_K < w->n_cols ? NB_CHUNK_K : w->n_cols - k0;
-            const uint8_t *wk = w->codes + p * w->panel_bytes + k0 * column_bytes;
-            int64_t stride = w->panel_bytes;
-            if (codes) {
-                for (int j = 0; j < P; j++)
-                    dequantize_chunk(scratch + j * NB_CHUNK_K * NB_PANEL_ROWS, w, p + j, k0, n);
-                wk = (const uint8_t *)scratch;
-                stride = (int64_t)sizeof(float) * NB_CHUNK_K * NB_PANEL_ROWS;
-            }
-            for (int64_t i = 0; i < n_tiles; i++) {
-                const int T = tiles[i].n_tok;
-                tile_f_fn *tile = P > 1 ? tiles_wide[kind][T - 1] : tiles_one[kind][T - 1];
-                tile(y + tile_first[i] * ldy + p * NB_PANEL_ROWS, ldy, wk, stride,
-                     tiles[i].f + k0 * T, n, k0 == 0, mask);
-            }
-        }
-        p += P;
-    }
-}
+#define TILE_TOKENS       12
+#define PANELS_AT_ONCE(T) ((T) > 6 ? 1 : (T) > 3 ? 2 : 4)
+#include "kernel/dot_body.h"
 
 /* ---- activations ---- */
 
@@ -364,18 +333,15 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
             most = _mm512_max_epi32(most, _mm512_and_si512(bits, magnitude));
         }
         const int32_t bits = _mm512_reduce_max_epi32(most);
-        float absmax;
-        memcpy(&absmax, &bits, sizeof absmax);
-        const bool bad = bits >= 0x7f800000, none = absmax < 0x1p-100f;
-        scale[g] = bad ? NAN : none ? 0.0f : absmax / qmax;
-        const float inv = bad || none ? 0.0f : qmax / absmax;
-        finite = finite && !bad;
+        float inv;
+        const bool good = group_scale(bits, qmax, &scale[g], &inv);
+        finite = finite && good;
         const __m512 inv16 = _mm512_set1_ps(inv);
         const __m512i most_code = _mm512_set1_epi32((int)qmax);
         for (int64_t k = begin; k < end; k += 16) {
             const __mmask16 in = lanes(end - k);
             __m512 v = _mm512_maskz_loadu_ps(in, x + k);
-            if (bad)
+            if (!good)
                 v = _mm512_setzero_ps();
             __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, inv16)); /* nearest even */
             q = _mm512_max_epi32(_mm512_min_epi32(q, most_code),
