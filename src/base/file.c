@@ -226,6 +226,15 @@ static bool name_taken(const char *path)
     return lstat(path, &st) == 0;
 }
 
+/* A rename over a device, a FIFO or a socket would take it away from all who use it. A link is a
+ * name only: what it leads to stays. */
+static bool is_special(const char *path)
+{
+    struct stat st;
+    return lstat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode) &&
+           !S_ISLNK(st.st_mode);
+}
+
 static nb_status fail_exists(const char *path, nb_err *err)
 {
     nb_fail(err, NB_USAGE, "already exists (use --force to replace it)");
@@ -325,6 +334,8 @@ nb_status nb_outfile_open(nb_outfile *out, const char *path, bool force, nb_err 
         s = name_temporary(o.path, &o.temporary, err);
     if (s == NB_OK && nb_path_is_dir(o.path))
         s = nb_fail(err, NB_USAGE, "%s: is a folder", path);
+    if (s == NB_OK && is_special(o.path))
+        s = nb_fail(err, NB_USAGE, "%s: not a regular file, so it is not replaced", path);
     if (s == NB_OK && !force && name_taken(o.path))
         s = fail_exists(path, err);
     o.replaces = force;

@@ -44,8 +44,9 @@ typedef struct {
 
 #define NB_OUTFILE_CLOSED ((nb_outfile){.fd = -1})
 
-/* Refuses an existing target unless `force` (NB_USAGE), a directory always, and a temporary that
- * another process holds (NB_IO, "locked"). A leftover temporary of a killed process is reused. */
+/* Refuses an existing target unless `force` (NB_USAGE), a directory, device or FIFO always, and a
+ * temporary that another process holds (NB_IO, "locked"). A leftover temporary of a killed process
+ * is reused. */
 nb_status nb_outfile_open(nb_outfile *out, const char *path, bool force, nb_err *err);
 nb_status nb_outfile_write(nb_outfile *out, const void *bytes, size_t n, nb_err *err);
 /* Syncs, renames to the final name, syncs the folder, and closes; on failure it aborts. When only

@@ -364,6 +364,30 @@ static void a_full_disk_keeps_the_old_file(void **state)
     assert_int_equal(left, 1);
 }
 
+/* Whoever may write to /dev may rename over a device: --force must not. */
+static void what_is_no_file_is_never_replaced(void **state)
+{
+    (void)state;
+    char path[4096];
+    snprintf(path, sizeof path, "%s", scratch_path("m.gguf"));
+    assert_int_equal(mkfifo(path, 0600), 0);
+    refused(path, false, NB_USAGE, "not a regular file");
+    refused(path, true, NB_USAGE, "not a regular file");
+    struct stat st;
+    assert_int_equal(lstat(path, &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+    assert_int_equal(scratch_count("."), 1);
+    /* A link to it is only a name. */
+    assert_int_equal(rename(path, scratch_path("fifo")), 0);
+    assert_int_equal(symlink("fifo", path), 0);
+    nb_outfile out = open_out("m.gguf", true);
+    write_out(&out, "new");
+    commit_out(&out);
+    assert_true(scratch_holds("m.gguf", "new"));
+    assert_int_equal(lstat(scratch_path("fifo"), &st), 0);
+    assert_true(S_ISFIFO(st.st_mode));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, scratch_setup, scratch_teardown)
 
 int main(void)
@@ -380,6 +404,7 @@ int main(void)
         TEST(without_renameat2_the_rules_hold),
         TEST(every_allocation_may_fail),
         TEST(a_full_disk_keeps_the_old_file),
+        TEST(what_is_no_file_is_never_replaced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
