@@ -9,7 +9,7 @@
  * As lm-evaluation-harness counts: acc takes the largest log-likelihood, acc_norm the largest per
  * character of the choice; ties go to the first. White space at the end of a context is scored with
  * the continuation. A tokenizer that puts BOS first by itself does so here (the harness's
- * add_bos_token=True). */
+ * add_bos_token=True). Where the continuation is shared, acc_norm is acc. */
 #ifndef NB_EVAL_TASKS_H
 #define NB_EVAL_TASKS_H
 

@@ -272,8 +272,8 @@ static const char *const words[] = {"the",     "sun",          "and",         "i
                                     "x",       "no one knows", "1234",        "th\xe2\x82\xac"};
 #define N_WORDS (sizeof words / sizeof *words)
 
-/* Items of both shapes, two to five choices, long and short; then contexts of which one begins with
- * the other, and items so long that few fit in a step. */
+/* Items of both shapes, two to five choices, long and short; then 20 more: contexts of which one
+ * begins with the other, items so long that few fit in a step, and the shortest choices. */
 static void write_items(const char *name, int n)
 {
     char text[65536];
@@ -306,6 +306,14 @@ static void write_items(const char *name, int n)
         "{\"context_options\": [\"x%s\", \"y%s\"], \"continuation\": \"z\", \"gold\": 0}\n"
         "{\"context_options\": [\"y%s\", \"x%s\"], \"continuation\": \"z\", \"gold\": 0}\n",
         longest, longest, longest, longest);
+    len += (size_t)snprintf(text + len, sizeof text - len,
+                            "{\"context_options\": [\"a cat\", \"a cat sat\"], \"continuation\": "
+                            "\"sat on it\", \"gold\": 1}\n");
+    for (int i = 0; i < 15; i++) /* short ones, of which the count of characters decides */
+        len +=
+            (size_t)snprintf(text + len, sizeof text - len,
+                             "{\"query\": \"%s\", \"choices\": [\"%c\", \"%c%c\"], \"gold\": %d}\n",
+                             words[(size_t)i % N_WORDS], 'a' + i, 'B' + i, 'z' - i, i % 2);
     assert_true(len < sizeof text);
     scratch_write(name, text, len);
 }
@@ -315,7 +323,7 @@ static void write_items(const char *name, int n)
 static void accuracies_are_those_of_the_plain_computation(void **state)
 {
     (void)state;
-    enum { N = 74 };
+    enum { N = 90 };
     for (int bos = 0; bos < 2; bos++) {
         nb_err err;
         fixture f;
@@ -323,7 +331,7 @@ static void accuracies_are_those_of_the_plain_computation(void **state)
                      bos ? tiny_model_write("bos", &(tiny_model){.seed = 3, .adds_bos = true})
                          : plain_model(),
                      512, 2);
-        write_items("items.jsonl", N - 4);
+        write_items("items.jsonl", N - 20);
         nb_task t;
         must(nb_task_load(&t, scratch_path("items.jsonl"), 0, &err), &err);
         assert_int_equal(t.n_items, N);
@@ -447,7 +455,7 @@ typedef struct {
 static bool watch(void *context, int64_t done, int64_t total)
 {
     watcher *w = context;
-    assert_int_equal(total, 74);
+    assert_int_equal(total, 90);
     assert_true(done > w->done && done <= total);
     w->done = done;
     w->n++;
@@ -467,7 +475,7 @@ static void progress_is_told_and_can_stop(void **state)
     watcher w = {0};
     must(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_F32, watch, &w, &r, &err),
          &err);
-    assert_true(w.done == 74 && w.n > 3);
+    assert_true(w.done == 90 && w.n > 3);
     w = (watcher){.stop = true};
     assert_int_equal(
         nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_F32, watch, &w, &r, &err),
