@@ -86,6 +86,8 @@ static nb_status feed(bench *b, int64_t from, int64_t n, int64_t step, nb_err *e
         const int64_t count = n - i < step ? n - i : step;
         const nb_step_input in = {&b->seq, b->tokens + from + i, count, i + count == n};
         NB_TRY(nb_forward(&b->work, &in, 1, b->hidden, err));
+        if (nb_interrupted())
+            return nb_fail_interrupted(err);
     }
     nb_logits(&b->work, b->hidden, 1, b->logits);
     return NB_OK;
@@ -125,8 +127,6 @@ static nb_status measure(bench *b, const nb_args *args, nb_out *out, speed *pref
         if (r >= 0)
             b->times[r] = nb_clock() - start;
         nb_progress_update(out, &progress, r + 1);
-        if (nb_interrupted())
-            return nb_fail_interrupted(err);
     }
     *prefill = speed_of(b->times, repeat, prompt);
     for (int64_t r = -1; r < repeat; r++) {
@@ -138,12 +138,12 @@ static nb_status measure(bench *b, const nb_args *args, nb_out *out, speed *pref
             NB_TRY(nb_forward(&b->work, &in, 1, b->hidden, err));
             nb_logits(&b->work, b->hidden, 1, b->logits);
             token = (int32_t)b->rt.kernels.argmax(b->logits, vocab);
+            if (nb_interrupted())
+                return nb_fail_interrupted(err);
         }
         if (r >= 0)
             b->times[r] = nb_clock() - start;
         nb_progress_update(out, &progress, repeat + r + 1);
-        if (nb_interrupted())
-            return nb_fail_interrupted(err);
     }
     *decode = speed_of(b->times, repeat, gen);
     nb_progress_end(out, &progress);

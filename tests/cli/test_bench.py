@@ -3,7 +3,10 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import lib
@@ -77,6 +80,16 @@ class Bench(lib.Case):
         line = self.fails(4, "bench", self.gguf, "--depth", "2000000", "--repeat", "1",
                           preexec_fn=limit_memory)
         self.assertTrue("memory" in line or "fit" in line, line)
+
+    def test_ctrl_c_ends_a_long_prompt_and_a_long_answer(self):
+        for args in (("--prompt", "200000", "--gen", "1"), ("--prompt", "1", "--gen", "200000")):
+            child = subprocess.Popen([lib.BINARY, "bench", self.gguf, *args], text=True,
+                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            time.sleep(2)  # loading and the check of the results take far less
+            child.send_signal(signal.SIGINT)
+            out, err = child.communicate(timeout=120)
+            self.assertEqual((child.returncode, out), (5, ""), err)
+            self.assertEqual(err, "nibble: interrupted\n")
 
     def test_warnings(self):
         files = lib.hf_files(self.model)
