@@ -11,6 +11,7 @@ standard library is used. `lib.skip(why)` ends the whole program with 77 and a S
 import json
 import math
 import os
+import pty
 import random
 import shutil
 import struct
@@ -85,6 +86,14 @@ class Case(unittest.TestCase):
 
     def path(self, *names):
         return os.path.join(self.folder, *names)
+
+    def need_terminal(self):
+        """Skips the test where there are no pseudo-terminals, as in a bare chroot."""
+        try:
+            for end in pty.openpty():
+                os.close(end)
+        except OSError as e:
+            self.skipTest("no pseudo-terminal can be had here: %s" % e)
 
     def write(self, name, content):
         path = self.path(name)

@@ -103,6 +103,7 @@ class Terminal(lib.Case):
         self.pid = None
 
     def start(self, *args, model=None):
+        self.need_terminal()
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.execve(lib.BINARY, [lib.BINARY, "chat", model or self.model, *args],

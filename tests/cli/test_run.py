@@ -213,6 +213,7 @@ class Run(lib.Case):
         self.assertIn("standard output", err.decode())
 
     def test_control_characters_do_nothing_on_a_terminal(self):
+        self.need_terminal()
         args = ["the", "-n", "200", "--temperature", "4", "--seed", "5"]
         raw = self.run_json(*args)["text"]
         controls = [c for c in raw if ord(c) < 32 and c not in "\n\t" or 0x7f <= ord(c) < 0xa0]
