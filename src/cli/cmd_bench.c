@@ -3,6 +3,7 @@
 #include "cli/runtime.h"
 #include "cli/verbs.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -102,6 +103,11 @@ static nb_status check(bench *b, nb_err *err)
         nb_kv_seq_truncate(&b->seq, 0);
         NB_TRY(feed(b, 0, n, i == 0 ? n : 1, err));
         hash[i] = nb_logits_hash(b->logits, vocab, 0);
+        for (int64_t t = 0; t < vocab; t++) {
+            if (!isfinite(b->logits[t]))
+                return nb_fail(err, NB_DATA, "%s: the model's logits are not finite",
+                               nb_store_path(b->o.store));
+        }
     }
     if (hash[0] != hash[1])
         return nb_fail(err, NB_DATA, "prefill and decode disagree: this is a fault of nibble");

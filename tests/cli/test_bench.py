@@ -91,6 +91,14 @@ class Bench(lib.Case):
             self.assertEqual((child.returncode, out), (5, ""), err)
             self.assertEqual(err, "nibble: interrupted\n")
 
+    def test_a_model_of_nan_is_not_timed(self):
+        files = lib.hf_files(self.model)
+        for name, content in files.items():
+            if name.endswith(".safetensors"):  # the last weights become NaN in any float type
+                content = content[:-64] + b"\xff" * 64
+            self.write("nan/" + name, content)
+        self.assertIn("not finite", self.fails(1, "bench", self.path("nan"), *SMALL))
+
     def test_warnings(self):
         files = lib.hf_files(self.model)
         config = json.loads(files["config.json"])
