@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include <utf8proc.h>
 
@@ -187,13 +186,6 @@ void nb_out_warn(nb_out *out, const char *format, ...)
 }
 
 /* ---- progress ---- */
-
-double nb_clock(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 void nb_progress_begin(nb_out *out, nb_progress *p, const char *label, const char *unit,
                        int64_t total)

@@ -7,6 +7,7 @@
 #define NB_CLI_OUT_H
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/json.h"
 
 typedef struct {
@@ -93,8 +94,5 @@ nb_human nb_human_bytes(int64_t bytes);
 nb_human nb_human_seconds(double seconds);
 /* "135 M", "1.5 B": counts of parameters or tokens. */
 nb_human nb_human_count(int64_t n);
-
-/* Seconds of the monotonic clock. */
-double nb_clock(void);
 
 #endif

@@ -2,11 +2,11 @@
 #define _POSIX_C_SOURCE 200809L
 #include "engine/generate.h"
 
+#include "base/clock.h"
 #include "engine/stoptext.h"
 
 #include <assert.h>
 #include <string.h>
-#include <time.h>
 
 /* ---- the sequence ---- */
 
@@ -145,13 +145,6 @@ typedef struct {
     nb_generation result;
 } generation;
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Prompt and answer have no room for another token: *full, unless on_full made some. */
 static nb_status make_room(generation *r, bool *full, nb_err *err)
 {
@@ -259,7 +252,7 @@ static nb_status take_text(generation *r, int32_t id, bool *found, nb_err *err)
 static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_err *err)
 {
     nb_generator *g = r->g;
-    const double start = now();
+    const double start = nb_clock();
     int64_t n_fed;
     NB_TRY(catch_up(r, &n_fed, stopped, err));
     if (!*stopped) {
@@ -267,7 +260,7 @@ static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_err *err)
         if (r->options->hash_logits)
             r->result.logits_hash ^= nb_generator_hash(g);
     }
-    const double seconds = now() - start;
+    const double seconds = nb_clock() - start;
     if (n_fed == 1 && r->made.n > 0) {
         r->result.decode_s += seconds;
         r->result.n_steps++;

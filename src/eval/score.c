@@ -1,7 +1,7 @@
 /* See score.h. */
-#define _GNU_SOURCE
 #include "eval/score.h"
 
+#include "base/clock.h"
 #include "base/fpenv.h"
 #include "kernel/math.h"
 
@@ -9,7 +9,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 const nb_protocol nb_protocols[] = {
     {"llama", 512, 256},
@@ -57,13 +56,6 @@ void nb_scorer_free(nb_scorer *s)
     nb_free(s->hidden);
     nb_free(s->logits);
     *s = (nb_scorer){0};
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 /* Fills s->hidden with the states of positions [first, n_ctx - 1). */
@@ -240,14 +232,14 @@ static nb_status score_window(nb_scorer *models, int64_t n_models, nb_scorer *ba
                               tally *tallies, tally *base_tally, nb_err *err)
 {
     const int32_t *w = tokens + window * p->n_ctx;
-    double t0 = now();
+    double t0 = nb_clock();
     if (base != NULL)
         NB_TRY(run_named(base, p, w, err));
-    base_tally->seconds += now() - t0;
+    base_tally->seconds += nb_clock() - t0;
     for (int64_t i = 0; i < n_models; i++) {
-        t0 = now();
+        t0 = nb_clock();
         NB_TRY(run_named(&models[i], p, w, err));
-        tallies[i].seconds += now() - t0;
+        tallies[i].seconds += nb_clock() - t0;
     }
     row_stats stats[NB_SCORE_ROWS], base_stats[NB_SCORE_ROWS];
     for (int64_t first = p->first_scored; first < p->n_ctx - 1; first += NB_SCORE_ROWS) {
@@ -256,12 +248,12 @@ static nb_status score_window(nb_scorer *models, int64_t n_models, nb_scorer *ba
         for (int64_t i = base != NULL ? -1 : 0; i < n_models; i++) {
             nb_scorer *s = i < 0 ? base : &models[i];
             tally *t = i < 0 ? base_tally : &tallies[i];
-            t0 = now();
+            t0 = nb_clock();
             nb_logits(&s->work, s->hidden + (first - p->first_scored) * s->model->config.d_model, n,
                       s->logits);
             const bool finite = add_rows(s, i < 0 ? NULL : base, base_stats,
                                          i < 0 ? base_stats : stats, n, w + first + 1, index, t);
-            t->seconds += now() - t0;
+            t->seconds += nb_clock() - t0;
             if (!finite) {
                 nb_fail(err, NB_DATA, "the logits of tokens %lld to %lld hold Inf or NaN",
                         (long long)index, (long long)index + (long long)n - 1);

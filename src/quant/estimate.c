@@ -2,9 +2,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "quant/rewrite.h"
 
+#include "base/clock.h"
 #include "base/rng.h"
-
-#include <time.h>
 
 /* ---- memory ---- */
 
@@ -68,13 +67,6 @@ static nb_status trial_mat(nb_mat *m, const nb_weight *w, void *codes, void *sca
     return nb_format_row_bytes(w->fmt, TRIAL_COLS, &m->row_bytes, err);
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 /* Seconds a weight; the better of two, because the first one also fetches the code. */
 static nb_status try_one(trial *t, const nb_weight *from, const nb_weight *to, nb_how how,
                          const nb_quantizer *method, double *seconds, nb_err *err)
@@ -93,10 +85,10 @@ static nb_status try_one(trial *t, const nb_weight *from, const nb_weight *to, n
     *seconds = 1e9;
     for (int k = 0; k < 2; k++) {
         nb_slice_result result;
-        const double start = now();
+        const double start = nb_clock();
         for (int64_t i = 0; i < slicing.n_slices; i++)
             nb_slice_run(&job, &slicing, i, scratch.data, &result, err);
-        const double took = (now() - start) / (TRIAL_ROWS * TRIAL_COLS);
+        const double took = (nb_clock() - start) / (TRIAL_ROWS * TRIAL_COLS);
         *seconds = took < *seconds ? took : *seconds;
     }
     nb_buf_free(&scratch);
