@@ -4,6 +4,7 @@
  * The file is NIBBLE_MODEL, or where `nibble pull` leaves it; without it the test is skipped. */
 #define _GNU_SOURCE
 #include "support/golden.h"
+#include "support/real_model.h"
 
 #include "base/sha256.h"
 #include "text/tokenizer_parts.h"
@@ -305,20 +306,7 @@ static void one_character(void **state)
 
 static int open_model(void)
 {
-    char path[1024];
-    const char *given = getenv("NIBBLE_MODEL"), *cache = getenv("XDG_CACHE_HOME");
-    const char *home = getenv("HOME");
-    if (given != NULL)
-        snprintf(path, sizeof path, "%s", given);
-    else if (cache != NULL && cache[0] != '\0')
-        snprintf(path, sizeof path, "%s/nibble/SmolLM2-135M-Instruct.Q4_1.gguf", cache);
-    else
-        snprintf(path, sizeof path, "%s/.cache/nibble/SmolLM2-135M-Instruct.Q4_1.gguf",
-                 home != NULL ? home : "");
-    if (access(path, R_OK) != 0) {
-        printf("SKIP: no model at %s (NIBBLE_MODEL names another place)\n", path);
-        return 77;
-    }
+    const char *path = real_model_path();
     nb_err err = {0};
     nb_store *store;
     if (nb_store_open(&store, path, &err) != NB_OK) {
