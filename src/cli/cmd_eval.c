@@ -261,7 +261,7 @@ static nb_status score_text(eval_run *run, const nb_protocol *p, nb_err *err)
     const bool with_base = run->base.store != NULL;
     if (with_base) {
         NB_TRY_GOTO(s, nb_scorer_init(&base, &run->base.model, &run->rt.kernels, run->rt.pool, p,
-                                      NB_F32, err));
+                                      NB_KV_F32, err));
         base.name = nb_args_text(run->args, "base");
     }
     int64_t windows = tokens.n / p->n_ctx, asked = nb_args_int(run->args, "windows");

@@ -94,9 +94,9 @@ nb_compute_choice nb_compute_option(const nb_args *args)
                                       : NB_COMPUTE_AUTO;
 }
 
-nb_float_type nb_kv_option(const nb_args *args)
+nb_kv_format nb_kv_option(const nb_args *args)
 {
-    return strcmp(nb_args_text(args, "kv"), "f32") == 0 ? NB_F32 : NB_F16;
+    return strcmp(nb_args_text(args, "kv"), "f32") == 0 ? NB_KV_F32 : NB_KV_F16;
 }
 
 double nb_opened_bpw(const nb_opened *o)

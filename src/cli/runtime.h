@@ -38,7 +38,7 @@ void nb_opened_warn(const nb_opened *o, nb_out *out);
 
 /* Values of --compute and --kv. */
 nb_compute_choice nb_compute_option(const nb_args *args);
-nb_float_type nb_kv_option(const nb_args *args);
+nb_kv_format nb_kv_option(const nb_args *args);
 
 /* Bits per weight of all tensors of the files. */
 double nb_opened_bpw(const nb_opened *o);

@@ -17,7 +17,7 @@ typedef struct {
     const nb_kernels *kernels;
     nb_pool *pool;
     const nb_tokenizer *tokenizer;
-    nb_float_type kv;
+    nb_kv_format kv;
     int64_t n_ctx;       /* 0: the model's; not more than that */
     int64_t step_tokens; /* 0: NB_PREFILL_STEP; results do not depend on it */
 } nb_generator_setup;

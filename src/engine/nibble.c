@@ -13,7 +13,7 @@ struct nb_lm {
     nb_model model;
     nb_tokenizer *tokenizer;
     nb_jinja *template_; /* NULL: none */
-    nb_float_type kv;
+    nb_kv_format kv;
     nb_sampling sampling;
 };
 
@@ -82,7 +82,7 @@ static nb_status open_lm(nb_lm *lm, const char *path, const nb_lm_options *o, nb
     if (o->n_ctx < 0 || o->n_ctx > (1 << 24))
         return nb_fail(err, NB_USAGE, "a context of %lld tokens: there may be 1 to %d",
                        (long long)o->n_ctx, 1 << 24);
-    lm->kv = kv == 0 ? NB_F16 : NB_F32;
+    lm->kv = kv == 0 ? NB_KV_F16 : NB_KV_F32;
     NB_TRY(open_threads(lm, o, err));
     NB_TRY(nb_store_open(&lm->store, path, err));
     const nb_model_options options = {choices[compute], o->n_ctx};
@@ -124,7 +124,7 @@ void nb_lm_describe(const nb_lm *lm, nb_lm_info *out)
         .architecture = m->config.arch->name,
         .compute = nb_model_compute_name(m),
         .isa = nb_isa_name(lm->kernels.isa),
-        .kv = lm->kv == NB_F16 ? "f16" : "f32",
+        .kv = lm->kv == NB_KV_F16 ? "f16" : "f32",
         .threads = nb_pool_n_threads(lm->pool),
         .n_ctx = m->n_ctx,
         .n_ctx_model = m->config.n_ctx,

@@ -26,7 +26,7 @@ const nb_protocol *nb_protocol_by_name(const char *name)
 }
 
 nb_status nb_scorer_init(nb_scorer *s, nb_model *model, const nb_kernels *kernels, nb_pool *pool,
-                         const nb_protocol *protocol, nb_float_type kv_cell, nb_err *err)
+                         const nb_protocol *protocol, nb_kv_format kv_cell, nb_err *err)
 {
     *s = (nb_scorer){.model = model};
     const nb_config *c = &model->config;

@@ -36,7 +36,7 @@ typedef struct {
 #define NB_SCORE_TOKENS 512 /* tokens of a forward step */
 
 nb_status nb_scorer_init(nb_scorer *s, nb_model *model, const nb_kernels *kernels, nb_pool *pool,
-                         const nb_protocol *protocol, nb_float_type kv_cell, nb_err *err);
+                         const nb_protocol *protocol, nb_kv_format kv_cell, nb_err *err);
 void nb_scorer_free(nb_scorer *s);
 
 typedef struct {

@@ -354,7 +354,7 @@ static nb_status run_items(const nb_task *task, task_run *run, nb_score_progress
 }
 
 nb_status nb_task_run(const nb_task *task, nb_model *model, const nb_tokenizer *tokenizer,
-                      const nb_kernels *kernels, nb_pool *pool, nb_float_type kv_cell,
+                      const nb_kernels *kernels, nb_pool *pool, nb_kv_format kv_cell,
                       nb_score_progress *progress, void *context, nb_task_result *out, nb_err *err)
 {
     task_run run = {.model = model, .tokenizer = tokenizer, .kernels = kernels};

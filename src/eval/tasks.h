@@ -48,7 +48,7 @@ typedef struct {
  * item that does not fit in the model's context, and refuses a model whose logits are not finite.
  */
 nb_status nb_task_run(const nb_task *task, nb_model *model, const nb_tokenizer *tokenizer,
-                      const nb_kernels *kernels, nb_pool *pool, nb_float_type kv_cell,
+                      const nb_kernels *kernels, nb_pool *pool, nb_kv_format kv_cell,
                       nb_score_progress *progress, void *context, nb_task_result *out, nb_err *err);
 
 #endif

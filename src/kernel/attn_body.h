@@ -200,7 +200,7 @@ static cells row_sees(const attention *at, int row)
 static void split_start(attention *at, int64_t split)
 {
     const nb_kv_view *kv = &at->a->kv;
-    const size_t head_bytes = (size_t)kv->head_dim * NB_KV_PAGE * nb_float_bytes(kv->cell);
+    const size_t head_bytes = kv->head_bytes;
     at->first = split * NB_KV_SPLIT;
     const cells sees = {row_sees(at, 0).begin, row_sees(at, at->n_rows - 1).end};
     for (int64_t i = 0; i < PAGES; i++) {
@@ -221,7 +221,7 @@ static void tile_scores(const attention *at, int row, int rows)
     const cells sees = {row_sees(at, row).begin, row_sees(at, row + rows - 1).end};
     const int64_t head_dim = at->a->kv.head_dim;
     const int vecs = V16_TILE_VECS(rows);
-    const size_t block_bytes = LANES * nb_float_bytes(at->a->kv.cell);
+    const size_t block_bytes = LANES * (size_t)(at->f16 ? 2 : 4);
     const int64_t last = (sees.end - 1) / LANES;
     for (int64_t b = sees.begin / LANES / vecs * vecs; b <= last; b += vecs) {
         const uint8_t *keys[4];
@@ -271,7 +271,7 @@ static void chain_values(const attention *at, int row, int rows, int64_t cut, ce
     const float *e = at->scores + row * STRIDE;
     value_of_rows[rows](chain, e, at->values, begin, end, head_dim, at->f16);
     if (head_dim % LANES != 0)
-        value_rest(chain, e, at->values, begin, end, head_dim, rows, at->a->kv.cell);
+        value_rest(chain, e, at->values, begin, end, head_dim, rows, at->f16 ? NB_F16 : NB_F32);
 }
 
 /* The same over what each token of the tile sees before or after the cells that all of them see:
@@ -359,7 +359,7 @@ static void attention_v16(const nb_attn_args *a)
     attention at = {
         .a = a,
         .n_rows = a->n_q * a->n_group,
-        .f16 = a->kv.cell == NB_F16,
+        .f16 = a->kv.format == NB_KV_F16,
         .scores = a->scratch + room.scores,
         .q = a->scratch + room.q,
         .chain = a->scratch + room.chain,
@@ -408,24 +408,26 @@ static void store_f16(uint16_t *keys, uint16_t *values, const float *k, const fl
     }
 }
 
-static void kv_store_v16(const nb_kv_view *kv, int64_t pos, const float *k, const float *v)
+static void kv_store_v16(const nb_kv_view *kv, int64_t pos, int first_head, int n_heads,
+                         const float *k, const float *v)
 {
     const int64_t head_dim = kv->head_dim, in_page = pos % NB_KV_PAGE;
-    const size_t cell = nb_float_bytes(kv->cell);
+    const size_t cell = kv->format == NB_KV_F32 ? 4 : 2;
     uint8_t *page = kv->arena + (size_t)kv->table[pos / NB_KV_PAGE] * kv->page_bytes;
     uint8_t *keys = page + kv->k_offset + (size_t)in_page * cell;
     uint8_t *values = page + kv->v_offset + (size_t)(in_page * head_dim) * cell;
-    const size_t head_bytes = (size_t)head_dim * NB_KV_PAGE * cell;
-    for (int head = 0; head < kv->n_kv_heads; head++) {
-        if (kv->cell == NB_F16) {
+    keys += (size_t)first_head * kv->head_bytes;
+    values += (size_t)first_head * kv->head_bytes;
+    for (int head = 0; head < n_heads; head++) {
+        if (kv->format == NB_KV_F16) {
             store_f16((uint16_t *)keys, (uint16_t *)values, k, v, head_dim);
         } else {
             memcpy(values, v, (size_t)head_dim * sizeof *v);
             for (int64_t d = 0; d < head_dim; d++)
                 ((float *)keys)[d * NB_KV_PAGE] = k[d];
         }
-        keys += head_bytes;
-        values += head_bytes;
+        keys += kv->head_bytes;
+        values += kv->head_bytes;
         k += head_dim;
         v += head_dim;
     }

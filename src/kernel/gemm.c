@@ -45,13 +45,15 @@ void nb_xlayout_for(nb_xlayout *layout, const nb_panels *w, nb_compute wanted, b
     }
     if (l.mode == NB_COMPUTE_F)
         l.x_seg_len = l.seg_len = 0;
+    else if (w->zeros == NULL)
+        l.zero_const = w->zero_const;
     *layout = l;
 }
 
 bool nb_xlayout_equal(const nb_xlayout *a, const nb_xlayout *b)
 {
     return a->mode == b->mode && a->n_cols == b->n_cols && a->x_seg_len == b->x_seg_len &&
-           a->seg_len == b->seg_len;
+           a->seg_len == b->seg_len && a->zero_const == b->zero_const;
 }
 
 /* ---- packing of activations ---- */
@@ -61,137 +63,98 @@ static size_t align64(size_t n)
     return (n + 63) & ~(size_t)63;
 }
 
-/* Enough for f (4 bytes a column) and for i16 (2 planes, a scale per 32 columns and a sum per 8),
- * with each tile's staging row; each array rounded up to a cache line. */
+/* Enough for f (4 bytes a column) and for i16 (2 planes, a scale per 32 columns, and two sums per
+ * 8), with each tile's staging; each array rounded up to a cache line. */
 int64_t nb_xpack_bytes(int64_t n_cols, int64_t n_tok)
 {
-    const int64_t k_pad = (n_cols + 7) / 8 * 8, n_scales = ceil_div(n_cols, 32);
-    const int64_t per_token = 4 * k_pad + 4 * (k_pad / 8) + 4 * n_scales;
+    const int64_t k_pad = (n_cols + 63) / 64 * 64, n_scales = ceil_div(n_cols, 32);
+    const int64_t per_token = 4 * k_pad + 8 * (k_pad / 8) + 4 * n_scales;
     const int64_t per_tile =
-        (int64_t)(sizeof(nb_xtile) + sizeof(int64_t)) + 2 * k_pad + 4 * n_scales + 6 * 64;
+        (int64_t)(sizeof(nb_xtile) + sizeof(int64_t)) + nb_pack_tile_staging(n_cols) + 6 * 64;
     return n_tok * per_token + ceil_div(n_tok, NB_TILE_MAX) * per_tile + 4 * 64;
 }
 
+/* Below this many tokens the tiles of a unit for rows would be mostly empty. */
+#define ROWS_MIN_TOKENS 16
+
+/* Takes n bytes of the buffer. */
+static void *take(uint8_t **p, int64_t n)
+{
+    void *at = *p;
+    *p += align64((size_t)n);
+    return at;
+}
+
+void nb_xpack_plan(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, int64_t n_tok,
+                   void *buffer)
+{
+    const nb_xlayout *l = layout;
+    const bool integer = l->mode != NB_COMPUTE_F;
+    const bool rows = integer && k->gemm_rows != NULL && n_tok >= ROWS_MIN_TOKENS;
+    uint8_t *p = buffer;
+    *out = (nb_xpacked){.layout = *l, .n_tok = n_tok};
+    out->n_tiles = ceil_div(n_tok, rows ? NB_ROWS_MAX : NB_TILE_MAX);
+    out->tiles = take(&p, out->n_tiles * (int64_t)sizeof *out->tiles);
+    out->tile_first = take(&p, out->n_tiles * (int64_t)sizeof *out->tile_first);
+    out->staging_bytes = nb_pack_tile_staging(l->n_cols);
+    out->staging = take(&p, out->n_tiles * out->staging_bytes);
+    int64_t first = 0;
+    for (int64_t i = 0; i < out->n_tiles; i++) {
+        /* Tiles of nearly equal width: 16 tokens are 8 + 8, not 12 + 4. */
+        const int64_t n = (n_tok - first + out->n_tiles - i - 1) / (out->n_tiles - i);
+        out->tile_first[i] = first;
+        nb_xtile tile = {.n_tok = (int)n,
+                         .rows = rows,
+                         .n_cols = l->n_cols,
+                         .k_pad = l->k_pad,
+                         .x_seg_len = l->x_seg_len,
+                         .seg_len = l->seg_len,
+                         .zero_const = l->zero_const};
+        if (!integer) {
+            tile.f = take(&p, l->n_cols * n * (int64_t)sizeof(float));
+        } else {
+            tile.row_stride = (l->k_pad + 63) / 64 * 64;
+            const int64_t plane = (rows ? tile.row_stride : l->k_pad) * n;
+            const int64_t sums = ceil_div(l->n_cols, l->seg_len) * n * (int64_t)sizeof(int32_t);
+            tile.hi = take(&p, plane);
+            if (l->mode == NB_COMPUTE_I16)
+                tile.lo = take(&p, plane);
+            tile.scale = take(&p, ceil_div(l->n_cols, l->x_seg_len) * n * (int64_t)sizeof(float));
+            tile.xsum = take(&p, sums);
+            if (l->zero_const != 0)
+                tile.start = take(&p, sums);
+        }
+        out->tiles[i] = tile;
+        first += n;
+    }
+}
+
+bool nb_xpack_tile(const nb_xpacked *p, const nb_kernels *k, int64_t i, const float *x, int64_t ld)
+{
+    return k->pack_tile(&p->tiles[i], x, ld, p->staging + i * p->staging_bytes);
+}
+
 typedef struct {
-    nb_xpacked *out;
+    const nb_xpacked *out;
     const nb_kernels *k;
     const float *x;
     int64_t ld;
     atomic_bool bad;
 } xpack_job;
 
-static void pack_tile_f(const nb_xpacked *out, const nb_xtile *tile, const float *x, int64_t ld)
-{
-    float *f = (float *)(uintptr_t)tile->f;
-    const int64_t n = out->layout.n_cols, n_tok = tile->n_tok;
-    if (n_tok == 1) {
-        memcpy(f, x, (size_t)n * sizeof *f);
-        return;
-    }
-    for (int64_t t = 0; t < n_tok; t++) {
-        for (int64_t k = 0; k < n; k++)
-            f[k * n_tok + t] = x[t * ld + k];
-    }
-}
-
-/* Spreads a row of codes over the tile's panel. */
-static void spread(const nb_xlayout *l, const int8_t *row, int8_t *plane, int64_t n_tok, int64_t t)
-{
-    for (int64_t k = 0; k < l->k_pad; k += 4)
-        memcpy(plane + (k / 4 * n_tok + t) * 4, row + k, 4);
-}
-
-static int32_t sum_codes(const int8_t *code, int64_t n)
-{
-    int32_t sum = 0;
-    for (int64_t k = 0; k < n; k++)
-        sum += code[k];
-    return sum;
-}
-
-static bool pack_tile_i(const nb_xpacked *out, const nb_xtile *tile, const nb_kernels *k,
-                        const float *x, int64_t ld)
-{
-    const nb_xlayout *l = &out->layout;
-    const bool wide = l->mode == NB_COMPUTE_I16;
-    const int64_t n_tok = tile->n_tok;
-    int8_t *hi = (int8_t *)(uintptr_t)tile->hi, *lo = (int8_t *)(uintptr_t)tile->lo;
-    float *scale = (float *)(uintptr_t)tile->scale;
-    int32_t *xsum = (int32_t *)(uintptr_t)tile->xsum;
-    const int64_t n_x_segs = ceil_div(l->n_cols, l->x_seg_len);
-    bool finite = true;
-    for (int64_t t = 0; t < n_tok; t++) {
-        /* The staging rows live behind the sums: codes of this token, then its scales. */
-        int8_t *row_hi = (int8_t *)(xsum + ceil_div(l->n_cols, l->seg_len) * n_tok);
-        row_hi = (int8_t *)align64((size_t)(uintptr_t)row_hi);
-        int8_t *row_lo = row_hi + l->k_pad;
-        float *row_scale = (float *)(void *)(row_lo + l->k_pad);
-        memset(row_hi + l->n_cols, 0, (size_t)(l->k_pad - l->n_cols));
-        memset(row_lo + l->n_cols, 0, (size_t)(l->k_pad - l->n_cols));
-        finite = k->quantize_row(x + t * ld, l->n_cols, l->x_seg_len, row_hi, wide ? row_lo : NULL,
-                                 row_scale) &&
-                 finite;
-        for (int64_t s = 0; s < n_x_segs; s++)
-            scale[s * n_tok + t] = row_scale[s];
-        spread(l, row_hi, hi, n_tok, t);
-        if (wide)
-            spread(l, row_lo, lo, n_tok, t);
-        for (int64_t s = 0, begin = 0; begin < l->n_cols; s++, begin += l->seg_len) {
-            const int64_t n = min64(l->seg_len, l->n_cols - begin);
-            const int32_t high = sum_codes(row_hi + begin, n);
-            xsum[s * n_tok + t] = wide ? 256 * high + sum_codes(row_lo + begin, n) : high;
-        }
-    }
-    return finite;
-}
-
 static void xpack_task(void *context, int64_t chunk, int thread)
 {
     (void)thread;
     xpack_job *job = context;
-    const nb_xtile *tile = &job->out->tiles[chunk];
     const float *x = job->x + job->out->tile_first[chunk] * job->ld;
-    if (job->out->layout.mode == NB_COMPUTE_F)
-        pack_tile_f(job->out, tile, x, job->ld);
-    else if (!pack_tile_i(job->out, tile, job->k, x, job->ld))
+    if (!nb_xpack_tile(job->out, job->k, chunk, x, job->ld))
         atomic_store_explicit(&job->bad, true, memory_order_relaxed);
 }
 
 bool nb_xpack(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, nb_pool *pool,
               const float *x, int64_t ld, int64_t n_tok, void *buffer)
 {
-    const nb_xlayout *l = layout;
-    uint8_t *p = buffer;
-    *out = (nb_xpacked){.layout = *l, .n_tok = n_tok, .n_tiles = ceil_div(n_tok, NB_TILE_MAX)};
-    out->tiles = (void *)p;
-    p += align64((size_t)out->n_tiles * sizeof *out->tiles);
-    out->tile_first = (void *)p;
-    p += align64((size_t)out->n_tiles * sizeof *out->tile_first);
-    int64_t first = 0;
-    for (int64_t i = 0; i < out->n_tiles; i++) {
-        /* Tiles of nearly equal width: 16 tokens are 8 + 8, not 12 + 4. */
-        const int64_t n = (n_tok - first + out->n_tiles - i - 1) / (out->n_tiles - i);
-        out->tile_first[i] = first;
-        nb_xtile tile = {.n_tok = (int)n, .x_seg_len = l->x_seg_len, .seg_len = l->seg_len};
-        if (l->mode == NB_COMPUTE_F) {
-            tile.f = (void *)p;
-            p += align64((size_t)(l->n_cols * n) * sizeof(float));
-        } else {
-            const int planes = l->mode == NB_COMPUTE_I16 ? 2 : 1;
-            tile.hi = (void *)p;
-            tile.lo = planes == 2 ? (const int8_t *)p + l->k_pad * n : NULL;
-            p += l->k_pad * n * planes;
-            tile.scale = (void *)p;
-            p += (size_t)(ceil_div(l->n_cols, l->x_seg_len) * n) * sizeof(float);
-            tile.xsum = (void *)p;
-            p += (size_t)(ceil_div(l->n_cols, l->seg_len) * n) * sizeof(int32_t);
-            p = (uint8_t *)align64((size_t)(uintptr_t)p) + 2 * l->k_pad +
-                (size_t)ceil_div(l->n_cols, l->x_seg_len) * sizeof(float);
-            p = (uint8_t *)align64((size_t)(uintptr_t)p);
-        }
-        out->tiles[i] = tile;
-        first += n;
-    }
+    nb_xpack_plan(out, layout, k, n_tok, buffer);
     xpack_job job = {.out = out, .k = k, .x = x, .ld = ld};
     nb_pool_run(pool, out->n_tiles, xpack_task, &job);
     return !atomic_load(&job.bad);
@@ -199,19 +162,29 @@ bool nb_xpack(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, nb
 
 /* ---- products ---- */
 
-typedef struct {
-    const nb_kernels *k;
-    const nb_xpacked *x;
-    const nb_gemm_job *jobs;
-    int n_jobs;
-    int64_t panels_per_chunk[NB_GEMM_MAX_JOBS];
-    int64_t first_chunk[NB_GEMM_MAX_JOBS + 1];
-} gemm_run;
+/* A chunk is about this many bytes of codes: small enough to stay in L2 while all token tiles pass
+ * over it and to share the work evenly, large enough to make the hand-over cheap. */
+#define CHUNK_BYTES 32768
 
-static void gemm_task(void *context, int64_t chunk, int thread)
+void nb_gemm_plan(nb_gemm_run *run, const nb_kernels *k, const nb_xpacked *x,
+                  const nb_gemm_job *jobs, int n_jobs)
 {
-    (void)thread;
-    const gemm_run *run = context;
+    assert(n_jobs <= NB_GEMM_MAX_JOBS);
+    *run = (nb_gemm_run){.k = k, .x = x, .jobs = jobs, .n_jobs = n_jobs};
+    for (int j = 0; j < n_jobs; j++) {
+        const nb_panels *w = jobs[j].w;
+        assert(w->n_cols == x->layout.n_cols);
+        int64_t per_chunk = CHUNK_BYTES / w->panel_bytes;
+        if (per_chunk < 1)
+            per_chunk = 1;
+        run->panels_per_chunk[j] = per_chunk;
+        run->first_chunk[j + 1] = run->first_chunk[j] + ceil_div(w->n_panels, per_chunk);
+    }
+}
+
+void nb_gemm_chunk(const nb_gemm_run *run, int64_t chunk, int *job_index, int64_t *first,
+                   int64_t *last)
+{
     int j = 0;
     while (chunk >= run->first_chunk[j + 1])
         j++;
@@ -219,34 +192,34 @@ static void gemm_task(void *context, int64_t chunk, int thread)
     const int64_t begin = (chunk - run->first_chunk[j]) * run->panels_per_chunk[j];
     const int64_t end = min64(begin + run->panels_per_chunk[j], job->w->n_panels);
     const nb_xpacked *x = run->x;
-    if (x->layout.mode == NB_COMPUTE_F) {
-        _Alignas(64) float scratch[NB_GEMM_SCRATCH];
+    _Alignas(64) float scratch[NB_GEMM_SCRATCH];
+    if (x->layout.mode == NB_COMPUTE_F)
         run->k->gemm_f(job->y, job->ld, job->w, begin, end, x->tiles, x->tile_first, x->n_tiles,
                        scratch);
-        return;
-    }
-    for (int64_t i = 0; i < x->n_tiles; i++)
-        run->k->gemm_i(job->y + x->tile_first[i] * job->ld, job->ld, job->w, begin, end,
-                       &x->tiles[i]);
+    else if (x->tiles[0].rows)
+        run->k->gemm_rows(job->y, job->ld, job->w, begin, end, x->tiles, x->tile_first, x->n_tiles,
+                          scratch);
+    else
+        for (int64_t i = 0; i < x->n_tiles; i++)
+            run->k->gemm_i(job->y + x->tile_first[i] * job->ld, job->ld, job->w, begin, end,
+                           &x->tiles[i]);
+    *job_index = j;
+    *first = begin * NB_PANEL_ROWS;
+    *last = min64(end * NB_PANEL_ROWS, job->w->n_rows);
 }
 
-/* A chunk is about this many bytes of codes: small enough to stay in L2 while all token tiles pass
- * over it and to share the work evenly, large enough to make the hand-over cheap. */
-#define CHUNK_BYTES 32768
+static void gemm_task(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    int job;
+    int64_t begin, end;
+    nb_gemm_chunk(context, chunk, &job, &begin, &end);
+}
 
 void nb_gemm(const nb_kernels *k, nb_pool *pool, const nb_xpacked *x, const nb_gemm_job *jobs,
              int n_jobs)
 {
-    assert(n_jobs <= NB_GEMM_MAX_JOBS);
-    gemm_run run = {.k = k, .x = x, .jobs = jobs, .n_jobs = n_jobs};
-    for (int j = 0; j < n_jobs; j++) {
-        const nb_panels *w = jobs[j].w;
-        assert(w->n_cols == x->layout.n_cols);
-        int64_t per_chunk = CHUNK_BYTES / w->panel_bytes;
-        if (per_chunk < 1)
-            per_chunk = 1;
-        run.panels_per_chunk[j] = per_chunk;
-        run.first_chunk[j + 1] = run.first_chunk[j] + ceil_div(w->n_panels, per_chunk);
-    }
-    nb_pool_run(pool, run.first_chunk[n_jobs], gemm_task, &run);
+    nb_gemm_run run;
+    nb_gemm_plan(&run, k, x, jobs, n_jobs);
+    nb_pool_run(pool, nb_gemm_n_chunks(&run), gemm_task, &run);
 }

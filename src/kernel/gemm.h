@@ -29,8 +29,9 @@ const char *nb_compute_name(nb_compute c); /* "f", "i8", "i16" */
 typedef struct {
     nb_compute mode;
     int64_t n_cols, k_pad;
-    int64_t x_seg_len; /* integer modes: columns that share an activation scale */
-    int64_t seg_len;   /* joint segment with the weight's */
+    int64_t x_seg_len;  /* integer modes: columns that share an activation scale */
+    int64_t seg_len;    /* joint segment with the weight's */
+    int32_t zero_const; /* of the weight; 0 when its zero points vary */
 } nb_xlayout;
 
 /* The layout for a weight in the wanted mode; falls back to NB_COMPUTE_F, and says so in
@@ -46,12 +47,21 @@ typedef struct {
     int64_t n_tok, n_tiles;
     nb_xtile *tiles;
     int64_t *tile_first;
+    uint8_t *staging; /* of each tile */
+    int64_t staging_bytes;
 } nb_xpacked;
 
 /* Bytes of the buffer for at most n_tok tokens of any layout with n_cols columns. */
 int64_t nb_xpack_bytes(int64_t n_cols, int64_t n_tok);
-/* Packs x (row t at x + t * ld). Returns false if Inf or NaN met an integer mode: those tokens'
- * outputs will be NaN, as the contract says. `buffer` is aligned to 64 bytes. */
+/* Lays out the buffer, aligned to 64 bytes, for n_tok tokens: tiles of rows when the machine has a
+ * unit for them and n_tok is worth it, else of panels. Nothing is packed yet. */
+void nb_xpack_plan(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, int64_t n_tok,
+                   void *buffer);
+/* Packs tile i from its first token's row at x (row t at x + t * ld). Returns false if Inf or NaN
+ * met an integer mode: those tokens' outputs will be NaN, as the contract says. Different tiles may
+ * be packed at once. */
+bool nb_xpack_tile(const nb_xpacked *p, const nb_kernels *k, int64_t i, const float *x, int64_t ld);
+/* Both, for all tiles, on the pool. x is the row of the first token. */
 bool nb_xpack(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, nb_pool *pool,
               const float *x, int64_t ld, int64_t n_tok, void *buffer);
 
@@ -65,7 +75,27 @@ typedef struct {
 
 #define NB_GEMM_MAX_JOBS 8
 
-/* All jobs on the same activations in one parallel region. */
+/* Jobs on the same activations, cut into chunks that may run in any order and at once. A chunk is
+ * a few panels of one job, for all tokens. */
+typedef struct {
+    const nb_kernels *k;
+    const nb_xpacked *x;
+    const nb_gemm_job *jobs;
+    int n_jobs;
+    int64_t panels_per_chunk[NB_GEMM_MAX_JOBS];
+    int64_t first_chunk[NB_GEMM_MAX_JOBS + 1];
+} nb_gemm_run;
+/* Everything pointed to must stay until the last chunk is done. */
+void nb_gemm_plan(nb_gemm_run *run, const nb_kernels *k, const nb_xpacked *x,
+                  const nb_gemm_job *jobs, int n_jobs);
+static inline int64_t nb_gemm_n_chunks(const nb_gemm_run *run)
+{
+    return run->first_chunk[run->n_jobs];
+}
+/* Computes a chunk: columns [*begin, *end) of job *job's y are then complete. */
+void nb_gemm_chunk(const nb_gemm_run *run, int64_t chunk, int *job, int64_t *begin, int64_t *end);
+
+/* All chunks on the pool. */
 void nb_gemm(const nb_kernels *k, nb_pool *pool, const nb_xpacked *x, const nb_gemm_job *jobs,
              int n_jobs);
 

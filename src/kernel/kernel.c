@@ -1,6 +1,12 @@
 /* See kernel.h. */
 #include "kernel/kernel.h"
 
+const char *nb_kv_format_name(nb_kv_format f)
+{
+    static const char *const names[] = {"f32", "f16", "bf16", "int8"};
+    return names[f];
+}
+
 void nb_kernels_init(nb_kernels *k, unsigned allow)
 {
     *k = (nb_kernels){.isa = nb_cpu_isa() & allow};

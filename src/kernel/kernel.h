@@ -17,11 +17,19 @@
 
 #define NB_PANEL_ROWS   16 /* weight rows interleaved in a panel: one 512-bit register of outputs */
 #define NB_TILE_MAX     12 /* tokens in a register tile */
+#define NB_ROWS_MAX     16 /* tokens in a tile of rows */
 #define NB_CHUNK_K      128                              /* A2: columns in one chain of FMAs */
 #define NB_SEG_MAX      65536                            /* A3: columns in one integer sum */
 #define NB_GEMM_SCRATCH (4 * NB_CHUNK_K * NB_PANEL_ROWS) /* floats: chunks of 4 panels */
 
-typedef enum { NB_PANEL_F32, NB_PANEL_BF16, NB_PANEL_F16, NB_PANEL_U4, NB_PANEL_U8 } nb_panel_kind;
+typedef enum {
+    NB_PANEL_F32,
+    NB_PANEL_BF16,
+    NB_PANEL_F16,
+    NB_PANEL_U4,
+    NB_PANEL_T4,
+    NB_PANEL_U8
+} nb_panel_kind;
 
 /* A matrix packed for the kernels, in panels of 16 rows (missing rows of the last are zero).
  *
@@ -30,6 +38,7 @@ typedef enum { NB_PANEL_F32, NB_PANEL_BF16, NB_PANEL_F16, NB_PANEL_U4, NB_PANEL_
  *     row i, stored as code + 128.
  * U4: panel p is k_pad / 8 groups of 64 bytes; byte 4 * i + j of group g holds column 8 * g + j of
  *     row i in its low nibble and column 8 * g + 4 + j in its high one, stored as code - code_lo.
+ * T4: as U4, but a nibble is an index, and table[index] is the stored code, + 128 as in U8.
  * k_pad is n_cols rounded up to a multiple of 8; padding codes are 0.
  * scales, zeros, mins: [panel][segment][16]. value = s * (u - z) + m, u the stored code. */
 typedef struct {
@@ -37,7 +46,8 @@ typedef struct {
     int64_t n_rows, n_cols, k_pad, n_panels;
     int64_t panel_bytes; /* of codes */
     uint8_t *codes;
-    /* U4 and U8 */
+    /* U4, T4 and U8 */
+    uint8_t table[16];       /* T4 */
     int64_t seg_len, n_segs; /* columns that share a scale */
     nb_float_type scale_type;
     void *scales;
@@ -50,15 +60,22 @@ typedef struct {
  * float: element [k * n_tok + t].
  * int:   plane [k_pad / 4][n_tok][4] of int8, columns past n_cols are 0; `lo` is NULL in mode i8;
  *        x = code * scale with code = hi (i8) or 256 * hi + lo (i16).
- *        scale [n_x_segs][n_tok], xsum [n_segs][n_tok]: sums of codes over each joint segment. */
+ *        scale [n_x_segs][n_tok], xsum [n_segs][n_tok]: sums of codes over each joint segment,
+ *        start [n_segs][n_tok] = -zero_const * xsum (modulo 2^32), what an integer sum of stored
+ *        codes starts from when its weight has one zero point; NULL when zero_const is 0.
+ * rows:  what a unit that multiplies tiles of rows takes (gemm_rows): up to NB_ROWS_MAX tokens and
+ *        planes [n_tok][row_stride], row_stride = k_pad rounded up to 64; the rest as in int. */
 typedef struct {
     int n_tok;
-    const float *f;
-    const int8_t *hi, *lo;
-    const float *scale;
-    const int32_t *xsum;
+    bool rows;
+    int64_t n_cols, k_pad, row_stride;
+    float *f;
+    int8_t *hi, *lo;
+    float *scale;
+    int32_t *xsum, *start;
     int64_t x_seg_len; /* columns that share an activation scale */
     int64_t seg_len;   /* joint segment: min(x_seg_len, weight seg_len, NB_SEG_MAX) */
+    int32_t zero_const;
 } nb_xtile;
 
 /* y[t * ldy + r] for rows r of panels [begin, end), tokens t of the tile: A2, weights dequantized
@@ -73,6 +90,11 @@ typedef void nb_gemm_f_fn(float *y, int64_t ldy, const nb_panels *w, int64_t beg
  * acc = fma(m, fl((float)xsum * s_x), acc). Segments ascending from acc = +0. */
 typedef void nb_gemm_i_fn(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                           const nb_xtile *tile);
+/* The same for all tiles of an x in rows, so that weights unpacked once serve all tokens. NULL on
+ * a machine without such a unit. `scratch` holds NB_GEMM_SCRATCH floats. */
+typedef void nb_gemm_rows_fn(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
+                             const nb_xtile *tiles, const int64_t *tile_first, int64_t n_tiles,
+                             float *scratch);
 
 /* A3 activation codes of one row: for each group of `group` columns (the last may be shorter)
  * absmax by integer comparison, scale = absmax / qmax, inv = qmax / absmax,
@@ -81,6 +103,15 @@ typedef void nb_gemm_i_fn(float *y, int64_t ldy, const nb_panels *w, int64_t beg
  * codes 0, and the call returns false. hi, lo [n]; scale [ceil(n / group)]. */
 typedef bool nb_quantize_row_fn(const float *x, int64_t n, int64_t group, int8_t *hi, int8_t *lo,
                                 float *scale);
+
+/* Fills the arrays of `tile` (f; or hi, lo, scale, xsum, start) from its n_tok tokens, token t at
+ * x + t * ld, by quantize_row's rule. False if a group of some token holds Inf or NaN. `staging`
+ * holds nb_pack_tile_staging(n_cols) bytes, aligned to 64. */
+typedef bool nb_pack_tile_fn(const nb_xtile *tile, const float *x, int64_t ld, void *staging);
+static inline int64_t nb_pack_tile_staging(int64_t n_cols)
+{
+    return (2 * ((n_cols + 63) / 64 * 64) + 4 * (n_cols / 32 + 16) + 63) / 64 * 64;
+}
 
 /* ---- A1, A6, A11: small steps; n is any length >= 1 ---- */
 
@@ -115,22 +146,43 @@ typedef int64_t nb_argmax_fn(const float *x, int64_t n);
 #define NB_KV_PAGE  32  /* positions in a page */
 #define NB_KV_SPLIT 256 /* positions in a split: partial softmaxes are merged in this unit */
 
+/* What a cell of the cache is. */
+typedef enum { NB_KV_F32, NB_KV_F16, NB_KV_BF16, NB_KV_INT8 } nb_kv_format;
+const char *nb_kv_format_name(nb_kv_format f); /* "f32", "f16", "bf16", "int8" */
+
 /* One layer's cache of one sequence. Position p lives in page table[p / NB_KV_PAGE], at
- * arena + page * page_bytes. In a page, for KV head h:
- *   keys    cell [d][p % 32] at k_offset + h * head_dim * 32 cells   (dimension-major)
- *   values  cell [p % 32][d] at v_offset + h * head_dim * 32 cells   (position-major)
- * Cells are NB_F32 or NB_F16. */
+ * arena + page * page_bytes. In a page, KV head h has its keys at k_offset + h * head_bytes and its
+ * values at v_offset + h * head_bytes:
+ *   floats  keys cell [d][p % 32] (dimension-major), values cell [p % 32][d] (position-major)
+ *   int8    keys [p % 32 / 16][d / 4][p % 16][d % 4], stored as code + 128: two U8 panels of 16
+ *           positions, head_dim rounded up to a multiple of 4, padding codes 0 (stored 128);
+ *           values cell [p % 32][d], signed; then 32 scales F16 each, at nb_kv_scales_at(head_dim)
+ *           from the start of the head's keys (values).
+ * int8 (A8): per position and head, s = F16(absmax / 127), at most 65504; code =
+ * clamp(rne(x * fl(1 / s)), -127, 127), all 0 where s is 0; Inf or NaN inside: s = NaN, codes 0.
+ * The value of a cell is fl(code * s). */
 typedef struct {
     uint8_t *arena;
-    size_t page_bytes, k_offset, v_offset;
+    size_t page_bytes, k_offset, v_offset, head_bytes;
     const int32_t *table;
-    nb_float_type cell;
+    nb_kv_format format;
     int n_kv_heads, head_dim;
 } nb_kv_view;
+static inline size_t nb_kv_scales_at(int head_dim)
+{
+    return (size_t)((head_dim + 3) / 4 * 4) * NB_KV_PAGE;
+}
+/* Bytes of the keys (or the values) of one head in a page. */
+static inline size_t nb_kv_head_bytes(nb_kv_format format, int head_dim)
+{
+    return format == NB_KV_INT8 ? nb_kv_scales_at(head_dim) + 2 * NB_KV_PAGE
+                                : (size_t)head_dim * NB_KV_PAGE * (format == NB_KV_F32 ? 4 : 2);
+}
 
-/* Stores the keys and values [n_kv_heads * head_dim] of position `pos`, converted to the cell
- * type (round to nearest even). */
-typedef void nb_kv_store_fn(const nb_kv_view *kv, int64_t pos, const float *k, const float *v);
+/* Stores the keys and values [n_heads * head_dim] of heads [head, head + n_heads) at position
+ * `pos`, converted to the format (round to nearest even). */
+typedef void nb_kv_store_fn(const nb_kv_view *kv, int64_t pos, int head, int n_heads,
+                            const float *k, const float *v);
 
 /* Causal attention of n_q consecutive tokens of one sequence, at positions pos0, pos0 + 1, ...,
  * for the query heads of one KV head (n_group of them: heads kv_head * n_group + j).
@@ -145,6 +197,8 @@ typedef void nb_kv_store_fn(const nb_kv_view *kv, int64_t pos, const float *k, c
  * o_j = A2 over the split's cells in ascending position, chunks cut every 128 positions of the
  * split. A split with no visible cell is skipped. Merge: m = max m_j; j ascending from L = O = +0,
  * w = nb_expf(fl(m_j - m)): L = fma(l_j, w, L), O = fma(o_j, w, O); out = O / L.
+ * With int8 cells and q_bits 8 or 16, q' of a token and head is quantized as one group by A3 to
+ * that width, and a score is fl((float)isum * fl(s_q * s_k)) with the exact sum of code products.
  * Cells that a query may not see are never read for it. `scratch` holds
  * nb_attn_scratch_floats(head_dim, pos0 + n_q) floats; head_dim <= NB_ATTN_MAX_DIM. */
 #define NB_ATTN_ROWS    24
@@ -156,6 +210,7 @@ typedef struct {
     int n_q, n_group, kv_head;
     int64_t pos0, window;
     float scale;
+    int q_bits; /* 8 or 16: the integer scores of modes i8 and i16, with int8 cells; else 0 */
     nb_kv_view kv;
     float *scratch;
 } nb_attn_args;
@@ -168,7 +223,9 @@ typedef struct {
     unsigned isa; /* the mask in force */
     nb_gemm_f_fn *gemm_f;
     nb_gemm_i_fn *gemm_i;
+    nb_gemm_rows_fn *gemm_rows;
     nb_quantize_row_fn *quantize_row;
+    nb_pack_tile_fn *pack_tile;
     nb_rmsnorm_fn *rmsnorm;
     nb_add_fn *add;
     nb_swiglu_fn *swiglu;

@@ -25,12 +25,14 @@ void nb_panels_plan(nb_panels *out, const nb_mat *m)
         nb_int_form form;
         m->fmt->int_form(m, &form);
         const bool u4 = form.code_hi - form.code_lo <= 15;
-        p.kind = u4 ? NB_PANEL_U4 : NB_PANEL_U8;
+        p.kind = form.table != NULL ? NB_PANEL_T4 : u4 ? NB_PANEL_U4 : NB_PANEL_U8;
         p.panel_bytes = p.k_pad * NB_PANEL_ROWS / (u4 ? 2 : 1);
         p.seg_len = form.segment_len;
         p.n_segs = (p.n_cols + p.seg_len - 1) / p.seg_len;
         p.scale_type = form.scale_type;
-        p.zero_const = u4 ? -form.code_lo : 128;
+        p.zero_const = u4 && form.table == NULL ? -form.code_lo : 128;
+        for (int i = 0; form.table != NULL && i < 16; i++)
+            p.table[i] = (uint8_t)(form.table[i] + 128);
         /* Placeholders that say which arrays the pack will fill; nb_panels_alloc replaces them. */
         static int16_t has_zeros;
         static uint8_t has_mins;

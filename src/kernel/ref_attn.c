@@ -15,6 +15,11 @@ int64_t nb_attn_scratch_floats(int head_dim, int64_t n_positions)
     return nb_attn_scratch(head_dim, n_positions).total;
 }
 
+static nb_float_type cell_type(const nb_kv_view *kv)
+{
+    return kv->format == NB_KV_F32 ? NB_F32 : kv->format == NB_KV_BF16 ? NB_BF16 : NB_F16;
+}
+
 /* Index, in cells, of key (d, p) and value (p, d) from the start of a head's part of a page. */
 static int64_t key_cell(int64_t d, int64_t p)
 {
@@ -29,19 +34,20 @@ static int64_t value_cell(const nb_kv_view *kv, int64_t d, int64_t p)
 /* The part of p's page that holds the keys (offset k_offset) or values (v_offset) of a head. */
 static void *page_of(const nb_kv_view *kv, size_t offset, int head, int64_t p)
 {
-    const size_t head_bytes = (size_t)kv->head_dim * NB_KV_PAGE * nb_float_bytes(kv->cell);
     return kv->arena + (size_t)kv->table[p / NB_KV_PAGE] * kv->page_bytes + offset +
-           (size_t)head * head_bytes;
+           (size_t)head * kv->head_bytes;
 }
 
-static void kv_store_ref(const nb_kv_view *kv, int64_t pos, const float *k, const float *v)
+static void kv_store_ref(const nb_kv_view *kv, int64_t pos, int first, int n_heads, const float *k,
+                         const float *v)
 {
-    for (int head = 0; head < kv->n_kv_heads; head++, k += kv->head_dim, v += kv->head_dim) {
+    const nb_float_type cell = cell_type(kv);
+    for (int head = first; head < first + n_heads; head++, k += kv->head_dim, v += kv->head_dim) {
         void *keys = page_of(kv, kv->k_offset, head, pos);
         void *values = page_of(kv, kv->v_offset, head, pos);
         for (int64_t d = 0; d < kv->head_dim; d++) {
-            nb_float_put(keys, kv->cell, key_cell(d, pos), k[d]);
-            nb_float_put(values, kv->cell, value_cell(kv, d, pos), v[d]);
+            nb_float_put(keys, cell, key_cell(d, pos), k[d]);
+            nb_float_put(values, cell, value_cell(kv, d, pos), v[d]);
         }
     }
 }
@@ -54,7 +60,7 @@ static float score_of(const nb_attn_args *a, const float *q, int64_t p)
     for (int64_t begin = 0; begin < a->kv.head_dim; begin += NB_CHUNK_K) {
         float chunk = 0;
         for (int64_t d = begin; d < a->kv.head_dim && d < begin + NB_CHUNK_K; d++)
-            chunk = fmaf(q[d], nb_float_get(keys, a->kv.cell, key_cell(d, p)), chunk);
+            chunk = fmaf(q[d], nb_float_get(keys, cell_type(&a->kv), key_cell(d, p)), chunk);
         sum += chunk;
     }
     return sum;
@@ -69,7 +75,7 @@ static float weighted_value(const nb_attn_args *a, const float *e, int64_t first
         float chunk = 0;
         for (int64_t p = cut < begin ? begin : cut; p < end && p < cut + NB_CHUNK_K; p++) {
             const void *values = page_of(&a->kv, a->kv.v_offset, a->kv_head, p);
-            const float v = nb_float_get(values, a->kv.cell, value_cell(&a->kv, d, p));
+            const float v = nb_float_get(values, cell_type(&a->kv), value_cell(&a->kv, d, p));
             chunk = fmaf(e[p - first], v, chunk);
         }
         sum += chunk;

@@ -12,7 +12,8 @@ static int code_at(const nb_panels *w, int64_t p, int64_t k, int i)
     if (w->kind == NB_PANEL_U8)
         return panel[k / 4 * 64 + 4 * i + k % 4];
     const uint8_t byte = panel[k / 8 * 64 + 4 * i + k % 4];
-    return k % 8 < 4 ? byte & 15 : byte >> 4;
+    const int nibble = k % 8 < 4 ? byte & 15 : byte >> 4;
+    return w->kind == NB_PANEL_T4 ? w->table[nibble] : nibble;
 }
 
 static int zero_at(const nb_panels *w, int64_t p, int64_t seg, int i)
@@ -41,6 +42,7 @@ static float weight_at(const nb_panels *w, int64_t p, int64_t k, int i)
     case NB_PANEL_BF16:
         return nb_float_get(w->codes, NB_BF16, e);
     case NB_PANEL_U4:
+    case NB_PANEL_T4:
     case NB_PANEL_U8:
         break;
     }
@@ -143,9 +145,57 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
     return finite;
 }
 
+/* Where plane element (column k, token t) lies. */
+static int64_t plane_at(const nb_xtile *x, int64_t k, int64_t t)
+{
+    return x->rows ? t * x->row_stride + k : (k / 4 * x->n_tok + t) * 4 + k % 4;
+}
+
+static void pack_row_i(const nb_xtile *tile, int64_t t, const int8_t *hi, const int8_t *lo,
+                       const float *scale)
+{
+    const int64_t n = tile->n_cols, n_tok = tile->n_tok;
+    for (int64_t k = 0; k < (tile->rows ? tile->row_stride : tile->k_pad); k++) {
+        tile->hi[plane_at(tile, k, t)] = k < n ? hi[k] : 0;
+        if (tile->lo != NULL)
+            tile->lo[plane_at(tile, k, t)] = k < n ? lo[k] : 0;
+    }
+    for (int64_t s = 0; s * tile->x_seg_len < n; s++)
+        tile->scale[s * n_tok + t] = scale[s];
+    for (int64_t s = 0; s * tile->seg_len < n; s++) {
+        uint32_t sum = 0;
+        for (int64_t k = s * tile->seg_len; k < n && k < (s + 1) * tile->seg_len; k++) {
+            const int32_t code = tile->lo != NULL ? 256 * hi[k] + lo[k] : hi[k];
+            sum += (uint32_t)code;
+        }
+        tile->xsum[s * n_tok + t] = (int32_t)sum;
+        if (tile->start != NULL)
+            tile->start[s * n_tok + t] = (int32_t)(0u - (uint32_t)tile->zero_const * sum);
+    }
+}
+
+static bool pack_tile(const nb_xtile *tile, const float *x, int64_t ld, void *staging)
+{
+    bool finite = true;
+    for (int64_t t = 0; t < tile->n_tok; t++, x += ld) {
+        if (tile->f != NULL) {
+            for (int64_t k = 0; k < tile->n_cols; k++)
+                tile->f[k * tile->n_tok + t] = x[k];
+            continue;
+        }
+        const int64_t width = (tile->n_cols + 63) / 64 * 64;
+        int8_t *hi = staging, *lo = tile->lo != NULL ? hi + width : NULL;
+        float *scale = (float *)(void *)(hi + 2 * width);
+        finite = quantize_row(x, tile->n_cols, tile->x_seg_len, hi, lo, scale) && finite;
+        pack_row_i(tile, t, hi, lo, scale);
+    }
+    return finite;
+}
+
 void nb_kernels_ref_dot(nb_kernels *k)
 {
     k->gemm_f = gemm_f;
     k->gemm_i = gemm_i;
     k->quantize_row = quantize_row;
+    k->pack_tile = pack_tile;
 }

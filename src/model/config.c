@@ -15,9 +15,10 @@
 #define MAX_VOCAB  (1 << 24)
 #define MAX_CTX    (1 << 27)
 
-int64_t nb_config_kv_bytes(const nb_config *c, nb_float_type cell)
+int64_t nb_config_kv_bytes(const nb_config *c, nb_kv_format cell)
 {
-    return 2 * c->n_layers * c->n_kv_heads * c->head_dim * (int64_t)nb_float_bytes(cell);
+    return 2 * c->n_layers * c->n_kv_heads * (int64_t)nb_kv_head_bytes(cell, (int)c->head_dim) /
+           NB_KV_PAGE;
 }
 
 static nb_status check_positive(const char *key, double v, nb_err *err)

@@ -188,7 +188,7 @@ static void rope_row(const rows_run *run, int64_t row)
     k->rope(q, cosine, sine, c->n_heads, c->head_dim, c->rot_dim);
     k->rope(key, cosine, sine, c->n_kv_heads, c->head_dim, c->rot_dim);
     const nb_kv_view view = nb_kv_seq_view(in->seq, run->layer_index);
-    k->kv_store(&view, pos, key, w->v + row * c->n_kv_heads * c->head_dim);
+    k->kv_store(&view, pos, 0, (int)c->n_kv_heads, key, w->v + row * c->n_kv_heads * c->head_dim);
 }
 
 /* ---- linears ---- */

@@ -4,15 +4,15 @@
 #include <assert.h>
 
 /* Bytes of the keys (or the values) of one layer in a page. */
-static size_t half_layer_bytes(const nb_config *c, nb_float_type cell)
+static size_t half_layer_bytes(const nb_config *c, nb_kv_format cell)
 {
-    return (size_t)(c->n_kv_heads * c->head_dim * NB_KV_PAGE) * nb_float_bytes(cell);
+    return (size_t)c->n_kv_heads * nb_kv_head_bytes(cell, (int)c->head_dim);
 }
 
-nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_float_type cell, int64_t n_pages,
+nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_kv_format cell, int64_t n_pages,
                           nb_err *err)
 {
-    assert(cell == NB_F32 || cell == NB_F16);
+    assert(cell == NB_KV_F32 || cell == NB_KV_F16);
     *pool = (nb_kv_pool){.config = c, .cell = cell, .n_pages = n_pages, .n_free = n_pages};
     if (n_pages > INT32_MAX)
         return nb_fail(err, NB_LIMIT, "a KV cache of %lld pages", (long long)n_pages);
@@ -82,7 +82,8 @@ nb_kv_view nb_kv_seq_view(const nb_kv_seq *seq, int64_t layer)
                         .k_offset = 2 * half * (size_t)layer,
                         .v_offset = 2 * half * (size_t)layer + half,
                         .table = seq->table,
-                        .cell = seq->pool->cell,
+                        .format = seq->pool->cell,
+                        .head_bytes = nb_kv_head_bytes(seq->pool->cell, (int)c->head_dim),
                         .n_kv_heads = (int)c->n_kv_heads,
                         .head_dim = (int)c->head_dim};
 }

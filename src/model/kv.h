@@ -8,7 +8,7 @@
 
 typedef struct {
     const nb_config *config;
-    nb_float_type cell;
+    nb_kv_format cell;
     size_t page_bytes;
     int64_t n_pages, n_free;
     uint8_t *arena;
@@ -16,7 +16,7 @@ typedef struct {
 } nb_kv_pool;
 
 /* Room for n_pages pages; memory becomes resident as pages are used. */
-nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_float_type cell, int64_t n_pages,
+nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_kv_format cell, int64_t n_pages,
                           nb_err *err);
 void nb_kv_pool_free(nb_kv_pool *pool);
 

@@ -53,6 +53,7 @@ typedef struct {
     int code_lo, code_hi;     /* every code lies between these */
     bool has_zero, has_min;   /* whether zero / min are ever other than 0 */
     nb_float_type scale_type; /* the narrowest type that holds every scale and min exactly */
+    const int8_t *table;      /* NULL; or 16 codes, of which code[c] is an index 0..15 */
 } nb_int_form;
 
 /* A row's codes and parameters; the caller provides the arrays. */

@@ -35,7 +35,7 @@ typedef struct {
 } scored;
 
 static void open_scored(scored *f, uint64_t seed, const nb_protocol *p, unsigned isa, int threads,
-                        nb_float_type cell)
+                        nb_kv_format cell)
 {
     nb_err err;
     char name[32];
@@ -70,7 +70,7 @@ static void plain_logits(scored *f, const int32_t *window, int64_t n, float *log
     nb_kv_pool kv;
     nb_kv_seq seq;
     must(nb_work_init(&work, &f->model, &f->kernels, f->pool, 1, &err), &err);
-    must(nb_kv_pool_init(&kv, &f->model.config, NB_F32, nb_kv_pages_for(n), &err), &err);
+    must(nb_kv_pool_init(&kv, &f->model.config, NB_KV_F32, nb_kv_pages_for(n), &err), &err);
     must(nb_kv_seq_init(&seq, &kv, n, &err), &err);
     float *hidden = calloc((size_t)f->model.config.d_model, sizeof *hidden);
     for (int64_t i = 0; i < n; i++) {
@@ -249,8 +249,8 @@ static void real_protocols_score_what_they_say(void **state)
         const nb_protocol *p = nb_protocol_by_name(cases[i].name);
         const int64_t n = cases[i].n_windows * p->n_ctx + 17; /* what is left over does not count */
         scored f, base;
-        open_scored(&f, 1, p, NB_ISA_ALL, 2, NB_F32);
-        open_scored(&base, 1, p, NB_ISA_ALL, 2, NB_F32);
+        open_scored(&f, 1, p, NB_ISA_ALL, 2, NB_KV_F32);
+        open_scored(&base, 1, p, NB_ISA_ALL, 2, NB_KV_F32);
         for (int64_t d = 0; d < f.model.config.d_model; d++) /* a relative: like, not equal */
             f.model.layers[1].ffn_norm[d] *= 1.2f;
         const nb_score got = run_score(&f, &base, p, n, 0);
@@ -276,8 +276,8 @@ static void scores_are_those_of_the_plain_computation(void **state)
         const nb_protocol *p = &protocols[i];
         const int64_t n_windows = p->n_ctx < 200 ? 4 : 2;
         scored f, base;
-        open_scored(&f, 1, p, NB_ISA_ALL, 3, NB_F32);
-        open_scored(&base, 2, p, NB_ISA_ALL, 3, NB_F32);
+        open_scored(&f, 1, p, NB_ISA_ALL, 3, NB_KV_F32);
+        open_scored(&base, 2, p, NB_ISA_ALL, 3, NB_KV_F32);
         nb_score got = run_score(&f, &base, p, n_windows * p->n_ctx, 0);
         nb_score want = plain_score(&f, &base, p, n_windows);
         check_score(&got, &want);
@@ -296,8 +296,8 @@ static void a_model_does_not_diverge_from_itself(void **state)
 {
     (void)state;
     scored f, base;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_F32);
-    open_scored(&base, 1, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_KV_F32);
+    open_scored(&base, 1, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     const nb_score r = run_score(&f, &base, &short_one, 480, 0);
     assert_true(r.kl_mean == 0 && r.kl_mean_se == 0 && r.kl_median == 0 && r.kl_p99 == 0);
     assert_true(r.kl_max == 0 && r.top1 == 1 && r.top1_se == 0);
@@ -311,8 +311,8 @@ static void an_f16_cache_shows(void **state)
 {
     (void)state;
     scored f, base;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_F16);
-    open_scored(&base, 1, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_KV_F16);
+    open_scored(&base, 1, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     const nb_score r = run_score(&f, &base, &short_one, 480, 0);
     assert_true(r.kl_mean != 0 && fabs(r.kl_mean) < 1e-4);
     close_scored(&f);
@@ -328,10 +328,10 @@ static void sharing_a_base_changes_nothing(void **state)
     nb_scorer scorers[3];
     nb_score together[3];
     for (int i = 0; i < 3; i++) {
-        open_scored(&f[i], (uint64_t)(3 - i), &short_one, NB_ISA_ALL, 2, NB_F16);
+        open_scored(&f[i], (uint64_t)(3 - i), &short_one, NB_ISA_ALL, 2, NB_KV_F16);
         scorers[i] = f[i].scorer;
     }
-    open_scored(&base, 2, &short_one, NB_ISA_ALL, 2, NB_F32);
+    open_scored(&base, 2, &short_one, NB_ISA_ALL, 2, NB_KV_F32);
     must(nb_score_run(scorers, 3, &base.scorer, &short_one, tokens, 500, 0, NULL, NULL, together,
                       &err),
          &err);
@@ -356,8 +356,8 @@ static void scores_do_not_depend_on_threads_or_instructions(void **state)
             continue;
         for (int threads = 1; threads <= 3; threads++, n++) {
             scored f, base;
-            open_scored(&f, 1, &short_one, isas[i], threads, NB_F16);
-            open_scored(&base, 2, &short_one, isas[i], threads, NB_F32);
+            open_scored(&f, 1, &short_one, isas[i], threads, NB_KV_F16);
+            open_scored(&base, 2, &short_one, isas[i], threads, NB_KV_F32);
             const nb_score r = run_score(&f, &base, &short_one, 200, 0);
             if (n == 0)
                 want = r;
@@ -375,8 +375,8 @@ static void the_hosts_floating_point_environment_does_not_matter(void **state)
     (void)state;
 #if defined(__x86_64__)
     scored f, base;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_F32);
-    open_scored(&base, 2, &short_one, NB_ISA_ALL, 2, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_KV_F32);
+    open_scored(&base, 2, &short_one, NB_ISA_ALL, 2, NB_KV_F32);
     const nb_score want = run_score(&f, &base, &short_one, 200, 0);
     const unsigned before = _mm_getcsr();
     _mm_setcsr((before | 0x8040u | 0x6000u) & ~0x3fu); /* flush, denormals are zero, toward zero */
@@ -399,7 +399,7 @@ static void only_scored_windows_count(void **state)
 {
     (void)state;
     scored f;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     const nb_score want = run_score(&f, NULL, &short_one, 96, 0);
     const int32_t saved = tokens[96];
     tokens[96] = 99999;
@@ -440,7 +440,7 @@ static void what_cannot_be_scored_is_refused(void **state)
 {
     (void)state;
     scored f, base;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     f.scorer.name = "small.gguf";
     refused(&f, NULL, 0, "0 tokens; protocol 'short' needs at least 48");
     refused(&f, NULL, 47, "47 tokens; protocol 'short' needs at least 48");
@@ -458,7 +458,7 @@ static void what_cannot_be_scored_is_refused(void **state)
         }
     }
     tiny_model_write("model9", &(tiny_model){.seed = 9, .n_vocab = 300});
-    open_scored(&base, 9, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&base, 9, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     refused(&f, &base, 48, "small.gguf: a vocabulary of 265 tokens, and the base has 300");
     close_scored(&base);
     close_scored(&f);
@@ -470,8 +470,8 @@ static void logits_that_are_not_finite_are_refused(void **state)
     (void)state;
     tiny_model_write("model8", &(tiny_model){.seed = 8, .nan_head = true});
     scored f, bad;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_F32);
-    open_scored(&bad, 8, &short_one, NB_ISA_ALL, 2, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 2, NB_KV_F32);
+    open_scored(&bad, 8, &short_one, NB_ISA_ALL, 2, NB_KV_F32);
     bad.scorer.name = "broken";
     refused(&bad, NULL, 48, "broken: the logits of tokens 16 to 46 hold Inf or NaN");
     refused(&bad, &f, 48, "broken: the logits of tokens 16 to 46 hold Inf or NaN");
@@ -498,7 +498,7 @@ static void progress_is_told_and_can_stop(void **state)
     nb_err err;
     scored f;
     nb_score r = {.n_tokens = -7};
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     watcher w = {0};
     must(nb_score_run(&f.scorer, 1, NULL, &short_one, tokens, 300, 0, watch, &w, &r, &err), &err);
     assert_int_equal(w.n, 6);
@@ -518,10 +518,10 @@ static void a_context_shorter_than_the_window_is_refused(void **state)
     (void)state;
     nb_err err;
     scored f;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     nb_scorer s;
     assert_int_equal(nb_scorer_init(&s, &f.model, &f.kernels, f.pool, nb_protocol_by_name("llama"),
-                                    NB_F32, &err),
+                                    NB_KV_F32, &err),
                      NB_USAGE);
     assert_string_equal(err.text, "protocol 'llama' needs a context of 512, and the model has 48");
     nb_scorer_free(&s);
@@ -532,7 +532,7 @@ static void scoring_survives_every_allocation_failure(void **state)
 {
     (void)state;
     scored f;
-    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_F32);
+    open_scored(&f, 1, &short_one, NB_ISA_ALL, 1, NB_KV_F32);
     const int64_t before = nb_alloc_live();
     int64_t n = 1;
     for (;; n++) {
@@ -541,7 +541,7 @@ static void scoring_survives_every_allocation_failure(void **state)
         nb_score r;
         nb_alloc_fail_at(n);
         nb_status status =
-            nb_scorer_init(&s, &f.model, &f.kernels, f.pool, &short_one, NB_F32, &err);
+            nb_scorer_init(&s, &f.model, &f.kernels, f.pool, &short_one, NB_KV_F32, &err);
         if (status == NB_OK)
             status =
                 nb_score_run(&s, 1, &f.scorer, &short_one, tokens, 100, 0, NULL, NULL, &r, &err);

@@ -43,7 +43,7 @@ static void run_way(nb_model *m, const way *w, uint64_t *hash)
     nb_kv_seq seq;
     nb_kernels_init(&k, w->isa);
     must(nb_work_init(&work, m, &k, pools[w->threads], N_TOKENS, &err), &err);
-    must(nb_kv_pool_init(&kv, &m->config, NB_F16, nb_kv_pages_for(N_TOKENS), &err), &err);
+    must(nb_kv_pool_init(&kv, &m->config, NB_KV_F16, nb_kv_pages_for(N_TOKENS), &err), &err);
     must(nb_kv_seq_init(&seq, &kv, N_TOKENS, &err), &err);
     const int64_t vocab = m->config.vocab_size, d = m->config.d_model;
     float *hidden = calloc((size_t)(w->step * d), sizeof *hidden);
@@ -153,8 +153,8 @@ static void scores_of_wikitext_are_the_known_ones(void **state)
     nb_kernels_init(&k, NB_ISA_ALL);
     nb_scorer scorers[3], base;
     for (int mode = 0; mode < 3; mode++)
-        must(nb_scorer_init(&scorers[mode], &models[mode], &k, pools[2], p, NB_F16, &err), &err);
-    must(nb_scorer_init(&base, &models[NB_COMPUTE_F], &k, pools[2], p, NB_F32, &err), &err);
+        must(nb_scorer_init(&scorers[mode], &models[mode], &k, pools[2], p, NB_KV_F16, &err), &err);
+    must(nb_scorer_init(&base, &models[NB_COMPUTE_F], &k, pools[2], p, NB_KV_F32, &err), &err);
     nb_score r[3];
     must(nb_score_run(scorers, 3, &base, p, tokens.ids, tokens.n, 2, NULL, NULL, r, &err), &err);
     for (int mode = 0; mode < 3; mode++) {

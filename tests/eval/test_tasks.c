@@ -213,7 +213,7 @@ static const char *plain_model(void)
 
 static nb_status run_task(fixture *f, const nb_task *t, nb_task_result *r, nb_err *err)
 {
-    return nb_task_run(t, &f->model, f->tokenizer, &f->kernels, f->pool, NB_F16, NULL, NULL, r,
+    return nb_task_run(t, &f->model, f->tokenizer, &f->kernels, f->pool, NB_KV_F16, NULL, NULL, r,
                        err);
 }
 
@@ -233,7 +233,7 @@ static double plain_loglik(fixture *f, const nb_task_choice *c)
     nb_kv_seq seq;
     const int64_t vocab = f->model.config.vocab_size, d = f->model.config.d_model;
     must(nb_work_init(&work, &f->model, &f->kernels, f->pool, 512, &err), &err);
-    must(nb_kv_pool_init(&kv, &f->model.config, NB_F16, 16, &err), &err);
+    must(nb_kv_pool_init(&kv, &f->model.config, NB_KV_F16, 16, &err), &err);
     must(nb_kv_seq_init(&seq, &kv, 512, &err), &err);
     float *hidden = calloc((size_t)(whole.n * d), sizeof *hidden);
     float *logits = calloc((size_t)vocab, sizeof *logits);
@@ -432,7 +432,7 @@ static void items_that_cannot_be_scored_are_refused(void **state)
     must(nb_model_open(&few, store, &(nb_model_options){NB_COMPUTE_AUTO, 64}, f.pool, &err), &err);
     t = load(GOOD, 0);
     const nb_status s =
-        nb_task_run(&t, &few, f.tokenizer, &f.kernels, f.pool, NB_F16, NULL, NULL, &r, &err);
+        nb_task_run(&t, &few, f.tokenizer, &f.kernels, f.pool, NB_KV_F16, NULL, NULL, &r, &err);
     nb_task_free(&t);
     assert_int_equal(s, NB_DATA);
     assert_non_null(strstr(err.text, ": line 1: token id 122 is outside the vocabulary of 122"));
@@ -473,12 +473,12 @@ static void progress_is_told_and_can_stop(void **state)
     nb_task_result r;
     must(nb_task_load(&t, scratch_path("items.jsonl"), 0, &err), &err);
     watcher w = {0};
-    must(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_F32, watch, &w, &r, &err),
+    must(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_KV_F32, watch, &w, &r, &err),
          &err);
     assert_true(w.done == 90 && w.n > 3);
     w = (watcher){.stop = true};
     assert_int_equal(
-        nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_F32, watch, &w, &r, &err),
+        nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_KV_F32, watch, &w, &r, &err),
         NB_INTERRUPTED);
     assert_int_equal(w.n, 1);
     nb_task_free(&t);

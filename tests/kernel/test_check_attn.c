@@ -11,19 +11,24 @@
 
 /* A sequence in a cache, and queries that end at its last position. */
 typedef struct {
-    nb_float_type cell;
+    nb_kv_format cell;
     int n_kv_heads, head_dim, n_group, n_q;
     int64_t pos0, window;
     check_kind kind;
     uint64_t seed;
 } scene;
 
+static nb_float_type cell_type(nb_kv_format f)
+{
+    return f == NB_KV_F32 ? NB_F32 : f == NB_KV_BF16 ? NB_BF16 : NB_F16;
+}
+
 static void scene_text(const scene *s, char out[200])
 {
     snprintf(out, 200,
              "%s cells, %d kv heads, head_dim %d, group %d, %d queries at %lld, window %lld, %s "
              "data, seed %llu",
-             nb_float_name(s->cell), s->n_kv_heads, s->head_dim, s->n_group, s->n_q,
+             nb_kv_format_name(s->cell), s->n_kv_heads, s->head_dim, s->n_group, s->n_q,
              (long long)s->pos0, (long long)s->window, check_kind_name(s->kind),
              (unsigned long long)s->seed);
 }
@@ -42,8 +47,7 @@ typedef struct {
 static cache cache_open(const scene *s, const nb_kernels *k)
 {
     const int64_t n_positions = s->pos0 + s->n_q, n_pages = (n_positions + 31) / 32;
-    const size_t part =
-        (size_t)(s->n_kv_heads * s->head_dim * NB_KV_PAGE) * nb_float_bytes(s->cell);
+    const size_t part = (size_t)s->n_kv_heads * nb_kv_head_bytes(s->cell, s->head_dim);
     const size_t page_bytes = 2 * part + 64; /* room for something else, which stays NaN */
     cache c = {.arena_bytes = page_bytes * (size_t)(2 * n_pages + 1)};
     c.arena = check_alloc(c.arena_bytes);
@@ -55,7 +59,8 @@ static cache cache_open(const scene *s, const nb_kernels *k)
                           .k_offset = 32 + part,
                           .v_offset = 32,
                           .table = c.table,
-                          .cell = s->cell,
+                          .format = s->cell,
+                          .head_bytes = nb_kv_head_bytes(s->cell, s->head_dim),
                           .n_kv_heads = s->n_kv_heads,
                           .head_dim = s->head_dim};
 
@@ -64,7 +69,7 @@ static cache cache_open(const scene *s, const nb_kernels *k)
     for (int64_t p = 0; p < n_positions; p++) {
         check_fill(key, width, s->kind, s->seed * 1000003 + (uint64_t)(2 * p));
         check_fill(value, width, s->kind, s->seed * 1000003 + (uint64_t)(2 * p + 1));
-        k->kv_store(&c.view, p, key, value);
+        k->kv_store(&c.view, p, 0, s->n_kv_heads, key, value);
     }
     /* the table has no entry for pages that nobody sees: following it would be a crash */
     if (s->window > 0 && s->window <= s->pos0)
@@ -162,7 +167,7 @@ static int64_t one_of(uint64_t seed, uint64_t index, const int64_t *choices, int
 static scene random_scene(uint64_t seed)
 {
     scene s = {.seed = seed};
-    s.cell = check_pick(seed, 0, 2) ? NB_F16 : NB_F32;
+    s.cell = check_pick(seed, 0, 2) ? NB_KV_F16 : NB_KV_F32;
     s.head_dim =
         (int)ONE_OF(seed, 1, 1, 2, 7, 15, 16, 17, 32, 33, 48, 64, 64, 80, 96, 127, 128, 129, 160);
     s.n_group = (int)ONE_OF(seed, 2, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9, 12, 13, 24);
@@ -192,14 +197,14 @@ static void walk(check_run *run, const nb_kernels *ref, const nb_kernels *k, uin
     }
     static const scene fixed[] = {
         /* SmolLM2, prefill across a split and decode */
-        {NB_F16, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 1},
-        {NB_F32, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 2},
-        {NB_F16, 3, 64, 3, 1, 1100, 0, CHECK_RANDOM, 3},
+        {NB_KV_F16, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 1},
+        {NB_KV_F32, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 2},
+        {NB_KV_F16, 3, 64, 3, 1, 1100, 0, CHECK_RANDOM, 3},
         /* the largest head, deep, with and without a window */
-        {NB_F16, 1, 512, 1, 2, 700, 0, CHECK_RANDOM, 4},
-        {NB_F32, 1, 256, 2, 2, 3000, 0, CHECK_RANDOM, 5},
-        {NB_F16, 1, 64, 1, 24, 2040, 10, CHECK_RANDOM, 6},
-        {NB_F32, 1, 16, 1, 24, 250, 3, CHECK_RANDOM, 7},
+        {NB_KV_F16, 1, 512, 1, 2, 700, 0, CHECK_RANDOM, 4},
+        {NB_KV_F32, 1, 256, 2, 2, 3000, 0, CHECK_RANDOM, 5},
+        {NB_KV_F16, 1, 64, 1, 24, 2040, 10, CHECK_RANDOM, 6},
+        {NB_KV_F32, 1, 16, 1, 24, 250, 3, CHECK_RANDOM, 7},
     };
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
         check_scene(run, ref, k, &fixed[i]);
@@ -237,7 +242,7 @@ static void the_reference_does_not_depend_on_grouping(void **state)
 static void poisoned_positions(const nb_kernels *k)
 {
     for (int window = 0; window <= 4; window += 4) {
-        const scene s = {NB_F32, 1, 64, 2, 12, 250, window, CHECK_RANDOM, 5};
+        const scene s = {NB_KV_F32, 1, 64, 2, 12, 250, window, CHECK_RANDOM, 5};
         cache c = cache_open(&s, k);
         check_run run = {.name = "poison"};
         float *clean = open_out(&s, &c), *out = open_out(&s, &c);
@@ -247,7 +252,7 @@ static void poisoned_positions(const nb_kernels *k)
             key[i] = NAN;
             value[i] = i % 2 ? INFINITY : NAN;
         }
-        k->kv_store(&c.view, 256, key, value); /* the first of a split */
+        k->kv_store(&c.view, 256, 0, 1, key, value); /* the first of a split */
         attend(&run, "poisoned", &s, &c, k, 0, s.n_q, out);
         for (int t = 0; t < s.n_q; t++) {
             const int64_t pos = s.pos0 + t;
@@ -274,8 +279,8 @@ static void exact_means(const nb_kernels *k)
     static const int64_t places[] = {0, 1, 31, 32, 127, 128, 255, 256, 300, 511, 512, 1000};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         for (int64_t window = 0; window <= 300; window += 75) {
-            const scene s = {i % 2 ? NB_F16 : NB_F32, 1, 36, 3, 5, places[i], window,
-                             CHECK_INTEGERS,          i};
+            const scene s = {
+                i % 2 ? NB_KV_F16 : NB_KV_F32, 1, 36, 3, 5, places[i], window, CHECK_INTEGERS, i};
             cache c = cache_open(&s, k);
             memset(c.q, 0, (size_t)(s.n_q * c.ld) * sizeof *c.q);
             check_run run = {.name = "mean"};
@@ -341,7 +346,7 @@ static void truth_of_head(const scene *s, const cache *c, int t, int kv_head, co
         page = c->arena + (size_t)c->table[p / 32] * c->view.page_bytes;
         double dot = 0, size = 0;
         for (int64_t d = 0; d < dim; d++) {
-            const double k = (double)nb_float_get(page + c->view.k_offset, s->cell,
+            const double k = (double)nb_float_get(page + c->view.k_offset, cell_type(s->cell),
                                                   (kv_head * dim + d) * 32 + p % 32);
             dot += (double)q[d] * k;
             size += fabs((double)q[d] * k);
@@ -361,7 +366,7 @@ static void truth_of_head(const scene *s, const cache *c, int t, int kv_head, co
         double sum = 0, size = 0;
         for (int64_t p = begin; p < end; p++) {
             page = c->arena + (size_t)c->table[p / 32] * c->view.page_bytes;
-            const double v = (double)nb_float_get(page + c->view.v_offset, s->cell,
+            const double v = (double)nb_float_get(page + c->view.v_offset, cell_type(s->cell),
                                                   (kv_head * 32 + p % 32) * dim + d);
             sum += exp(score[p] - max) * v;
             size += exp(score[p] - max) * fabs(v);
@@ -437,12 +442,14 @@ static void scale_off(const nb_attn_args *args)
 }
 
 /* Cell (7, 31) of each head is one bit off, as a wrong rounding of a tail would be. */
-static void store_off(const nb_kv_view *kv, int64_t pos, const float *k, const float *v)
+static void store_off(const nb_kv_view *kv, int64_t pos, int head, int n, const float *k,
+                      const float *v)
 {
-    good.kv_store(kv, pos, k, v);
+    good.kv_store(kv, pos, head, n, k, v);
     uint8_t *page = kv->arena + (size_t)kv->table[pos / 32] * kv->page_bytes;
     if (kv->head_dim > 7 && pos % 32 == 31)
-        page[kv->v_offset + (size_t)(31 * kv->head_dim + 7) * nb_float_bytes(kv->cell)] ^= 1;
+        page[kv->v_offset +
+             (size_t)(31 * kv->head_dim + 7) * nb_float_bytes(cell_type(kv->format))] ^= 1;
 }
 
 static void writes_before_scratch(const nb_attn_args *args)

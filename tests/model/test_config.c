@@ -92,7 +92,7 @@ static void a_config_is_read(void **state)
     assert_int_equal(c.bos, 1);
     assert_int_equal(c.eos, 2);
     assert_string_equal(c.warning, "");
-    assert_int_equal(nb_config_kv_bytes(&c, NB_F16), 2 * 2 * 2 * 16 * 2);
+    assert_int_equal(nb_config_kv_bytes(&c, NB_KV_F16), 2 * 2 * 2 * 16 * 2);
 }
 
 static void missing_keys_have_the_defaults_of_the_class(void **state)

@@ -30,7 +30,7 @@ typedef struct {
 } fixture;
 
 static void open_model(fixture *f, const char *path, nb_compute_choice compute, unsigned isa,
-                       int threads, nb_float_type cell)
+                       int threads, nb_kv_format cell)
 {
     nb_err err;
     *f = (fixture){0};
@@ -102,7 +102,7 @@ static void logits_agree_with_transformers(void **state)
         char path[1024];
         model_path(path, sizeof path, names[i]);
         fixture f;
-        open_model(&f, path, NB_COMPUTE_AUTO, NB_ISA_ALL, 2, NB_F32);
+        open_model(&f, path, NB_COMPUTE_AUTO, NB_ISA_ALL, 2, NB_KV_F32);
         int64_t n;
         double *want;
         int32_t *tokens = load_tokens(names[i], &n, &want);
@@ -199,7 +199,7 @@ static const unsigned isas[] = {0, NB_ISA_AVX2, NB_ISA_AVX2 | NB_ISA_AVX512};
 
 /* All ways to compute the same logits; `what` names the model in a failure. */
 static int64_t check_matrix(const char *path, const char *what, nb_compute_choice compute,
-                            nb_float_type cell, const int32_t *tokens, int64_t n)
+                            nb_kv_format cell, const int32_t *tokens, int64_t n)
 {
     static const int64_t steps[] = {64, 1, 7, 16};
     static const int threads[] = {1, 2, 3};
@@ -221,8 +221,8 @@ static int64_t check_matrix(const char *path, const char *what, nb_compute_choic
                 }
                 if (memcmp(want, got, bytes) != 0)
                     fail_msg("%s, compute %d, cells %s: %s, %d threads, steps of %lld differ", what,
-                             (int)compute, nb_float_name(cell), nb_isa_name(isas[isa]), threads[t],
-                             (long long)steps[s]);
+                             (int)compute, nb_kv_format_name(cell), nb_isa_name(isas[isa]),
+                             threads[t], (long long)steps[s]);
                 n_ways++;
             }
             free(got);
@@ -243,7 +243,7 @@ static void logits_are_the_same_bits_however_they_are_computed(void **state)
         model_path(path, sizeof path, names[i]);
         int64_t n;
         int32_t *tokens = load_tokens(names[i], &n, NULL);
-        n_ways += check_matrix(path, names[i], NB_COMPUTE_AUTO, NB_F16, tokens, n);
+        n_ways += check_matrix(path, names[i], NB_COMPUTE_AUTO, NB_KV_F16, tokens, n);
         free(tokens);
     }
     static const struct {
@@ -271,7 +271,7 @@ static void logits_are_the_same_bits_however_they_are_computed(void **state)
         int32_t *tokens = load_tokens(source, &n, NULL);
         for (int compute = NB_COMPUTE_AUTO; compute <= NB_COMPUTE_ALL_I16; compute++)
             n_ways += check_matrix(to, schemes[i].name, (nb_compute_choice)compute,
-                                   compute == NB_COMPUTE_ALL_I8 ? NB_F32 : NB_F16, tokens, n);
+                                   compute == NB_COMPUTE_ALL_I8 ? NB_KV_F32 : NB_KV_F16, tokens, n);
         free(tokens);
     }
     assert_true(n_ways >= 12 * (int64_t)(N_NAMES + 4 * sizeof schemes / sizeof *schemes));
@@ -285,7 +285,7 @@ static void a_sequence_does_not_feel_its_neighbours(void **state)
     char path[1024];
     model_path(path, sizeof path, "smollm");
     fixture f;
-    open_model(&f, path, NB_COMPUTE_AUTO, NB_ISA_ALL, 2, NB_F16);
+    open_model(&f, path, NB_COMPUTE_AUTO, NB_ISA_ALL, 2, NB_KV_F16);
     int64_t n;
     int32_t *tokens = load_tokens("smollm", &n, NULL);
     const int64_t vocab = f.model.config.vocab_size, d = f.model.config.d_model;
@@ -323,7 +323,7 @@ static void a_refused_step_leaves_everything_as_it_was(void **state)
     char path[1024];
     model_path(path, sizeof path, "llama");
     fixture f;
-    open_model(&f, path, NB_COMPUTE_AUTO, NB_ISA_ALL, 1, NB_F16);
+    open_model(&f, path, NB_COMPUTE_AUTO, NB_ISA_ALL, 1, NB_KV_F16);
     nb_kv_seq seq;
     must(nb_kv_seq_init(&seq, &f.kv, 64, &err), &err);
     float *hidden = malloc((size_t)(128 * f.model.config.d_model) * 4);

@@ -52,7 +52,7 @@ static void pages_are_neither_lost_nor_shared(void **state)
     enum { N_SEQS = 7, N_PAGES = 40, CAP = 400, N_OPS = 1000000 };
     nb_err err;
     nb_kv_pool pool;
-    must(nb_kv_pool_init(&pool, &config, NB_F16, N_PAGES, &err), &err);
+    must(nb_kv_pool_init(&pool, &config, NB_KV_F16, N_PAGES, &err), &err);
     nb_kv_seq seqs[N_SEQS];
     int64_t reserved[N_SEQS] = {0}, n_refused = 0, n_full = 0;
     for (int s = 0; s < N_SEQS; s++)
@@ -112,7 +112,7 @@ static void limits_have_their_words(void **state)
     (void)state;
     nb_err err;
     nb_kv_pool pool;
-    must(nb_kv_pool_init(&pool, &config, NB_F32, 3, &err), &err);
+    must(nb_kv_pool_init(&pool, &config, NB_KV_F32, 3, &err), &err);
     nb_kv_seq a, b;
     must(nb_kv_seq_init(&a, &pool, 64, &err), &err);
     must(nb_kv_seq_init(&b, &pool, 1000, &err), &err);
@@ -129,7 +129,7 @@ static void limits_have_their_words(void **state)
     nb_kv_seq_free(&a);
     nb_kv_pool_free(&pool);
     nb_kv_pool_free(&pool);
-    assert_int_equal(nb_kv_pool_init(&pool, &config, NB_F32, (int64_t)1 << 40, &err), NB_LIMIT);
+    assert_int_equal(nb_kv_pool_init(&pool, &config, NB_KV_F32, (int64_t)1 << 40, &err), NB_LIMIT);
     assert_string_equal(err.text, "a KV cache of 1099511627776 pages");
     assert_int_equal(nb_alloc_live(), 0);
 }
@@ -141,7 +141,7 @@ static void sizes_do_not_wrap(void **state)
     nb_err err;
     const nb_config huge = {.n_layers = 4096, .n_kv_heads = 4096, .head_dim = 512};
     nb_kv_pool pool;
-    assert_int_equal(nb_kv_pool_init(&pool, &huge, NB_F32, INT32_MAX, &err), NB_MEMORY);
+    assert_int_equal(nb_kv_pool_init(&pool, &huge, NB_KV_F32, INT32_MAX, &err), NB_MEMORY);
     assert_memory_equal(err.text, "the KV cache: ", 14);
     assert_int_equal(nb_alloc_live(), 0);
 }
@@ -153,11 +153,11 @@ static void cells_do_not_overlap(void **state)
     (void)state;
     enum { N = 100 };
     nb_err err;
-    for (int type = NB_F32; type <= NB_F16; type++) {
+    for (int type = NB_KV_F32; type <= NB_KV_F16; type++) {
         nb_kernels k;
         nb_kernels_init(&k, 0);
         nb_kv_pool pool;
-        must(nb_kv_pool_init(&pool, &config, (nb_float_type)type, 2 * nb_kv_pages_for(N), &err),
+        must(nb_kv_pool_init(&pool, &config, (nb_kv_format)type, 2 * nb_kv_pages_for(N), &err),
              &err);
         nb_kv_seq seqs[2];
         for (int s = 0; s < 2; s++)
@@ -179,16 +179,18 @@ static void cells_do_not_overlap(void **state)
                             value[i] = -(float)((id * 5 + i * 11) % 2003);
                         }
                         if (pass == 0) {
-                            k.kv_store(&v, p, key, value);
+                            k.kv_store(&v, p, 0, (int)config.n_kv_heads, key, value);
                             continue;
                         }
                         const uint8_t *page = v.arena + (size_t)v.table[p / 32] * v.page_bytes;
                         for (int64_t h = 0; h < config.n_kv_heads; h++) {
                             for (int64_t d = 0; d < config.head_dim; d++) {
                                 const int64_t at = h * config.head_dim * 32;
-                                const float kk =
-                                    nb_float_get(page + v.k_offset, v.cell, at + d * 32 + p % 32);
-                                const float vv = nb_float_get(page + v.v_offset, v.cell,
+                                const float kk = nb_float_get(page + v.k_offset,
+                                                              type == NB_KV_F32 ? NB_F32 : NB_F16,
+                                                              at + d * 32 + p % 32);
+                                const float vv = nb_float_get(page + v.v_offset,
+                                                              type == NB_KV_F32 ? NB_F32 : NB_F16,
                                                               at + p % 32 * config.head_dim + d);
                                 assert_true(kk == key[h * config.head_dim + d]);
                                 assert_true(vv == value[h * config.head_dim + d]);
@@ -199,7 +201,7 @@ static void cells_do_not_overlap(void **state)
             }
         }
         assert_int_equal((int64_t)pool.page_bytes,
-                         NB_KV_PAGE * nb_config_kv_bytes(&config, (nb_float_type)type));
+                         NB_KV_PAGE * nb_config_kv_bytes(&config, (nb_kv_format)type));
         for (int s = 0; s < 2; s++)
             nb_kv_seq_free(&seqs[s]);
         nb_kv_pool_free(&pool);
@@ -214,7 +216,7 @@ static void making_one_survives_every_allocation_failure(void **state)
         nb_kv_pool pool;
         nb_kv_seq seq = {0};
         nb_alloc_fail_at(n);
-        nb_status s = nb_kv_pool_init(&pool, &config, NB_F16, 10, &err);
+        nb_status s = nb_kv_pool_init(&pool, &config, NB_KV_F16, 10, &err);
         if (s == NB_OK)
             s = nb_kv_seq_init(&seq, &pool, 100, &err);
         nb_alloc_fail_at(0);

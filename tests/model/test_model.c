@@ -468,7 +468,7 @@ static void open_fixture(fixture *f, const char *path, nb_compute_choice compute
     must(nb_model_open(&f->model, f->store, &(nb_model_options){compute, 64}, pool, &err), &err);
     nb_kernels_init(&f->kernels, NB_ISA_ALL);
     must(nb_work_init(&f->work, &f->model, &f->kernels, pool, 64, &err), &err);
-    must(nb_kv_pool_init(&f->kv, &f->model.config, NB_F32, 2, &err), &err);
+    must(nb_kv_pool_init(&f->kv, &f->model.config, NB_KV_F32, 2, &err), &err);
     f->hidden = calloc((size_t)(N_TOKENS * f->model.config.d_model), sizeof *f->hidden);
 }
 
