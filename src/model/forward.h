@@ -9,6 +9,37 @@
 #include "model/kv.h"
 #include "model/model.h"
 
+/* The operations of a block in the order they run, then those after the last block. */
+typedef enum {
+    NB_OP_ATTN_NORM,
+    NB_OP_Q,
+    NB_OP_K,
+    NB_OP_V,
+    NB_OP_ROPE_Q, /* with QK-norm where the model has it */
+    NB_OP_ROPE_K,
+    NB_OP_ATTENTION,
+    NB_OP_O,
+    NB_OP_ATTN_RESIDUAL,
+    NB_OP_FFN_NORM,
+    NB_OP_GATE,
+    NB_OP_UP,
+    NB_OP_SWIGLU,
+    NB_OP_DOWN,
+    NB_OP_FFN_RESIDUAL,
+    NB_OP_NORM, /* layer: n_layers */
+    NB_N_OPS
+} nb_op;
+const char *nb_op_name(nb_op op);
+
+/* Told of every result: values [column, column + n) of operation `op` of the token at `position` of
+ * the step's sequence `input`. Slices come in any order, cut anyhow, and from several threads at
+ * once; each element comes once. Only to find out where two runs part: it slows everything. */
+typedef struct {
+    void (*see)(void *context, int64_t layer, nb_op op, int64_t input, int64_t position,
+                int64_t column, const float *values, int64_t n);
+    void *context;
+} nb_observer;
+
 /* Buffers for steps of at most max_tokens tokens; made once, then nothing is allocated. */
 typedef struct {
     const nb_model *model;
@@ -21,6 +52,7 @@ typedef struct {
     int64_t scratch_floats;                     /* of one thread */
     struct nb_attn_task *tasks;
     int64_t n_tasks_max;
+    nb_observer observer; /* see is NULL unless the owner sets it */
 } nb_work;
 
 nb_status nb_work_init(nb_work *work, const nb_model *model, const nb_kernels *kernels,
