@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "base/pool.h"
 
+#include "base/clock.h"
 #include "base/fpenv.h"
 
 #include <assert.h>
@@ -9,6 +10,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -16,10 +18,31 @@
  * between two parallel steps of a forward pass, short enough not to burn a shared machine. */
 #define SPINS 4000
 
+/* A wait longer than this many spins is timed: it may be for a thread that has lost its CPU. */
+#define STALL_SPINS 500
+
 typedef struct {
     nb_pool *pool;
     int index;
 } worker;
+
+/* Whether threads keep losing their CPUs to strangers. The caller's long waits are added up over a
+ * window; if they make a good part of it, and the system took a CPU from this process meanwhile
+ * (uneven chunks make waits, too), one thread less runs for a while: then the stranger has a CPU,
+ * and nobody waits for half-done chunks. */
+typedef struct {
+    bool on;
+    double window_start, stalled;
+    long switches;       /* involuntary, at the window's start */
+    double hold, resume; /* how long one thread less, and until when */
+    int n_runs;          /* since the clock was last read */
+} backoff;
+
+#define WINDOW_SECONDS 0.010
+#define STALLED_SHARE  0.10
+#define HOLD_FIRST     0.100
+#define HOLD_LONGEST   1.600
+#define RUNS_PER_LOOK  64
 
 struct nb_pool {
     int n_threads;
@@ -27,9 +50,10 @@ struct nb_pool {
     pthread_t *threads;
     worker *workers;
     /* The job; written by the caller only while no chunk is claimable. */
-    nb_task_fn *task;
+    nb_stage stages[NB_POOL_MAX_STAGES];
+    int64_t n_chunks; /* of all stages */
     void *context;
-    int64_t n_chunks;
+    backoff back;
     /* Chunks not yet claimed. A worker that was descheduled between looking and claiming may find
      * the count of a later job; then its claim is one on that job, which it reads only afterwards.
      * So nobody has to wait for workers that never showed up: a run ends when its chunks are done.
@@ -37,8 +61,9 @@ struct nb_pool {
     _Alignas(NB_CACHE_LINE) _Atomic uint32_t n_unclaimed;
     _Alignas(NB_CACHE_LINE) _Atomic uint32_t n_left;     /* chunks not yet finished; a futex */
     _Alignas(NB_CACHE_LINE) _Atomic uint32_t generation; /* a new value announces work; a futex */
-    atomic_int n_asleep;
-    atomic_bool caller_asleep;
+    _Atomic uint32_t n_active; /* threads with a lower index take part; a futex */
+    atomic_int n_asleep;       /* on generation */
+    atomic_int n_asleep_left;  /* on n_left */
     atomic_bool stop;
 };
 
@@ -61,9 +86,34 @@ static void futex_wake_all(void *word)
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Claims and runs chunks until none of the current job is left. */
-static void work(nb_pool *pool, int thread)
+/* Waits until at most `most` chunks of the job are unfinished. Gives the seconds beyond a short
+ * spin, for the caller's thread. */
+static double await(nb_pool *pool, uint32_t most)
 {
+    double start = 0;
+    int spins = 0;
+    while (atomic_load_explicit(&pool->n_left, memory_order_acquire) > most) {
+        if (++spins == STALL_SPINS)
+            start = nb_clock();
+        if (spins < SPINS) {
+            cpu_relax();
+            continue;
+        }
+        /* The count of sleepers is raised before the futex looks at the word, and who finishes a
+         * chunk changes the word before he looks at the count: one of the two sees the other. */
+        atomic_fetch_add(&pool->n_asleep_left, 1);
+        const uint32_t left = atomic_load(&pool->n_left);
+        if (left > most)
+            futex_wait(&pool->n_left, left);
+        atomic_fetch_sub(&pool->n_asleep_left, 1);
+    }
+    return spins < STALL_SPINS ? 0 : nb_clock() - start;
+}
+
+/* Claims and runs chunks until none of the current job is left. */
+static double work(nb_pool *pool, int thread)
+{
+    double stalled = 0;
     const uint64_t env = nb_fpenv_enter();
     uint32_t seen = atomic_load_explicit(&pool->n_unclaimed, memory_order_acquire);
     while (seen != 0) {
@@ -71,14 +121,24 @@ static void work(nb_pool *pool, int thread)
                                                    memory_order_acquire, memory_order_acquire)) {
             continue;
         }
-        /* The claim holds the job open: task, context and n_chunks cannot change before it ends. */
-        pool->task(pool->context, pool->n_chunks - (int64_t)seen, thread);
-        const uint32_t left = atomic_fetch_sub(&pool->n_left, 1);
-        if (left == 1 && atomic_load(&pool->caller_asleep))
+        /* The claim holds the job open: its description cannot change before the chunk ends. All
+         * chunks before this one are claimed, too, so the stages before it will end. */
+        int64_t chunk = pool->n_chunks - (int64_t)seen, before = 0;
+        int stage = 0;
+        for (; chunk >= pool->stages[stage].n_chunks; stage++) {
+            chunk -= pool->stages[stage].n_chunks;
+            before += pool->stages[stage].n_chunks;
+        }
+        if (before > 0)
+            stalled += await(pool, (uint32_t)(pool->n_chunks - before));
+        pool->stages[stage].task(pool->context, chunk, thread);
+        atomic_fetch_sub(&pool->n_left, 1);
+        if (atomic_load(&pool->n_asleep_left) > 0)
             futex_wake_all(&pool->n_left);
         seen = atomic_load_explicit(&pool->n_unclaimed, memory_order_acquire);
     }
     nb_fpenv_leave(env);
+    return stalled;
 }
 
 static void *worker_main(void *argument)
@@ -87,7 +147,9 @@ static void *worker_main(void *argument)
     nb_pool *pool = me->pool;
     uint32_t seen = 0;
     for (;;) {
-        uint32_t now;
+        uint32_t now, n_active;
+        while ((n_active = atomic_load(&pool->n_active)) <= (uint32_t)me->index)
+            futex_wait(&pool->n_active, n_active);
         int spins = 0;
         while ((now = atomic_load_explicit(&pool->generation, memory_order_acquire)) == seen) {
             if (++spins < SPINS) {
@@ -103,7 +165,7 @@ static void *worker_main(void *argument)
         seen = now;
         if (atomic_load(&pool->stop))
             return NULL;
-        work(pool, me->index);
+        (void)work(pool, me->index);
     }
 }
 
@@ -116,6 +178,7 @@ nb_status nb_pool_open(nb_pool **out, int n_threads, nb_err *err)
     nb_pool *pool;
     NB_TRY(NB_ALLOC(&pool, 1, err));
     pool->n_threads = n_threads;
+    atomic_store(&pool->n_active, (uint32_t)n_threads);
     nb_status s = NB_ALLOC(&pool->threads, n_threads, err);
     if (s == NB_OK)
         s = NB_ALLOC(&pool->workers, n_threads, err);
@@ -142,11 +205,18 @@ static void announce(nb_pool *pool)
         futex_wake_all(&pool->generation);
 }
 
+static void set_active(nb_pool *pool, uint32_t n)
+{
+    atomic_store(&pool->n_active, n);
+    futex_wake_all(&pool->n_active);
+}
+
 void nb_pool_close(nb_pool *pool)
 {
     if (pool == NULL)
         return;
     atomic_store(&pool->stop, true);
+    set_active(pool, (uint32_t)pool->n_threads);
     announce(pool);
     for (int i = 1; i <= pool->n_started; i++)
         pthread_join(pool->threads[i], NULL);
@@ -160,34 +230,96 @@ int nb_pool_n_threads(const nb_pool *pool)
     return pool->n_threads;
 }
 
-void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *context)
+int nb_pool_n_active(const nb_pool *pool)
 {
-    assert(n_chunks >= 0 && n_chunks <= INT32_MAX);
+    return (int)atomic_load(&((nb_pool *)(uintptr_t)pool)->n_active);
+}
+
+/* ---- giving way ---- */
+
+static long involuntary_switches(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : 0;
+}
+
+void nb_pool_back_off(nb_pool *pool, bool on)
+{
+    pool->back = (backoff){.on = on, .hold = HOLD_FIRST};
+    set_active(pool, (uint32_t)pool->n_threads);
+}
+
+/* After a run in which the caller waited for `stalled` seconds, most often 0. */
+static void give_way(nb_pool *pool, double stalled)
+{
+    backoff *b = &pool->back;
+    const uint32_t n_active = atomic_load_explicit(&pool->n_active, memory_order_relaxed);
+    if (n_active < (uint32_t)pool->n_threads && ++b->n_runs >= RUNS_PER_LOOK) {
+        b->n_runs = 0;
+        if (nb_clock() >= b->resume) {
+            b->window_start = 0;
+            set_active(pool, (uint32_t)pool->n_threads);
+        }
+    }
+    if (stalled == 0)
+        return;
+    const double now = nb_clock();
+    if (now - stalled - b->window_start > 5 * WINDOW_SECONDS) { /* the last stall is long ago */
+        /* What came before did not stall: the holds may be short again after a quiet time. */
+        if (now - b->resume > 2 * b->hold)
+            b->hold = HOLD_FIRST;
+        b->window_start = now - stalled;
+        b->stalled = 0;
+        b->switches = involuntary_switches() - 1; /* this stall's own */
+    }
+    b->stalled += stalled;
+    const double elapsed = now - b->window_start;
+    if (elapsed < WINDOW_SECONDS || n_active <= 1)
+        return;
+    const long switches = involuntary_switches() - b->switches;
+    if (b->stalled > STALLED_SHARE * elapsed && switches >= 2) {
+        b->resume = now + b->hold;
+        b->hold = 2 * b->hold < HOLD_LONGEST ? 2 * b->hold : HOLD_LONGEST;
+        b->n_runs = 0;
+        set_active(pool, n_active - 1);
+    }
+    b->window_start = now;
+    b->stalled = 0;
+    b->switches += switches;
+}
+
+/* ---- runs ---- */
+
+void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, void *context)
+{
+    assert(n_stages >= 0 && n_stages <= NB_POOL_MAX_STAGES);
+    int64_t n_chunks = 0;
+    for (int i = 0; i < n_stages; i++) {
+        assert(stages[i].n_chunks >= 0 && stages[i].n_chunks <= INT32_MAX - n_chunks);
+        n_chunks += stages[i].n_chunks;
+    }
     if (n_chunks <= 1 || pool->n_threads == 1) {
         const uint64_t env = nb_fpenv_enter();
-        for (int64_t chunk = 0; chunk < n_chunks; chunk++)
-            task(context, chunk, 0);
+        for (int i = 0; i < n_stages; i++) {
+            for (int64_t chunk = 0; chunk < stages[i].n_chunks; chunk++)
+                stages[i].task(context, chunk, 0);
+        }
         nb_fpenv_leave(env);
         return;
     }
-    pool->task = task;
+    for (int i = 0; i < n_stages; i++)
+        pool->stages[i] = stages[i];
     pool->context = context;
     pool->n_chunks = n_chunks;
     atomic_store(&pool->n_left, (uint32_t)n_chunks);
     atomic_store_explicit(&pool->n_unclaimed, (uint32_t)n_chunks, memory_order_release);
     announce(pool);
-    work(pool, 0);
-    int spins = 0;
-    uint32_t left;
-    while ((left = atomic_load_explicit(&pool->n_left, memory_order_acquire)) > 0) {
-        if (++spins < SPINS) {
-            cpu_relax();
-            continue;
-        }
-        atomic_store(&pool->caller_asleep, true);
-        left = atomic_load(&pool->n_left);
-        if (left > 0)
-            futex_wait(&pool->n_left, left);
-        atomic_store(&pool->caller_asleep, false);
-    }
+    const double stalled = work(pool, 0) + await(pool, 0);
+    if (pool->back.on)
+        give_way(pool, stalled);
+}
+
+void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *context)
+{
+    nb_pool_run_stages(pool, &(nb_stage){n_chunks, task}, 1, context);
 }

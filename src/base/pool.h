@@ -17,11 +17,29 @@ nb_status nb_pool_open(nb_pool **out, int n_threads, nb_err *err);
 void nb_pool_close(nb_pool *pool); /* NULL is fine */
 int nb_pool_n_threads(const nb_pool *pool);
 
+/* Whether fewer threads run while strangers keep taking CPUs from them: one that is descheduled in
+ * the middle of a chunk makes all others wait, so that a single busy neighbour may cost more than
+ * the thread is worth. All threads are tried again after a tenth of a second, then after twice
+ * that, up to 1.6 s. Off at first. */
+void nb_pool_back_off(nb_pool *pool, bool on);
+/* Threads that take part at the moment: at most n_threads. */
+int nb_pool_n_active(const nb_pool *pool);
+
 /* Runs task(context, chunk, thread) for every chunk in [0, n_chunks), on all threads including
  * the caller's; returns when all are done. `thread` is in [0, n_threads): index scratch with it.
  * Each task runs under the contract's floating-point environment (round to nearest, subnormals
  * kept); the caller's is restored. Not re-entrant: one caller at a time, no nested runs. */
 typedef void nb_task_fn(void *context, int64_t chunk, int thread);
 void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *context);
+
+/* The same for up to NB_POOL_MAX_STAGES stages in one run: chunks of a stage start when all chunks
+ * of the stages before have ended. Cheaper than runs of their own: no thread is called or waited
+ * for in between, except for chunks under way. */
+#define NB_POOL_MAX_STAGES 4
+typedef struct {
+    int64_t n_chunks;
+    nb_task_fn *task;
+} nb_stage;
+void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, void *context);
 
 #endif

@@ -25,7 +25,9 @@ nb_status nb_runtime_open(nb_runtime *rt, const nb_args *args, nb_err *err)
     const int64_t threads =
         nb_args_given(args, "threads") ? nb_args_int(args, "threads") : n_processors();
     nb_kernels_init(&rt->kernels, mask);
-    return nb_pool_open(&rt->pool, (int)threads, err);
+    NB_TRY(nb_pool_open(&rt->pool, (int)threads, err));
+    nb_pool_back_off(rt->pool, true);
+    return NB_OK;
 }
 
 void nb_runtime_close(nb_runtime *rt)

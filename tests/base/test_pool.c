@@ -6,6 +6,7 @@
 #include "base/fpenv.h"
 #include "base/pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -225,6 +226,141 @@ static void chunks_run_side_by_side(void **state)
     nb_pool_close(pool);
 }
 
+/* ---- stages ---- */
+
+#define N_STAGES    3
+#define STAGE_SIZES 41
+
+/* Plain memory: a chunk that started before the stage ahead had ended would read a torn row, and
+ * the thread sanitizer would see it. */
+typedef struct {
+    int64_t sizes[N_STAGES];
+    int64_t value[N_STAGES][STAGE_SIZES];
+    int64_t seed;
+    int slow; /* the stage whose chunk 0 takes its time */
+    atomic_int wrong;
+} staged;
+
+static void stage_chunk(staged *j, int stage, int64_t chunk)
+{
+    if (stage == j->slow && chunk == 0)
+        nap(300);
+    int64_t want = 0, sum = 0;
+    for (int s = 0; s < stage; s++) {
+        for (int64_t c = 0; c < j->sizes[s]; c++) {
+            want += j->seed + s + c;
+            sum += j->value[s][c];
+        }
+    }
+    if (sum != want)
+        atomic_fetch_add(&j->wrong, 1);
+    j->value[stage][chunk] = j->seed + stage + chunk;
+}
+
+static void stage_0(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    stage_chunk(context, 0, chunk);
+}
+
+static void stage_1(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    stage_chunk(context, 1, chunk);
+}
+
+static void stage_2(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    stage_chunk(context, 2, chunk);
+}
+
+/* Also empty stages, first, between and last; and waits long enough to fall asleep. */
+static void stages_run_one_after_the_other(void **state)
+{
+    (void)state;
+    const int threads[] = {1, 2, 3, 8};
+    for (size_t t = 0; t < sizeof threads / sizeof threads[0]; t++) {
+        nb_pool *pool = pool_of(threads[t]);
+        for (int run = 0; run < RUNS / 100; run++) {
+            staged j = {.seed = (int64_t)run << 24, .slow = run % 16 == 0 ? run / 16 % 3 : -1};
+            for (int s = 0; s < N_STAGES; s++)
+                j.sizes[s] = (run * (7 + 4 * s) + s) % STAGE_SIZES;
+            const nb_stage stages[N_STAGES] = {
+                {j.sizes[0], stage_0}, {j.sizes[1], stage_1}, {j.sizes[2], stage_2}};
+            nb_pool_run_stages(pool, stages, N_STAGES, &j);
+            assert_int_equal(atomic_load(&j.wrong), 0);
+            for (int s = 0; s < N_STAGES; s++) {
+                for (int64_t c = 0; c < j.sizes[s]; c++)
+                    assert_int_equal(j.value[s][c], j.seed + s + c);
+            }
+        }
+        nb_pool_run_stages(pool, NULL, 0, NULL);
+        nb_pool_close(pool);
+    }
+}
+
+/* ---- giving way ---- */
+
+static atomic_bool burning;
+
+static void *burn(void *unused)
+{
+    (void)unused;
+    while (atomic_load_explicit(&burning, memory_order_relaxed))
+        continue;
+    return NULL;
+}
+
+static void spin_a_while(void *context, int64_t chunk, int thread)
+{
+    for (volatile int i = 0; i < 20000; i++)
+        continue;
+    mark(context, chunk, thread);
+}
+
+/* Strangers on every CPU: sooner or later fewer threads take part, every chunk still runs once, and
+ * all of them are back when the pool is told not to give way. */
+static void a_pool_gives_way_to_strangers(void **state)
+{
+    (void)state;
+    nb_pool *pool = pool_of(4);
+    assert_int_equal(nb_pool_n_active(pool), 4);
+    pthread_t strangers[8];
+    const int n = 8;
+    atomic_store(&burning, true);
+    for (int i = 0; i < n; i++)
+        assert_int_equal(pthread_create(&strangers[i], NULL, burn, NULL), 0);
+    for (int round = 0; round < 2; round++) { /* without giving way, then with */
+        nb_pool_back_off(pool, round == 1);
+        int fewest = 4;
+        for (int run = 0; run < (round == 0 ? 50 : 20000) && fewest == 4; run++) {
+            job j;
+            job_open(&j, 13, 4);
+            nb_pool_run(pool, j.n_chunks, spin_a_while, &j);
+            check_job(&j, 1);
+            job_close(&j);
+            const int active = nb_pool_n_active(pool);
+            fewest = active < fewest ? active : fewest;
+        }
+        if (round == 0)
+            assert_int_equal(fewest, 4);
+        else
+            assert_in_range(fewest, 1, 3);
+    }
+    nb_pool_back_off(pool, false);
+    assert_int_equal(nb_pool_n_active(pool), 4);
+    atomic_store(&burning, false);
+    for (int i = 0; i < n; i++)
+        pthread_join(strangers[i], NULL);
+    job j;
+    job_open(&j, 1000, 4);
+    nb_pool_run(pool, j.n_chunks, mark, &j);
+    check_job(&j, 1);
+    job_close(&j);
+    nb_pool_close(pool);
+}
+
 static void impossible_thread_counts_are_refused(void **state)
 {
     (void)state;
@@ -327,6 +463,8 @@ int main(void)
         cmocka_unit_test(sleepers_wake_for_work_and_for_the_end),
         cmocka_unit_test(a_sleeping_caller_is_woken),
         cmocka_unit_test(chunks_run_side_by_side),
+        cmocka_unit_test(stages_run_one_after_the_other),
+        cmocka_unit_test(a_pool_gives_way_to_strangers),
         cmocka_unit_test(impossible_thread_counts_are_refused),
         cmocka_unit_test(every_allocation_may_fail),
 #if defined(__x86_64__)
