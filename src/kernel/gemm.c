@@ -162,64 +162,61 @@ bool nb_xpack(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, nb
 
 /* ---- products ---- */
 
-/* A chunk is about this many bytes of codes: small enough to stay in L2 while all token tiles pass
- * over it and to share the work evenly, large enough to make the hand-over cheap. */
-#define CHUNK_BYTES 32768
-
-void nb_gemm_plan(nb_gemm_run *run, const nb_kernels *k, const nb_xpacked *x,
-                  const nb_gemm_job *jobs, int n_jobs)
+/* One token streams weights from memory: a chunk of 32 KiB takes some microseconds. With more
+ * tokens the same bytes take longer, and two panels are enough to use a tile of activations from
+ * the first-level cache more than once. */
+int64_t nb_gemm_chunk_panels(const nb_panels *w, int64_t n_tok)
 {
-    assert(n_jobs <= NB_GEMM_MAX_JOBS);
-    *run = (nb_gemm_run){.k = k, .x = x, .jobs = jobs, .n_jobs = n_jobs};
-    for (int j = 0; j < n_jobs; j++) {
-        const nb_panels *w = jobs[j].w;
-        assert(w->n_cols == x->layout.n_cols);
-        int64_t per_chunk = CHUNK_BYTES / w->panel_bytes;
-        if (per_chunk < 1)
-            per_chunk = 1;
-        run->panels_per_chunk[j] = per_chunk;
-        run->first_chunk[j + 1] = run->first_chunk[j] + ceil_div(w->n_panels, per_chunk);
-    }
+    const int64_t bytes = 32768 / (1 + n_tok / 8), n = bytes / w->panel_bytes;
+    return n < 2 ? 2 : n;
 }
 
-void nb_gemm_chunk(const nb_gemm_run *run, int64_t chunk, int *job_index, int64_t *first,
-                   int64_t *last)
+void nb_gemm_panels(const nb_kernels *k, const nb_xpacked *x, const nb_gemm_job *job, int64_t begin,
+                    int64_t end)
 {
-    int j = 0;
-    while (chunk >= run->first_chunk[j + 1])
-        j++;
-    const nb_gemm_job *job = &run->jobs[j];
-    const int64_t begin = (chunk - run->first_chunk[j]) * run->panels_per_chunk[j];
-    const int64_t end = min64(begin + run->panels_per_chunk[j], job->w->n_panels);
-    const nb_xpacked *x = run->x;
+    assert(job->w->n_cols == x->layout.n_cols);
     _Alignas(64) float scratch[NB_GEMM_SCRATCH];
     if (x->layout.mode == NB_COMPUTE_F)
-        run->k->gemm_f(job->y, job->ld, job->w, begin, end, x->tiles, x->tile_first, x->n_tiles,
-                       scratch);
+        k->gemm_f(job->y, job->ld, job->w, begin, end, x->tiles, x->tile_first, x->n_tiles,
+                  scratch);
     else if (x->tiles[0].rows)
-        run->k->gemm_rows(job->y, job->ld, job->w, begin, end, x->tiles, x->tile_first, x->n_tiles,
-                          scratch);
+        k->gemm_rows(job->y, job->ld, job->w, begin, end, x->tiles, x->tile_first, x->n_tiles,
+                     scratch);
     else
         for (int64_t i = 0; i < x->n_tiles; i++)
-            run->k->gemm_i(job->y + x->tile_first[i] * job->ld, job->ld, job->w, begin, end,
-                           &x->tiles[i]);
-    *job_index = j;
-    *first = begin * NB_PANEL_ROWS;
-    *last = min64(end * NB_PANEL_ROWS, job->w->n_rows);
+            k->gemm_i(job->y + x->tile_first[i] * job->ld, job->ld, job->w, begin, end,
+                      &x->tiles[i]);
 }
+
+typedef struct {
+    const nb_kernels *k;
+    const nb_xpacked *x;
+    const nb_gemm_job *jobs;
+    int64_t per_chunk[NB_GEMM_MAX_JOBS];
+    int64_t first_chunk[NB_GEMM_MAX_JOBS + 1];
+} gemm_run;
 
 static void gemm_task(void *context, int64_t chunk, int thread)
 {
     (void)thread;
-    int job;
-    int64_t begin, end;
-    nb_gemm_chunk(context, chunk, &job, &begin, &end);
+    const gemm_run *run = context;
+    int j = 0;
+    while (chunk >= run->first_chunk[j + 1])
+        j++;
+    const int64_t begin = (chunk - run->first_chunk[j]) * run->per_chunk[j];
+    nb_gemm_panels(run->k, run->x, &run->jobs[j], begin,
+                   min64(begin + run->per_chunk[j], run->jobs[j].w->n_panels));
 }
 
 void nb_gemm(const nb_kernels *k, nb_pool *pool, const nb_xpacked *x, const nb_gemm_job *jobs,
              int n_jobs)
 {
-    nb_gemm_run run;
-    nb_gemm_plan(&run, k, x, jobs, n_jobs);
-    nb_pool_run(pool, nb_gemm_n_chunks(&run), gemm_task, &run);
+    assert(n_jobs <= NB_GEMM_MAX_JOBS);
+    gemm_run run = {.k = k, .x = x, .jobs = jobs};
+    for (int j = 0; j < n_jobs; j++) {
+        run.per_chunk[j] = nb_gemm_chunk_panels(jobs[j].w, x->n_tok);
+        run.first_chunk[j + 1] =
+            run.first_chunk[j] + ceil_div(jobs[j].w->n_panels, run.per_chunk[j]);
+    }
+    nb_pool_run(pool, run.first_chunk[n_jobs], gemm_task, &run);
 }

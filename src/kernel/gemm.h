@@ -75,27 +75,15 @@ typedef struct {
 
 #define NB_GEMM_MAX_JOBS 8
 
-/* Jobs on the same activations, cut into chunks that may run in any order and at once. A chunk is
- * a few panels of one job, for all tokens. */
-typedef struct {
-    const nb_kernels *k;
-    const nb_xpacked *x;
-    const nb_gemm_job *jobs;
-    int n_jobs;
-    int64_t panels_per_chunk[NB_GEMM_MAX_JOBS];
-    int64_t first_chunk[NB_GEMM_MAX_JOBS + 1];
-} nb_gemm_run;
-/* Everything pointed to must stay until the last chunk is done. */
-void nb_gemm_plan(nb_gemm_run *run, const nb_kernels *k, const nb_xpacked *x,
-                  const nb_gemm_job *jobs, int n_jobs);
-static inline int64_t nb_gemm_n_chunks(const nb_gemm_run *run)
-{
-    return run->first_chunk[run->n_jobs];
-}
-/* Computes a chunk: columns [*begin, *end) of job *job's y are then complete. */
-void nb_gemm_chunk(const nb_gemm_run *run, int64_t chunk, int *job, int64_t *begin, int64_t *end);
+/* How many panels of w make a good chunk of work for n_tok tokens: enough that handing it out costs
+ * little, few enough that no thread waits long for another's last one. */
+int64_t nb_gemm_chunk_panels(const nb_panels *w, int64_t n_tok);
+/* Rows [16 * begin, 16 * end) of the job's weight, for all tokens. Different panels may run at
+ * once. */
+void nb_gemm_panels(const nb_kernels *k, const nb_xpacked *x, const nb_gemm_job *job, int64_t begin,
+                    int64_t end);
 
-/* All chunks on the pool. */
+/* All jobs on the same activations in one run of the pool. */
 void nb_gemm(const nb_kernels *k, nb_pool *pool, const nb_xpacked *x, const nb_gemm_job *jobs,
              int n_jobs);
 

@@ -47,7 +47,10 @@ typedef struct {
     nb_pool *pool;
     int64_t max_tokens, max_positions;
     float *x, *h, *q, *k, *v, *att, *gate, *up; /* [max_tokens][...] */
-    void *packed;                               /* activations of one linear group */
+    void *packed;                               /* activations of one run of linears */
+    float *normed;                              /* a tile of rows, per thread */
+    int64_t normed_floats;                      /* of one thread */
+    int64_t *row_input, *row_pos;               /* of each row of the step */
     float *scratch;                             /* attention, per thread */
     int64_t scratch_floats;                     /* of one thread */
     struct nb_attn_task *tasks;

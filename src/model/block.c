@@ -1,0 +1,203 @@
+/* See block.h. */
+#include "model/block.h"
+
+#include "model/linears.h"
+
+#include <assert.h>
+#include <math.h>
+
+#define ROWS_PER_CHUNK 8
+
+int64_t nb_tokens_per_attn_task(const nb_config *c)
+{
+    return NB_ATTN_ROWS / (c->n_heads / c->n_kv_heads);
+}
+
+void nb_step_plan_attention(nb_step *step)
+{
+    nb_work *w = step->work;
+    const nb_config *c = &w->model->config;
+    const int64_t per_task = nb_tokens_per_attn_task(c);
+    int64_t row = 0;
+    step->n_tasks = 0;
+    step->tasks_store = true;
+    for (int64_t i = 0; i < step->n_inputs; i++) {
+        const nb_step_input *in = &step->inputs[i];
+        step->tasks_store = step->tasks_store && in->n_tokens <= per_task;
+        for (int64_t begin = 0; begin < in->n_tokens; begin += per_task) {
+            const int64_t left = in->n_tokens - begin;
+            for (int h = 0; h < (int)c->n_kv_heads; h++) {
+                assert(step->n_tasks < w->n_tasks_max);
+                w->tasks[step->n_tasks++] =
+                    (nb_attn_task){.input = in,
+                                   .first_row = row,
+                                   .begin = begin,
+                                   .n_q = (int)(left < per_task ? left : per_task),
+                                   .kv_head = h};
+            }
+        }
+        row += in->n_tokens;
+    }
+}
+
+/* ---- RoPE, the cache, attention ---- */
+
+typedef struct {
+    const nb_step *step;
+    const nb_layer *layer;
+    int64_t index;
+    float scale;
+    int q_bits;
+} attn_run;
+
+static void observe_head(const attn_run *run, nb_op op, int64_t row, int64_t head, const float *x)
+{
+    const nb_work *w = run->step->work;
+    const int64_t d = w->model->config.head_dim;
+    if (w->observer.see != NULL)
+        w->observer.see(w->observer.context, run->index, op, w->row_input[row], w->row_pos[row],
+                        head * d, x, d);
+}
+
+/* QK-norm and RoPE, in place, of n heads of a row starting at head `first`; x is that head. */
+static void rotate(const attn_run *run, nb_op op, int64_t row, int64_t first, int64_t n, float *x)
+{
+    const nb_work *w = run->step->work;
+    const nb_config *c = &w->model->config;
+    const int64_t half = w->model->rope.half, pos = w->row_pos[row];
+    if (c->qk_norm) {
+        const float *gain = op == NB_OP_ROPE_Q ? run->layer->q_norm : run->layer->k_norm;
+        for (int64_t h = 0; h < n; h++)
+            w->kernels->rmsnorm(x + h * c->head_dim, x + h * c->head_dim, gain, c->head_dim,
+                                c->rms_eps);
+    }
+    w->kernels->rope(x, w->model->rope.cos + pos * half, w->model->rope.sin + pos * half, n,
+                     c->head_dim, c->rot_dim);
+    for (int64_t h = 0; h < n; h++)
+        observe_head(run, op, row, first + h, x + h * c->head_dim);
+}
+
+/* Rotates the query heads of KV heads [first, first + n) of a row; rotates their keys, and stores
+ * them with their values. */
+static void enter_row(const attn_run *run, const nb_kv_seq *seq, int64_t row, int64_t first,
+                      int64_t n)
+{
+    const nb_work *w = run->step->work;
+    const nb_config *c = &w->model->config;
+    const int64_t d = c->head_dim, group = c->n_heads / c->n_kv_heads;
+    float *q = w->q + (row * c->n_heads + first * group) * d;
+    float *k = w->k + (row * c->n_kv_heads + first) * d;
+    rotate(run, NB_OP_ROPE_Q, row, first * group, n * group, q);
+    rotate(run, NB_OP_ROPE_K, row, first, n, k);
+    const nb_kv_view view = nb_kv_seq_view(seq, run->index);
+    w->kernels->kv_store(&view, w->row_pos[row], (int)first, (int)n, k,
+                         w->v + (row * c->n_kv_heads + first) * d);
+}
+
+static void enter_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const attn_run *run = context;
+    const nb_step *step = run->step;
+    const int64_t end = chunk * ROWS_PER_CHUNK + ROWS_PER_CHUNK;
+    for (int64_t row = chunk * ROWS_PER_CHUNK; row < end && row < step->n_rows; row++)
+        enter_row(run, step->inputs[step->work->row_input[row]].seq, row, 0,
+                  step->work->model->config.n_kv_heads);
+}
+
+static void attend_chunk(void *context, int64_t chunk, int thread)
+{
+    const attn_run *run = context;
+    const nb_work *w = run->step->work;
+    const nb_config *c = &w->model->config;
+    /* Later tokens see more: the longest tasks go first. */
+    const nb_attn_task *t = &w->tasks[run->step->n_tasks - 1 - chunk];
+    const int64_t ld = c->n_heads * c->head_dim, row = t->first_row + t->begin;
+    if (run->step->tasks_store) {
+        for (int64_t i = 0; i < t->n_q; i++)
+            enter_row(run, t->input->seq, row + i, t->kv_head, 1);
+    }
+    const nb_attn_args args = {.q = w->q + row * ld,
+                               .out = w->att + row * ld,
+                               .ld = ld,
+                               .n_q = t->n_q,
+                               .n_group = (int)(c->n_heads / c->n_kv_heads),
+                               .kv_head = t->kv_head,
+                               .pos0 = w->row_pos[row],
+                               .window = c->sliding_window,
+                               .scale = run->scale,
+                               .q_bits = run->q_bits,
+                               .kv = nb_kv_seq_view(t->input->seq, run->index),
+                               .scratch = w->scratch + thread * w->scratch_floats};
+    w->kernels->attention(&args);
+    for (int64_t i = 0; w->observer.see != NULL && i < t->n_q; i++) {
+        for (int64_t h = t->kv_head * args.n_group; h < (t->kv_head + 1) * args.n_group; h++)
+            observe_head(run, NB_OP_ATTENTION, row + i, h, args.out + i * ld + h * c->head_dim);
+    }
+}
+
+static void attend(const nb_step *step, int64_t index)
+{
+    const nb_work *w = step->work;
+    const nb_layer *layer = &w->model->layers[index];
+    attn_run run = {.step = step,
+                    .layer = layer,
+                    .index = index,
+                    .scale = 1.0f / sqrtf((float)w->model->config.head_dim)};
+    if (step->n_inputs > 0 && step->inputs[0].seq->pool->cell == NB_KV_INT8)
+        run.q_bits = layer->q.mode == NB_COMPUTE_I8 ? 8 : layer->q.mode == NB_COMPUTE_I16 ? 16 : 0;
+    const int64_t n_enter = (step->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
+    const nb_stage stages[] = {{step->tasks_store ? 0 : n_enter, enter_chunk},
+                               {step->n_tasks, attend_chunk}};
+    nb_pool_run_stages(w->pool, stages, 2, &run);
+}
+
+/* ---- the block ---- */
+
+bool nb_block_run(nb_step *step, int64_t index)
+{
+    nb_work *w = step->work;
+    const nb_layer *y = &w->model->layers[index];
+    const nb_linears q_k_v = {.n = 3,
+                              .w = {&y->q, &y->k, &y->v},
+                              .y = {w->q, w->k, w->v},
+                              .x = w->x,
+                              .gain = y->attn_norm,
+                              .layer = index,
+                              .norm_op = NB_OP_ATTN_NORM,
+                              .op = {NB_OP_Q, NB_OP_K, NB_OP_V}};
+    const nb_linears o = {.n = 1,
+                          .w = {&y->o},
+                          .y = {w->h},
+                          .x = w->att,
+                          .then = NB_THEN_ADD,
+                          .residual = w->x,
+                          .layer = index,
+                          .op = {NB_OP_O},
+                          .then_op = NB_OP_ATTN_RESIDUAL};
+    const nb_linears gate_up = {.n = 2,
+                                .w = {&y->gate, &y->up},
+                                .y = {w->gate, w->up},
+                                .x = w->x,
+                                .gain = y->ffn_norm,
+                                .then = NB_THEN_SWIGLU,
+                                .layer = index,
+                                .norm_op = NB_OP_FFN_NORM,
+                                .op = {NB_OP_GATE, NB_OP_UP},
+                                .then_op = NB_OP_SWIGLU};
+    const nb_linears down = {.n = 1,
+                             .w = {&y->down},
+                             .y = {w->h},
+                             .x = w->gate,
+                             .then = NB_THEN_ADD,
+                             .residual = w->x,
+                             .layer = index,
+                             .op = {NB_OP_DOWN},
+                             .then_op = NB_OP_FFN_RESIDUAL};
+    bool finite = nb_linears_run(w, &q_k_v, step->n_rows);
+    attend(step, index);
+    finite &= nb_linears_run(w, &o, step->n_rows);
+    finite &= nb_linears_run(w, &gate_up, step->n_rows);
+    finite &= nb_linears_run(w, &down, step->n_rows);
+    return finite;
+}
