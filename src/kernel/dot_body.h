@@ -8,6 +8,8 @@
  *   tiles_wide[kind][T - 1]  float tiles of PANELS_AT_ONCE(T) panels
  *   dequantize_chunk         up to 128 columns of a panel of codes, as binary32 [k][16] */
 
+#include "kernel/group_scale.h"
+
 static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                    const nb_xtile *tiles, const int64_t *tile_first, int64_t n_tiles,
                    float *scratch)
@@ -42,16 +44,4 @@ static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
         }
         p += P;
     }
-}
-
-/* Scale and inverse of an activation group, from the largest magnitude's bits (A3): false when the
- * group holds Inf or NaN. */
-static bool group_scale(int32_t bits, float qmax, float *scale, float *inv)
-{
-    float absmax;
-    memcpy(&absmax, &bits, sizeof absmax);
-    const bool bad = bits >= 0x7f800000, none = absmax < 0x1p-100f;
-    *scale = bad ? NAN : none ? 0.0f : absmax / qmax;
-    *inv = bad || none ? 0.0f : qmax / absmax;
-    return !bad;
 }
