@@ -201,10 +201,15 @@ static nb_status parse_value(const nb_args *args, given *g, nb_err *err)
     switch (o->kind) {
     case NB_OPT_INT: {
         bool clipped = false;
+        if (o->zero_word != NULL && strcmp(g->text, o->zero_word) == 0) {
+            g->integer = 0;
+            return NB_OK;
+        }
         is_number = parse_whole(g->text, &g->integer, &clipped);
         in_range = !clipped && g->integer >= o->min && g->integer <= o->max;
-        snprintf(what, sizeof what, "'%.200s': must be a whole number from %lld to %lld", g->text,
-                 (long long)o->min, (long long)o->max);
+        snprintf(what, sizeof what, "'%.200s': must be a whole number from %lld to %lld%s%s",
+                 g->text, (long long)o->min, (long long)o->max, o->zero_word != NULL ? ", or " : "",
+                 o->zero_word != NULL ? o->zero_word : "");
         break;
     }
     case NB_OPT_SIZE:

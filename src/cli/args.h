@@ -30,6 +30,7 @@ typedef struct {
     const char *help;
     const char *preset; /* the value when the option is not given, as it would be typed */
     int64_t min, max;
+    const char *zero_word; /* whole numbers only: a word that may stand for 0, beside the range */
     double low, high;
     const char *const *choices; /* ends with NULL */
 } nb_opt;
@@ -61,7 +62,9 @@ extern const char *const nb_isa_choices[], *const nb_compute_choices[], *const n
 #define NB_OPT_ROW_THREADS                                                                         \
     {                                                                                              \
         .name = "threads", .letter = 't', .kind = NB_OPT_INT, .value = "N", .min = 1, .max = 256,  \
-        .help = "threads to compute with; results do not depend on it (default: all processors)"   \
+        .zero_word = "auto", .preset = "auto",                                                     \
+        .help = "threads to compute with, at most: fewer run while others need the processors; "   \
+                "auto: one for each; results do not depend on it"                                  \
     }
 #define NB_OPT_ROW_ISA                                                                             \
     {                                                                                              \

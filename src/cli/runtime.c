@@ -22,8 +22,9 @@ nb_status nb_runtime_open(nb_runtime *rt, const nb_args *args, nb_err *err)
     *rt = (nb_runtime){0};
     unsigned mask;
     NB_TRY(nb_isa_parse(nb_args_text(args, "isa"), &mask, err));
-    const int64_t threads =
-        nb_args_given(args, "threads") ? nb_args_int(args, "threads") : n_processors();
+    int64_t threads = nb_args_int(args, "threads");
+    if (threads == 0) /* auto */
+        threads = n_processors();
     nb_kernels_init(&rt->kernels, mask);
     NB_TRY(nb_pool_open(&rt->pool, (int)threads, err));
     nb_pool_back_off(rt->pool, true);

@@ -48,7 +48,7 @@ class Run(lib.Case):
     def test_the_answer_does_not_depend_on_the_machine(self):
         args = ["it is the station", "-n", "30", "--temperature", "1", "--seed", "1"]
         first = self.run_json(*args)
-        for more in (["--threads", "1"], ["--threads", "3"], ["--isa", "scalar"], ["--isa", "avx2"]):
+        for more in (["--threads", "1"], ["--threads", "auto"], ["--threads", "3"], ["--isa", "scalar"], ["--isa", "avx2"]):
             j = self.run_json(*args, *more)
             self.assertEqual((j["tokens"], j["logits_hash"]), (first["tokens"], first["logits_hash"]))
         other = self.run_json(*args, "--compute", "f")
