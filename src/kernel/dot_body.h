@@ -14,7 +14,7 @@ static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
                    const nb_xtile *tiles, const int64_t *tile_first, int64_t n_tiles,
                    float *scratch)
 {
-    const bool codes = w->kind == NB_PANEL_U4 || w->kind == NB_PANEL_U8;
+    const bool codes = w->n_segs > 0;
     const nb_panel_kind kind = codes ? NB_PANEL_F32 : w->kind;
     const int64_t column_bytes = NB_PANEL_ROWS * (kind == NB_PANEL_F32 ? 4 : 2);
     for (int64_t p = begin; p < end;) {

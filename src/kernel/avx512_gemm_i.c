@@ -1,0 +1,250 @@
+/* Matrix products in integers, AVX-512 VNNI.
+ *
+ * A tile is P panels (16 outputs each, one register) by T <= 12 tokens. Its P * T int32 sums of a
+ * segment and as many float totals stay in registers, weights are read once per tile, 4-bit codes
+ * are unpacked there (3 operations for 2 * T multiplies), and each activation is vpdpbusd's
+ * broadcast memory operand, so a multiply costs one instruction and no shuffle. The sums are exact
+ * integers, so their order is free; the float steps follow the contract segment by segment.
+ *
+ * The machine's limit at one multiply a cycle and a multiply and an FMA for each segment and
+ * token: 8 of 10 cycles multiply at segments of 32 columns, 32 of 34 at 128. Several panels at
+ * once where T alone leaves the multipliers waiting for their own results. Mode i16 runs both
+ * planes past each unpacked weight, unless the second set of sums would not fit in registers. */
+#include "kernel/avx512_dot.h"
+
+/* acc += for each lane the dot of 4 unsigned bytes of w and the 4 signed bytes at x. */
+INLINE __m512i dot_bcst(__m512i acc, __m512i w, const int8_t *x)
+{
+    /* Intrinsics leave it to the compiler whether the broadcast is folded; gcc 12 does not. */
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "m"(*(const int32_t(*)[1])x));
+    return acc;
+}
+
+/* The line that a tile will write in some thousand cycles, owned by then. */
+INLINE void prefetch_to_write(const float *y)
+{
+    __asm__ volatile("prefetchw %0" : : "m"(*y));
+}
+
+typedef struct {
+    __m512i a, b; /* stored codes of columns 0 to 3 and 4 to 7 */
+} codes8;
+
+INLINE codes8 load_codes(const uint8_t *w, const nb_panel_kind kind, __m512i table)
+{
+    if (kind == NB_PANEL_U8)
+        return (codes8){_mm512_loadu_si512(w), _mm512_loadu_si512(w + 64)};
+    const __m512i low = _mm512_set1_epi8(15), both = _mm512_loadu_si512(w);
+    const __m512i a = _mm512_and_si512(both, low);
+    const __m512i b = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+    if (kind == NB_PANEL_U4)
+        return (codes8){a, b};
+    return (codes8){_mm512_shuffle_epi8(table, a), _mm512_shuffle_epi8(table, b)};
+}
+
+/* Adds the products of 8 * n8 columns with one plane: panel j's codes at w + j * stride. */
+INLINE void add_plane(__m512i *acc, const uint8_t *w, int64_t stride, const int8_t *x, int64_t n8,
+                      const nb_panel_kind kind, __m512i table, const int P, const int T)
+{
+    const int bytes = kind == NB_PANEL_U8 ? 128 : 64;
+    for (int64_t g = 0; g < n8; g++, w += bytes, x += 8 * T) {
+        UNROLL
+        for (int j = 0; j < P; j++) {
+            const codes8 c = load_codes(w + j * stride, kind, table);
+            UNROLL
+            for (int t = 0; t < T; t++)
+                acc[j * T + t] = dot_bcst(acc[j * T + t], c.a, x + 4 * t);
+            UNROLL
+            for (int t = 0; t < T; t++)
+                acc[j * T + t] = dot_bcst(acc[j * T + t], c.b, x + 4 * (T + t));
+        }
+    }
+}
+
+/* The same with both planes of i16. */
+INLINE void add_planes(__m512i *acc, __m512i *acc_lo, const uint8_t *w, int64_t stride,
+                       const int8_t *hi, const int8_t *lo, int64_t n8, const nb_panel_kind kind,
+                       __m512i table, const int P, const int T)
+{
+    const int bytes = kind == NB_PANEL_U8 ? 128 : 64;
+    for (int64_t g = 0; g < n8; g++, w += bytes, hi += 8 * T, lo += 8 * T) {
+        UNROLL
+        for (int j = 0; j < P; j++) {
+            const codes8 c = load_codes(w + j * stride, kind, table);
+            UNROLL
+            for (int t = 0; t < T; t++) {
+                acc[j * T + t] = dot_bcst(acc[j * T + t], c.a, hi + 4 * t);
+                acc_lo[j * T + t] = dot_bcst(acc_lo[j * T + t], c.a, lo + 4 * t);
+            }
+            UNROLL
+            for (int t = 0; t < T; t++) {
+                acc[j * T + t] = dot_bcst(acc[j * T + t], c.b, hi + 4 * (T + t));
+                acc_lo[j * T + t] = dot_bcst(acc_lo[j * T + t], c.b, lo + 4 * (T + t));
+            }
+        }
+    }
+}
+
+/* What the sums of one panel and segment start from: -z * xsum, so that nothing is left to correct
+ * at the end. `start` and `xsum` are at the segment. */
+INLINE void start_sums(__m512i *acc, const nb_panels *w, int64_t at, const int32_t *start,
+                       const int32_t *xsum, const int T)
+{
+    if (w->zeros != NULL) {
+        const __m512i minus_z = _mm512_sub_epi32(_mm512_setzero_si512(), load_zeros(w, at));
+        UNROLL
+        for (int t = 0; t < T; t++)
+            acc[t] = _mm512_mullo_epi32(minus_z, _mm512_set1_epi32(xsum[t]));
+    } else if (start != NULL) {
+        UNROLL
+        for (int t = 0; t < T; t++)
+            acc[t] = _mm512_set1_epi32(start[t]);
+    } else {
+        UNROLL
+        for (int t = 0; t < T; t++)
+            acc[t] = _mm512_setzero_si512();
+    }
+}
+
+/* Panels [p, p + P) by T tokens. */
+INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const nb_xtile *xt,
+                   const nb_panel_kind kind, const bool wide, const int P, const int T)
+{
+    const int64_t n_pad8 = w->k_pad / 8, seg8 = (xt->seg_len + 7) / 8, stride = w->panel_bytes;
+    const int64_t at_stride = w->n_segs * NB_PANEL_ROWS;
+    const __m512i table =
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)w->table)); /* of T4 */
+    const uint8_t *codes = w->codes + p * stride;
+    const int8_t *hi = xt->hi, *lo = xt->lo;
+    const float *sx = xt->scale;
+    const int32_t *xsum = xt->xsum, *start = xt->start;
+    y += p * NB_PANEL_ROWS;
+    UNROLL
+    for (int t = 0; t < T; t++)
+        prefetch_to_write(y + t * ldy);
+
+    __m512 total[NB_TILE_MAX];
+    UNROLL
+    for (int i = 0; i < P * T; i++)
+        total[i] = _mm512_setzero_ps();
+    /* Segments nest, so the weight's and the activations' numbers advance one at a time. */
+    int64_t at = p * at_stride, w_end = w->seg_len, x_end = xt->x_seg_len;
+    for (int64_t g = 0;;) {
+        const int64_t n8 = g + seg8 < n_pad8 ? seg8 : n_pad8 - g;
+        __m512i acc[NB_TILE_MAX];
+        if (!wide) {
+            UNROLL
+            for (int j = 0; j < P; j++)
+                start_sums(acc + j * T, w, at + j * at_stride, start, xsum, T);
+            add_plane(acc, codes, stride, hi, n8, kind, table, P, T);
+        } else if (P * T <= 8) {
+            __m512i acc_lo[NB_TILE_MAX];
+            UNROLL
+            for (int i = 0; i < P * T; i++)
+                acc[i] = _mm512_setzero_si512();
+            UNROLL
+            for (int j = 0; j < P; j++)
+                start_sums(acc_lo + j * T, w, at + j * at_stride, start, xsum, T);
+            add_planes(acc, acc_lo, codes, stride, hi, lo, n8, kind, table, P, T);
+            UNROLL
+            for (int i = 0; i < P * T; i++)
+                acc[i] = _mm512_add_epi32(_mm512_slli_epi32(acc[i], 8), acc_lo[i]);
+        } else { /* the high plane's sums shifted, then the low plane */
+            __m512i begin[NB_TILE_MAX];
+            UNROLL
+            for (int t = 0; t < T; t++)
+                acc[t] = _mm512_setzero_si512();
+            add_plane(acc, codes, stride, hi, n8, kind, table, 1, T);
+            start_sums(begin, w, at, start, xsum, T);
+            UNROLL
+            for (int t = 0; t < T; t++)
+                acc[t] = _mm512_add_epi32(_mm512_slli_epi32(acc[t], 8), begin[t]);
+            add_plane(acc, codes, stride, lo, n8, kind, table, 1, T);
+        }
+        UNROLL
+        for (int j = 0; j < P; j++) {
+            const __m512 sw = load_params(w->scales, w->scale_type, at + j * at_stride);
+            UNROLL
+            for (int t = 0; t < T; t++)
+                total[j * T + t] =
+                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[j * T + t]),
+                                    _mm512_mul_ps(sw, _mm512_set1_ps(sx[t])), total[j * T + t]);
+        }
+        if (w->mins != NULL) {
+            /* fl((float)xsum * s_x) of all tokens in one register, then broadcast from memory. */
+            _Alignas(64) float xm[16];
+            const __m512i sums = _mm512_maskz_loadu_epi32(lanes(T), xsum);
+            _mm512_store_ps(
+                xm, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_maskz_loadu_ps(lanes(T), sx)));
+            UNROLL
+            for (int j = 0; j < P; j++) {
+                const __m512 m = load_params(w->mins, w->scale_type, at + j * at_stride);
+                UNROLL
+                for (int t = 0; t < T; t++)
+                    total[j * T + t] = _mm512_fmadd_ps(m, _mm512_set1_ps(xm[t]), total[j * T + t]);
+            }
+        }
+        g += n8;
+        if (g == n_pad8)
+            break;
+        codes += n8 * (kind == NB_PANEL_U8 ? 128 : 64);
+        hi += n8 * 8 * T;
+        lo += wide ? n8 * 8 * T : 0;
+        xsum += T;
+        start += start != NULL ? T : 0;
+        if (g * 8 == w_end) {
+            w_end += w->seg_len;
+            at += NB_PANEL_ROWS;
+        }
+        if (g * 8 == x_end) {
+            x_end += xt->x_seg_len;
+            sx += T;
+        }
+    }
+    UNROLL
+    for (int j = 0; j < P; j++) {
+        const __mmask16 mask = lanes(w->n_rows - (p + j) * NB_PANEL_ROWS);
+        UNROLL
+        for (int t = 0; t < T; t++)
+            _mm512_mask_storeu_ps(y + t * ldy + j * NB_PANEL_ROWS, mask, total[j * T + t]);
+    }
+}
+
+/* Panels at once: as many as keep 8 chains of multiplies running, in registers. */
+#define PANELS(T) ((T) == 1 ? 4 : (T) == 2 ? 4 : (T) <= 4 ? 2 : 1)
+
+#define DEFINE(kind, mode, wide, T)                                                                \
+    static void gemm_##kind##_##mode##_##T(float *y, int64_t ldy, const nb_panels *w,              \
+                                           int64_t begin, int64_t end, const nb_xtile *x)          \
+    {                                                                                              \
+        int64_t p = begin;                                                                         \
+        for (; p + PANELS(T) <= end; p += PANELS(T))                                               \
+            tile_i(y, ldy, w, p, x, NB_PANEL_##kind, wide, PANELS(T), T);                          \
+        for (; PANELS(T) > 1 && p < end; p++)                                                      \
+            tile_i(y, ldy, w, p, x, NB_PANEL_##kind, wide, 1, T);                                  \
+    }
+#define X(T)                                                                                       \
+    DEFINE(U4, i8, false, T)                                                                       \
+    DEFINE(U4, i16, true, T)                                                                       \
+    DEFINE(T4, i8, false, T)                                                                       \
+    DEFINE(T4, i16, true, T)                                                                       \
+    DEFINE(U8, i8, false, T)                                                                       \
+    DEFINE(U8, i16, true, T)
+FOR_EACH_T(X)
+#undef X
+
+void nb_avx512_gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
+                      const nb_xtile *x)
+{
+#define ROW(kind, mode)                                                                            \
+    {                                                                                              \
+        gemm_##kind##_##mode##_1, gemm_##kind##_##mode##_2, gemm_##kind##_##mode##_3,              \
+            gemm_##kind##_##mode##_4, gemm_##kind##_##mode##_5, gemm_##kind##_##mode##_6,          \
+            gemm_##kind##_##mode##_7, gemm_##kind##_##mode##_8, gemm_##kind##_##mode##_9,          \
+            gemm_##kind##_##mode##_10, gemm_##kind##_##mode##_11, gemm_##kind##_##mode##_12        \
+    }
+    static nb_gemm_i_fn *const table[3][2][NB_TILE_MAX] = {
+        {ROW(U4, i8), ROW(U4, i16)}, {ROW(T4, i8), ROW(T4, i16)}, {ROW(U8, i8), ROW(U8, i16)}};
+    table[w->kind - NB_PANEL_U4][x->lo != NULL][x->n_tok - 1](y, ldy, w, begin, end, x);
+}
+static_assert(NB_PANEL_T4 == NB_PANEL_U4 + 1 && NB_PANEL_U8 == NB_PANEL_U4 + 2, "table's order");
