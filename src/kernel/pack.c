@@ -118,6 +118,12 @@ static void pack_plain(const nb_panels *p, const nb_mat *m, int64_t panel, uint8
     }
 }
 
+/* What is added to a code to store it: so that the lowest is stored as 0. */
+static int stored_offset(const nb_panels *p)
+{
+    return p->kind == NB_PANEL_T4 ? 0 : p->zero_const;
+}
+
 /* Row i of a panel of codes, from signed codes. */
 static void interleave(const nb_panels *p, uint8_t *panel, int i, const int8_t *code)
 {
@@ -131,7 +137,7 @@ static void interleave(const nb_panels *p, uint8_t *panel, int i, const int8_t *
         }
         return;
     }
-    const uint32_t lowest = 0x01010101u * (uint32_t)p->zero_const;
+    const uint32_t lowest = 0x01010101u * (uint32_t)stored_offset(p);
     uint8_t *out = panel + 4 * i;
     for (int64_t k = 0; k < p->k_pad; k += 8, out += 64) {
         uint32_t a, b;
@@ -159,8 +165,7 @@ static void pack_codes(const nb_panels *p, const nb_mat *m, int64_t panel, uint8
     uint8_t *codes = p->codes + panel * p->panel_bytes;
     const int64_t base = panel * p->n_segs * NB_PANEL_ROWS;
     /* Padding columns hold the lowest code, so that the stored byte or nibble is 0. */
-    memset(row.code + p->n_cols, p->kind == NB_PANEL_U8 ? -128 : -p->zero_const,
-           (size_t)(p->k_pad - p->n_cols));
+    memset(row.code + p->n_cols, -stored_offset(p), (size_t)(p->k_pad - p->n_cols));
     for (int i = 0; i < rows; i++) {
         m->fmt->int_row(m, first + i, &row);
         interleave(p, codes, i, row.code);
@@ -228,6 +233,7 @@ void nb_panels_row(const nb_panels *p, int64_t r, float *y)
             } else {
                 const int byte = codes[k / 8 * 64 + 4 * i + k % 4];
                 u = k % 8 < 4 ? byte & 15 : byte >> 4;
+                u = p->kind == NB_PANEL_T4 ? p->table[u] : u;
             }
             const float q = (float)(u - z);
             y[k] = p->mins == NULL ? s * q : __builtin_fmaf(s, q, m);

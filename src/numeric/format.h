@@ -5,7 +5,8 @@
  *
  * Three families:
  *   plain    f32 f16 bf16                      codes: the numbers themselves
- *   block    q4_0 q4_1 q5_0 q5_1 q8_0 q4_k q6_k   codes: ggml blocks, scales inside the block
+ *   block    q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl, q2_k q3_k q4_k q5_k q6_k
+ *                                              codes: ggml blocks, scales inside the block
  *   affine   int8 int4                         codes, scales and zero points in three arrays
  */
 #ifndef NB_NUMERIC_FORMAT_H
@@ -47,13 +48,14 @@ typedef struct {
 } nb_mat;
 
 /* The integer form of a row, for integer kernels and lossless conversion:
- *   value[c] = scale[s] * (code[c] - zero[s]) + min[s],   s = c / segment_len. */
+ *   value[c] = scale[s] * (code[c] - zero[s]) + min[s],   s = c / segment_len.
+ * With a table, code[c] is a place in it, and table[code[c]] stands for the code above. */
 typedef struct {
     int64_t segment_len;      /* columns that share a scale (the last segment may be shorter) */
     int code_lo, code_hi;     /* every code lies between these */
     bool has_zero, has_min;   /* whether zero / min are ever other than 0 */
     nb_float_type scale_type; /* the narrowest type that holds every scale and min exactly */
-    const int8_t *table;      /* NULL; or 16 codes, of which code[c] is an index 0..15 */
+    const int8_t *table;      /* NULL, or 16 codes; then code_lo is 0 and code_hi is 15 */
 } nb_int_form;
 
 /* A row's codes and parameters; the caller provides the arrays. */

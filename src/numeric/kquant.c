@@ -1,11 +1,12 @@
 /* GGUF's K-quants: super-blocks of 256 codes whose small blocks have integer scales of their own
- * under one f16 scale. Read only: their encoders search, which is a quantizer's work.
+ * under one f16 scale, and integer minima under another where a format has them. Read only: their
+ * encoders search, which is a quantizer's work.
  *
  * Products of the parameters are exact in binary32 (an f16 has 11 significant bits, the integers
  * at most 8), and so is scale * code, so a value is one rounding at most and
  *
- *   q4_k   value = scale * code + min,   scale = d * sc, min = -(dmin * mn)
- *   q6_k   value = scale * code,         scale = d * sc
+ *   q2_k q4_k q5_k   value = scale * code + min,   scale = d * sc, min = -(dmin * mn)
+ *   q3_k q6_k        value = scale * code,         scale = d * sc
  *
  * is what ggml computes. */
 #include "numeric/format.h"
@@ -15,6 +16,40 @@
 #include <string.h>
 
 #define SUPER 256
+
+/* q2_k: sixteen blocks of 16, each with a 4-bit scale and a 4-bit minimum; 2.625 bits per weight.
+ *
+ *   byte   0 ... 15 | 16 ... 79 | 80 81 | 82 83
+ *        [  scales  ][   low    ][  d   ][ dmin ]          scales, bits 7..4: mn, 3..0: sc
+ *
+ * Each half of 128 codes has 32 bytes of `low`: code l + 32g of a half, l = 0..31, is in bits
+ * 2g and 2g + 1 of byte l. */
+typedef struct {
+    uint8_t scales[16];
+    uint8_t low[64];
+    uint16_t d, dmin;
+} q2_k_block;
+static_assert(sizeof(q2_k_block) == 84, "a super-block is 84 bytes, with no padding");
+
+/* q3_k: sixteen blocks of 16, each with a signed 6-bit scale; codes -4..3; 3.4375 bits per weight.
+ *
+ *   byte   0 ... 31 | 32 ... 95 | 96 ... 107 | 108 109
+ *        [   top    ][   low    ][  scales   ][   d    ]
+ *
+ * The low two bits of a code lie as in q2_k. Its third, set where 4 is not to be subtracted, is in
+ * byte l of `top`: bit g for the first half, bit 4 + g for the second. The twelve bytes of scales,
+ * stored with 32 added:
+ *
+ *   bit          7 6         5 4        3 2        1 0
+ *   byte j     [  sc j+8, low 4 bits ][  sc j, low 4 bits ]         j = 0..7
+ *   byte 8+j   [ sc j+12 |  sc j+8  |  sc j+4  |  sc j  ]           j = 0..3: the top two bits */
+typedef struct {
+    uint8_t top[32];
+    uint8_t low[64];
+    uint8_t scales[12];
+    uint16_t d;
+} q3_k_block;
+static_assert(sizeof(q3_k_block) == 110, "a super-block is 110 bytes, with no padding");
 
 /* q4_k: eight blocks of 32, each with a 6-bit scale and a 6-bit minimum; 4.5 bits per weight.
  *
@@ -37,76 +72,19 @@ typedef struct {
 } q4_k_block;
 static_assert(sizeof(q4_k_block) == 144, "a super-block is 144 bytes, with no padding");
 
-#define Q4_K_LEN 32
-#define Q4_K_N   (SUPER / Q4_K_LEN)
-
-static void q4_k_parameters(const q4_k_block *b, float *scale, float *min)
-{
-    const float d = nb_f16_to_f32(b->d), dmin = nb_f16_to_f32(b->dmin);
-    for (int k = 0; k < 4; k++) {
-        const int a = b->scales[k], z = b->scales[k + 4], low = b->scales[k + 8];
-        scale[k] = d * (float)(a & 63);
-        min[k] = -(dmin * (float)(z & 63));
-        scale[k + 4] = d * (float)((low & 15) | a >> 6 << 4);
-        min[k + 4] = -(dmin * (float)(low >> 4 | z >> 6 << 4));
-    }
-}
-
-static void q4_k_pair(int8_t *restrict code, const uint8_t *restrict low)
-{
-    for (int l = 0; l < 32; l++)
-        code[l] = (int8_t)(low[l] & 15);
-    for (int l = 0; l < 32; l++)
-        code[l + 32] = (int8_t)(low[l] >> 4);
-}
-
-static void q4_k_codes(const q4_k_block *b, int8_t *code)
-{
-    for (int k = 0; k < 4; k++)
-        q4_k_pair(code + 64 * k, b->low + 32 * k);
-}
-
-static void q4_k_values(float *restrict y, const int8_t *restrict code, float scale, float min)
-{
-    for (int l = 0; l < Q4_K_LEN; l++)
-        y[l] = scale * (float)code[l] + min;
-}
-
-static void q4_k_decode_row(const nb_mat *m, int64_t r, float *y)
-{
-    assert(m->n_cols % SUPER == 0);
-    const q4_k_block *b = nb_mat_row(m, r);
-    for (int64_t c = 0; c < m->n_cols; c += SUPER, b++) {
-        float scale[Q4_K_N], min[Q4_K_N];
-        int8_t code[SUPER];
-        q4_k_parameters(b, scale, min);
-        q4_k_codes(b, code);
-        for (int k = 0; k < Q4_K_N; k++)
-            q4_k_values(y + c + k * Q4_K_LEN, code + k * Q4_K_LEN, scale[k], min[k]);
-    }
-}
-
-static void q4_k_int_form(const nb_mat *m, nb_int_form *form)
-{
-    (void)m;
-    *form = (nb_int_form){
-        .segment_len = Q4_K_LEN,
-        .code_hi = 15,
-        .has_min = true,
-        .scale_type = NB_F32, /* a product of 17 bits */
-    };
-}
-
-static void q4_k_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
-{
-    assert(m->n_cols % SUPER == 0);
-    const q4_k_block *b = nb_mat_row(m, r);
-    const int64_t n = m->n_cols / SUPER;
-    for (int64_t i = 0; i < n; i++) {
-        q4_k_parameters(b + i, out->scale + i * Q4_K_N, out->min + i * Q4_K_N);
-        q4_k_codes(b + i, out->code + i * SUPER);
-    }
-}
+/* q5_k: as q4_k, with a fifth bit; 5.5 bits per weight.
+ *
+ *   byte   0  1 | 2    3 | 4   ...   15 | 16 ... 47 | 48 ... 175
+ *        [   d  ][ dmin ][ scales, mins ][   high  ][    low    ]
+ *
+ * The fifth bit of code l of block k is bit k of byte l of `high`. */
+typedef struct {
+    uint16_t d, dmin;
+    uint8_t scales[12];
+    uint8_t high[32];
+    uint8_t low[128];
+} q5_k_block;
+static_assert(sizeof(q5_k_block) == 176, "a super-block is 176 bytes, with no padding");
 
 /* q6_k: sixteen blocks of 16, each with a signed 8-bit scale; codes -32..31 stored with 32 added;
  * 6.5625 bits per weight.
@@ -127,14 +105,125 @@ typedef struct {
 } q6_k_block;
 static_assert(sizeof(q6_k_block) == 210, "a super-block is 210 bytes, with no padding");
 
-#define Q6_K_LEN 16
-#define Q6_K_N   (SUPER / Q6_K_LEN)
+/* ---- parameters ---- */
 
-static void q6_k_parameters(const q6_k_block *b, float *scale)
+static void q2_k_parameters(const void *block, float *restrict scale, float *restrict min)
 {
+    const q2_k_block *b = block;
+    const float d = nb_f16_to_f32(b->d), dmin = nb_f16_to_f32(b->dmin);
+    for (int k = 0; k < 16; k++) {
+        scale[k] = d * (float)(b->scales[k] & 15);
+        min[k] = -(dmin * (float)(b->scales[k] >> 4));
+    }
+}
+
+static void q3_k_parameters(const void *block, float *restrict scale, float *restrict min)
+{
+    (void)min;
+    const q3_k_block *b = block;
     const float d = nb_f16_to_f32(b->d);
-    for (int k = 0; k < Q6_K_N; k++)
+    for (int k = 0; k < 16; k++) {
+        const int low = b->scales[k % 8] >> k / 8 * 4 & 15;
+        const int top = b->scales[8 + k % 4] >> k / 4 * 2 & 3;
+        scale[k] = d * (float)((low | top << 4) - 32);
+    }
+}
+
+static void six_bit_parameters(uint16_t d16, uint16_t dmin16, const uint8_t *scales,
+                               float *restrict scale, float *restrict min)
+{
+    const float d = nb_f16_to_f32(d16), dmin = nb_f16_to_f32(dmin16);
+    for (int k = 0; k < 4; k++) {
+        const int a = scales[k], z = scales[k + 4], low = scales[k + 8];
+        scale[k] = d * (float)(a & 63);
+        min[k] = -(dmin * (float)(z & 63));
+        scale[k + 4] = d * (float)((low & 15) | a >> 6 << 4);
+        min[k + 4] = -(dmin * (float)(low >> 4 | z >> 6 << 4));
+    }
+}
+
+static void q4_k_parameters(const void *block, float *scale, float *min)
+{
+    const q4_k_block *b = block;
+    six_bit_parameters(b->d, b->dmin, b->scales, scale, min);
+}
+
+static void q5_k_parameters(const void *block, float *scale, float *min)
+{
+    const q5_k_block *b = block;
+    six_bit_parameters(b->d, b->dmin, b->scales, scale, min);
+}
+
+static void q6_k_parameters(const void *block, float *restrict scale, float *restrict min)
+{
+    (void)min;
+    const q6_k_block *b = block;
+    const float d = nb_f16_to_f32(b->d);
+    for (int k = 0; k < 16; k++)
         scale[k] = d * (float)b->scales[k];
+}
+
+/* ---- codes ---- */
+
+/* 32 codes from two bits of each byte. */
+static void crumbs(int8_t *restrict code, const uint8_t *restrict low, int shift)
+{
+    for (int l = 0; l < 32; l++)
+        code[l] = (int8_t)(low[l] >> shift & 3);
+}
+
+static void q2_k_codes(const void *block, int8_t *code)
+{
+    const uint8_t *low = ((const q2_k_block *)block)->low;
+    for (int k = 0; k < 8; k++)
+        crumbs(code + 32 * k, low + k / 4 * 32, k % 4 * 2);
+}
+
+/* Bit `bit` of a byte moved up or down to bit 2 is 4 where it is set. */
+static void subtract_unless(int8_t *restrict code, const uint8_t *restrict top, int bit)
+{
+    for (int l = 0; l < 32; l++)
+        code[l] = (int8_t)(code[l] + (top[l] << 2 >> bit & 4) - 4);
+}
+
+static void q3_k_codes(const void *block, int8_t *code)
+{
+    const q3_k_block *b = block;
+    for (int k = 0; k < 8; k++) {
+        crumbs(code + 32 * k, b->low + k / 4 * 32, k % 4 * 2);
+        subtract_unless(code + 32 * k, b->top, k);
+    }
+}
+
+/* 64 codes: the low nibbles of 32 bytes, then the high ones. */
+static void nibbles(int8_t *restrict code, const uint8_t *restrict low)
+{
+    for (int l = 0; l < 32; l++)
+        code[l] = (int8_t)(low[l] & 15);
+    for (int l = 0; l < 32; l++)
+        code[l + 32] = (int8_t)(low[l] >> 4);
+}
+
+static void q4_k_codes(const void *block, int8_t *code)
+{
+    const q4_k_block *b = block;
+    for (int k = 0; k < 4; k++)
+        nibbles(code + 64 * k, b->low + 32 * k);
+}
+
+static void add_fifth_bit(int8_t *restrict code, const uint8_t *restrict high, int bit)
+{
+    for (int l = 0; l < 32; l++)
+        code[l] = (int8_t)(code[l] | (high[l] >> bit & 1) << 4);
+}
+
+static void q5_k_codes(const void *block, int8_t *code)
+{
+    const q5_k_block *b = block;
+    for (int k = 0; k < 4; k++)
+        nibbles(code + 64 * k, b->low + 32 * k);
+    for (int k = 0; k < 8; k++)
+        add_fifth_bit(code + 32 * k, b->high, k);
 }
 
 static void q6_k_half(int8_t *restrict code, const uint8_t *restrict low,
@@ -150,72 +239,104 @@ static void q6_k_half(int8_t *restrict code, const uint8_t *restrict low,
         code[l + 96] = (int8_t)((low[l + 32] >> 4 | (high[l] & 192) >> 2) - 32);
 }
 
-static void q6_k_codes(const q6_k_block *b, int8_t *code)
+static void q6_k_codes(const void *block, int8_t *code)
 {
+    const q6_k_block *b = block;
     q6_k_half(code, b->low, b->high);
     q6_k_half(code + SUPER / 2, b->low + 64, b->high + 32);
 }
 
-static void q6_k_values(float *restrict y, const int8_t *restrict code, float scale)
+/* ---- rows, the same for all five: the functions, `len` and `has_min` are constants where these
+ * are used ---- */
+
+typedef void parameters_fn(const void *block, float *scale, float *min);
+typedef void codes_fn(const void *block, int8_t *code);
+
+#define ROWS static inline __attribute__((always_inline)) void
+
+ROWS values_16(float *restrict y, const int8_t *restrict code, float scale)
 {
-    for (int l = 0; l < Q6_K_LEN; l++)
+    for (int l = 0; l < 16; l++)
         y[l] = scale * (float)code[l];
 }
 
-static void q6_k_decode_row(const nb_mat *m, int64_t r, float *y)
+ROWS values_16_with_min(float *restrict y, const int8_t *restrict code, float scale, float min)
+{
+    for (int l = 0; l < 16; l++)
+        y[l] = scale * (float)code[l] + min;
+}
+
+ROWS rows_decode(const nb_mat *m, int64_t r, float *y, parameters_fn *parameters, codes_fn *codes,
+                 int len, bool has_min)
 {
     assert(m->n_cols % SUPER == 0);
-    const q6_k_block *b = nb_mat_row(m, r);
-    for (int64_t c = 0; c < m->n_cols; c += SUPER, b++) {
-        float scale[Q6_K_N];
+    const uint8_t *block = nb_mat_row(m, r);
+    for (int64_t c = 0; c < m->n_cols; c += SUPER, block += m->fmt->block_bytes) {
+        float scale[16], min[16];
         int8_t code[SUPER];
-        q6_k_parameters(b, scale);
-        q6_k_codes(b, code);
-        for (int k = 0; k < Q6_K_N; k++)
-            q6_k_values(y + c + k * Q6_K_LEN, code + k * Q6_K_LEN, scale[k]);
+        parameters(block, scale, min);
+        codes(block, code);
+        for (int k = 0; k < SUPER; k += 16) {
+            if (has_min)
+                values_16_with_min(y + c + k, code + k, scale[k / len], min[k / len]);
+            else
+                values_16(y + c + k, code + k, scale[k / len]);
+        }
     }
 }
 
-static void q6_k_int_form(const nb_mat *m, nb_int_form *form)
-{
-    (void)m;
-    *form = (nb_int_form){
-        .segment_len = Q6_K_LEN,
-        .code_lo = -32,
-        .code_hi = 31,
-        .scale_type = NB_F32, /* a product of 18 bits */
-    };
-}
-
-static void q6_k_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
+ROWS rows_int(const nb_mat *m, int64_t r, const nb_int_row *out, parameters_fn *parameters,
+              codes_fn *codes, int len, bool has_min)
 {
     assert(m->n_cols % SUPER == 0);
-    const q6_k_block *b = nb_mat_row(m, r);
-    const int64_t n = m->n_cols / SUPER;
-    for (int64_t i = 0; i < n; i++) {
-        q6_k_parameters(b + i, out->scale + i * Q6_K_N);
-        q6_k_codes(b + i, out->code + i * SUPER);
+    const uint8_t *block = nb_mat_row(m, r);
+    const int64_t n = m->n_cols / SUPER, per_block = SUPER / len;
+    for (int64_t i = 0; i < n; i++, block += m->fmt->block_bytes) {
+        parameters(block, out->scale + i * per_block, has_min ? out->min + i * per_block : NULL);
+        codes(block, out->code + i * SUPER);
     }
 }
 
-const nb_format nb_format_q4_k = {
-    .name = "q4_k",
-    .ggml_type = 12,
-    .block_len = SUPER,
-    .block_bytes = sizeof(q4_k_block),
-    .bits = 4,
-    .decode_row = q4_k_decode_row,
-    .int_form = q4_k_int_form,
-    .int_row = q4_k_int_row,
-};
+/* ---- the formats ---- */
 
-const nb_format nb_format_q6_k = {
-    .name = "q6_k",
-    .ggml_type = 14,
-    .block_len = SUPER,
-    .block_bytes = sizeof(q6_k_block),
-    .bits = 6,
-    .decode_row = q6_k_decode_row,
-    .int_form = q6_k_int_form,
-    .int_row = q6_k_int_row,
-};
+/* X(name, ggml's type id, bits of a code, least code, columns to a scale, has minima). A scale is
+ * a product of up to 18 significant bits, more than a 16-bit type holds. */
+#define K_FORMATS(X)                                                                               \
+    X(q2_k, 10, 2, 0, 16, true)                                                                    \
+    X(q3_k, 11, 3, -4, 16, false)                                                                  \
+    X(q4_k, 12, 4, 0, 32, true)                                                                    \
+    X(q5_k, 13, 5, 0, 32, true)                                                                    \
+    X(q6_k, 14, 6, -32, 16, false)
+
+#define X(id, ggml, width, least, len, minimum)                                                    \
+    static void id##_decode_row(const nb_mat *m, int64_t r, float *y)                              \
+    {                                                                                              \
+        rows_decode(m, r, y, id##_parameters, id##_codes, len, minimum);                           \
+    }                                                                                              \
+    static void id##_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)                    \
+    {                                                                                              \
+        rows_int(m, r, out, id##_parameters, id##_codes, len, minimum);                            \
+    }                                                                                              \
+    static void id##_int_form(const nb_mat *m, nb_int_form *form)                                  \
+    {                                                                                              \
+        (void)m;                                                                                   \
+        *form = (nb_int_form){                                                                     \
+            .segment_len = (len),                                                                  \
+            .code_lo = (least),                                                                    \
+            .code_hi = (least) + (1 << (width)) - 1,                                               \
+            .has_min = (minimum),                                                                  \
+            .scale_type = NB_F32,                                                                  \
+        };                                                                                         \
+    }                                                                                              \
+    const nb_format nb_format_##id = {                                                             \
+        .name = #id,                                                                               \
+        .ggml_type = (ggml),                                                                       \
+        .block_len = SUPER,                                                                        \
+        .block_bytes = sizeof(id##_block),                                                         \
+        .bits = (width),                                                                           \
+        .decode_row = id##_decode_row,                                                             \
+        .int_form = id##_int_form,                                                                 \
+        .int_row = id##_int_row,                                                                   \
+    };
+K_FORMATS(X)
+#undef X

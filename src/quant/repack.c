@@ -33,6 +33,12 @@ static bool read_row(source_row *s, const nb_mat *from, int64_t r, void *scratch
     if (s->form.has_min || s->form.has_zero)
         return false;
     from->fmt->int_row(from, r, &s->row);
+    if (s->form.table != NULL) {
+        for (int64_t c = 0; c < s->n_cols; c++)
+            s->row.code[c] = s->form.table[s->row.code[c]];
+        s->form.code_lo = INT8_MIN; /* whatever a table may hold */
+        s->form.code_hi = INT8_MAX;
+    }
     return true;
 }
 

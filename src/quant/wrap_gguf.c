@@ -15,9 +15,11 @@ static uint32_t file_type_of(const nb_format *fmt)
         const nb_format *fmt;
         uint32_t type;
     } types[] = {
-        {&nb_format_f32, 0},   {&nb_format_f16, 1},   {&nb_format_q4_0, 2}, {&nb_format_q4_1, 3},
-        {&nb_format_q8_0, 7},  {&nb_format_q5_0, 8},  {&nb_format_q5_1, 9}, {&nb_format_q4_k, 15},
-        {&nb_format_q6_k, 18}, {&nb_format_bf16, 32},
+        {&nb_format_f32, 0},     {&nb_format_f16, 1},   {&nb_format_q4_0, 2},
+        {&nb_format_q4_1, 3},    {&nb_format_q8_0, 7},  {&nb_format_q5_0, 8},
+        {&nb_format_q5_1, 9},    {&nb_format_q2_k, 10}, {&nb_format_q3_k, 12},
+        {&nb_format_q4_k, 15},   {&nb_format_q5_k, 17}, {&nb_format_q6_k, 18},
+        {&nb_format_iq4_nl, 25}, {&nb_format_bf16, 32},
     };
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         if (types[i].fmt == fmt)

@@ -1,4 +1,4 @@
-/* The simple GGUF blocks and the K-quants: recorded vectors, worked examples, and what the
+/* The simple GGUF blocks, the K-quants and iq4_nl: recorded vectors, worked examples, and what the
  * encoders promise about any input. */
 #include "numeric/mat.h"
 
@@ -55,7 +55,7 @@ static void golden_blocks_decode(void **state)
         test_mat_free(&m);
         n_formats++;
     }
-    assert_int_equal(n_formats, 7);
+    assert_int_equal(n_formats, 11);
     json_decref(golden);
 }
 
@@ -107,6 +107,108 @@ static void q4_k_scales_come_apart(void **state)
     for (int k = 0; k < 8; k++) {
         assert_true(scale[k] == sc[k] && min[k] == -2 * mn[k]);
         assert_true(y[32 * k] == min[k] && y[32 * k + 31] == min[k]);
+    }
+    test_mat_free(&m);
+}
+
+/* q5_k has them in the same place, and its values are q4_k's where no fifth bit is set. */
+static void q5_k_without_fifth_bits_is_q4_k(void **state)
+{
+    (void)state;
+    nb_mat four = test_mat_block(&nb_format_q4_k, 1, 256);
+    nb_mat five = test_mat_block(&nb_format_q5_k, 1, 256);
+    float want[256], got[256], scale[8], min[8];
+    int8_t code[256];
+    const nb_int_row row = {.code = code, .scale = scale, .min = min};
+    for (uint64_t trial = 0; trial < 100; trial++) {
+        uint8_t *a = four.codes, *b = five.codes;
+        test_random_bytes(a, 144, trial);
+        memcpy(b, a, 16);
+        memset(b + 16, 0, 32);
+        memcpy(b + 48, a + 16, 128);
+        nb_format_q4_k.decode_row(&four, 0, want);
+        nb_format_q5_k.decode_row(&five, 0, got);
+        for (int c = 0; c < 256; c++)
+            assert_true(same_float(want[c], got[c]));
+        /* Each bit of `high` adds 16 to one code, and to no other. */
+        nb_format_q4_k.int_row(&four, 0, &row);
+        int8_t plain[256];
+        memcpy(plain, code, sizeof plain);
+        const int l = (int)(trial % 32), k = (int)(trial / 4 % 8);
+        b[16 + l] = (uint8_t)(1u << k);
+        nb_format_q5_k.int_row(&five, 0, &row);
+        for (int c = 0; c < 256; c++)
+            assert_int_equal(code[c], plain[c] + (c == 32 * k + l ? 16 : 0));
+    }
+    test_mat_free(&four);
+    test_mat_free(&five);
+}
+
+/* The scales of q3_k, six bits in twelve bytes, come apart as published. */
+static void q3_k_scales_come_apart(void **state)
+{
+    (void)state;
+    static const uint8_t packed[12] = {0x21, 0x43, 0x65, 0x87, 0xa9, 0xcb,
+                                       0xed, 0x0f, 0x1b, 0x2c, 0x3d, 0x4e};
+    static const float sc[] = {17, -29, -11, 7, 9, 27, 29, 31, -14, 4, 22, -24, -22, -20, -18, -16};
+    nb_mat m = test_mat_block(&nb_format_q3_k, 1, 256);
+    uint8_t *b = m.codes;
+    memset(b, 0, 110);
+    memcpy(b + 96, packed, 12);
+    b[109] = 0x3c; /* d = 1 */
+    int8_t code[256];
+    float scale[16], y[256];
+    const nb_int_row row = {.code = code, .scale = scale};
+    nb_format_q3_k.int_row(&m, 0, &row);
+    nb_format_q3_k.decode_row(&m, 0, y);
+    for (int k = 0; k < 16; k++) {
+        assert_true(scale[k] == sc[k]);
+        assert_int_equal(code[16 * k], -4);
+        assert_true(y[16 * k] == -4 * sc[k] && y[16 * k + 15] == -4 * sc[k]);
+    }
+    test_mat_free(&m);
+}
+
+/* q2_k: each of its sixteen bytes is one block's minimum and scale; with codes of 3 and of 0. */
+static void q2_k_scales_come_apart(void **state)
+{
+    (void)state;
+    nb_mat m = test_mat_block(&nb_format_q2_k, 1, 256);
+    uint8_t *b = m.codes;
+    float y[256];
+    for (int fill = 0; fill < 2; fill++) {
+        memset(b, fill == 0 ? 0 : 0xff, 84);
+        for (int k = 0; k < 16; k++)
+            b[k] = (uint8_t)((15 - k) << 4 | k);
+        b[80] = b[82] = 0;
+        b[81] = 0x3c; /* d = 1, dmin = 2 */
+        b[83] = 0x40;
+        nb_format_q2_k.decode_row(&m, 0, y);
+        for (int c = 0; c < 256; c++)
+            assert_true(y[c] == (float)(3 * fill * (c / 16) - 2 * (15 - c / 16)));
+    }
+    test_mat_free(&m);
+}
+
+/* All 16 values of iq4_nl, in both nibbles of every byte. */
+static void iq4_nl_reads_its_table(void **state)
+{
+    (void)state;
+    static const float table[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113};
+    nb_mat m = test_mat_block(&nb_format_iq4_nl, 1, 32);
+    uint8_t *b = m.codes;
+    float y[32];
+    for (int byte = 0; byte < 256; byte++) {
+        for (int j = 0; j < 16; j++)
+            b[2 + j] = (uint8_t)(byte + 17 * j);
+        b[0] = 0;
+        b[1] = 0xb8; /* d = -0.5 */
+        nb_format_iq4_nl.decode_row(&m, 0, y);
+        for (int j = 0; j < 16; j++) {
+            assert_true(y[j] == -0.5f * table[b[2 + j] & 15]);
+            assert_true(y[j + 16] == -0.5f * table[b[2 + j] >> 4]);
+        }
     }
     test_mat_free(&m);
 }
@@ -281,10 +383,18 @@ static void zeros_stay_zero(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(golden_blocks_decode),    cmocka_unit_test(golden_inputs_encode),
-        cmocka_unit_test(q4_k_scales_come_apart),  cmocka_unit_test(every_code_in_every_place),
-        cmocka_unit_test(error_is_bounded),        cmocka_unit_test(first_largest_decides_the_sign),
-        cmocka_unit_test(q8_0_rounds_halves_away), cmocka_unit_test(any_finite_block_encodes),
+        cmocka_unit_test(q5_k_without_fifth_bits_is_q4_k),
+        cmocka_unit_test(q3_k_scales_come_apart),
+        cmocka_unit_test(q2_k_scales_come_apart),
+        cmocka_unit_test(iq4_nl_reads_its_table),
+        cmocka_unit_test(golden_blocks_decode),
+        cmocka_unit_test(golden_inputs_encode),
+        cmocka_unit_test(q4_k_scales_come_apart),
+        cmocka_unit_test(every_code_in_every_place),
+        cmocka_unit_test(error_is_bounded),
+        cmocka_unit_test(first_largest_decides_the_sign),
+        cmocka_unit_test(q8_0_rounds_halves_away),
+        cmocka_unit_test(any_finite_block_encodes),
         cmocka_unit_test(zeros_stay_zero),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

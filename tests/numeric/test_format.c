@@ -14,7 +14,9 @@ static void list_is_complete_and_consistent(void **state)
         {"bf16", 30, 1, 2, 16, true, false},    {"q4_0", 2, 32, 18, 4, true, true},
         {"q4_1", 3, 32, 20, 4, true, true},     {"q5_0", 6, 32, 22, 5, true, true},
         {"q5_1", 7, 32, 24, 5, true, true},     {"q8_0", 8, 32, 34, 8, true, true},
-        {"q4_k", 12, 256, 144, 4, false, true}, {"q6_k", 14, 256, 210, 6, false, true},
+        {"q2_k", 10, 256, 84, 2, false, true},  {"q3_k", 11, 256, 110, 3, false, true},
+        {"q4_k", 12, 256, 144, 4, false, true}, {"q5_k", 13, 256, 176, 5, false, true},
+        {"q6_k", 14, 256, 210, 6, false, true}, {"iq4_nl", 20, 32, 18, 4, false, true},
         {"int8", -1, 1, 0, 8, true, true},      {"int4", -1, 1, 0, 4, true, true},
     };
     size_t n = 0;
@@ -91,8 +93,12 @@ static void row_bytes(void **state)
     expect_bytes("q5_0", 576, 396);
     expect_bytes("q5_1", 576, 432);
     expect_bytes("q8_0", 576, 612);
+    expect_bytes("q2_k", 512, 168);
+    expect_bytes("q3_k", 512, 220);
     expect_bytes("q4_k", 512, 288);
+    expect_bytes("q5_k", 512, 352);
     expect_bytes("q6_k", 512, 420);
+    expect_bytes("iq4_nl", 576, 324);
     expect_bytes("int8", 12, 12);
     expect_bytes("int4", 0, 0);
     expect_bytes("int4", 1, 4);

@@ -4,6 +4,17 @@
 
 enum { ROWS = 3, COLS = 512 };
 
+/* Where the f16 parameters of a block begin, and how many there are. */
+static int parameters_at(const nb_format *f, int *n)
+{
+    *n = f == &nb_format_q2_k || f == &nb_format_q4_k || f == &nb_format_q5_k ||
+                 f == &nb_format_q4_1 || f == &nb_format_q5_1
+             ? 2
+             : 1;
+    const bool last = f == &nb_format_q2_k || f == &nb_format_q3_k || f == &nb_format_q6_k;
+    return last ? f->block_bytes - 2 * *n : 0;
+}
+
 /* Fills the codes (and parameters) with random bits. Scales of any bit pattern include infinities,
  * NaN and subnormals; `tame` ones are ordinary numbers, so that the comparison is of values. */
 static void fill(nb_mat *m, bool tame, uint64_t stream)
@@ -25,13 +36,11 @@ static void fill(nb_mat *m, bool tame, uint64_t stream)
     }
     const int64_t n_blocks = m->n_rows * m->n_cols / m->fmt->block_len;
     for (int64_t b = 0; tame && b < n_blocks; b++) {
-        /* f16 parameters: d at the end of q6_k, at the start of all others, a second one after */
         uint8_t *block = (uint8_t *)m->codes + b * m->fmt->block_bytes;
-        const bool last = m->fmt == &nb_format_q6_k;
-        const bool two =
-            m->fmt == &nb_format_q4_k || m->fmt == &nb_format_q4_1 || m->fmt == &nb_format_q5_1;
-        for (int k = 0; k < (two ? 2 : 1); k++) {
-            uint8_t *high = block + (last ? 208 : 0) + 2 * k + 1;
+        int n;
+        const int at = parameters_at(m->fmt, &n);
+        for (int k = 0; k < n; k++) {
+            uint8_t *high = block + at + 2 * k + 1;
             *high = (uint8_t)((*high & 0x83u) | 0x28u); /* magnitudes of 2^-5 .. 2^-4 */
         }
     }
@@ -43,6 +52,8 @@ static void compare(nb_mat *m, bool tame)
     m->fmt->int_form(m, &form);
     assert_true(form.segment_len > 0 && form.code_lo < form.code_hi);
     assert_true(form.code_lo >= INT8_MIN && form.code_hi <= INT8_MAX);
+    if (form.table != NULL)
+        assert_true(form.code_lo == 0 && form.code_hi == 15);
     const int64_t n_segments = (m->n_cols + form.segment_len - 1) / form.segment_len;
     const size_t n = (size_t)n_segments;
 
@@ -61,7 +72,8 @@ static void compare(nb_mat *m, bool tame)
         for (int64_t c = 0; c < m->n_cols; c++) {
             const int64_t s = c / form.segment_len;
             assert_in_range(code[c] - form.code_lo, 0, form.code_hi - form.code_lo);
-            const float q = (float)(code[c] - (form.has_zero ? zero[s] : 0));
+            const int u = form.table != NULL ? form.table[code[c]] : code[c];
+            const float q = (float)(u - (form.has_zero ? zero[s] : 0));
             const float v = form.has_min ? fmaf(scale[s], q, min[s]) : scale[s] * q;
             if (!same_float(v, y[c]))
                 fail_msg("%s: column %lld is %.9g by integers, %.9g decoded", m->fmt->name,
@@ -102,7 +114,7 @@ static void blocks(bool tame)
         }
         n_formats++;
     }
-    assert_int_equal(n_formats, 7);
+    assert_int_equal(n_formats, 11);
 }
 
 /* Groups of the sizes in use, per channel, and of odd sizes; columns that end inside a word. */
