@@ -37,6 +37,16 @@ unsigned nb_cpu_isa(void)
         isa |= NB_ISA_AVX512;
     return isa;
 }
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+/* The vector registers belong to the architecture; the dot products are an extension, and without
+ * them the scalar reference runs. */
+unsigned nb_cpu_isa(void)
+{
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? NB_ISA_NEON : NB_ISA_SCALAR;
+}
 #else
 unsigned nb_cpu_isa(void)
 {
@@ -49,10 +59,8 @@ static const struct {
     const char *name;
     unsigned mask;
 } isas[] = {
-    {"scalar", NB_ISA_SCALAR},
-    {"avx2", NB_ISA_AVX2},
-    {"avx512", NB_ISA_AVX2 | NB_ISA_AVX512},
-    {"auto", NB_ISA_ALL},
+    {"scalar", NB_ISA_SCALAR}, {"avx2", NB_ISA_AVX2}, {"avx512", NB_ISA_AVX2 | NB_ISA_AVX512},
+    {"neon", NB_ISA_NEON},     {"auto", NB_ISA_ALL},
 };
 enum { N_ISAS = sizeof isas / sizeof *isas };
 
@@ -64,11 +72,14 @@ nb_status nb_isa_parse(const char *name, unsigned *mask, nb_err *err)
             return NB_OK;
         }
     }
-    return nb_fail(err, NB_USAGE, "no instruction set '%s': there are scalar, avx2, avx512, auto",
-                   name);
+    return nb_fail(err, NB_USAGE,
+                   "no instruction set '%s': there are scalar, avx2, avx512, neon, auto", name);
 }
 
 const char *nb_isa_name(unsigned isa)
 {
-    return isa & NB_ISA_AVX512 ? "avx512" : isa & NB_ISA_AVX2 ? "avx2" : "scalar";
+    return isa & NB_ISA_AVX512 ? "avx512"
+           : isa & NB_ISA_AVX2 ? "avx2"
+           : isa & NB_ISA_NEON ? "neon"
+                               : "scalar";
 }

@@ -24,5 +24,12 @@ void nb_kernels_init(nb_kernels *k, unsigned allow)
         nb_kernels_avx512_nn(k);
         nb_kernels_avx512_attn(k);
     }
+#elif defined(__aarch64__)
+    if (k->isa & NB_ISA_NEON) {
+        nb_kernels_neon_dot(k);
+        nb_kernels_neon_pack(k);
+        nb_kernels_neon_nn(k);
+        nb_kernels_neon_attn(k);
+    }
 #endif
 }

@@ -252,6 +252,11 @@ void nb_kernels_avx2_attn(nb_kernels *k);
 void nb_kernels_avx512_dot(nb_kernels *k);
 void nb_kernels_avx512_nn(nb_kernels *k);
 void nb_kernels_avx512_attn(nb_kernels *k);
+#elif defined(__aarch64__)
+void nb_kernels_neon_dot(nb_kernels *k);
+void nb_kernels_neon_pack(nb_kernels *k);
+void nb_kernels_neon_nn(nb_kernels *k);
+void nb_kernels_neon_attn(nb_kernels *k);
 #endif
 
 #endif

@@ -6,16 +6,26 @@
 
 #include <stdio.h>
 
-/* Fills variants[0, n) with the tables above the scalar one and returns n; says what is missing. */
-static inline int isa_tables(nb_kernels variants[2])
+/* The tables above the scalar one. */
+static const unsigned isa_masks[] = {
+#if defined(__aarch64__)
+    NB_ISA_NEON,
+#else
+    NB_ISA_AVX2,
+    NB_ISA_AVX2 | NB_ISA_AVX512,
+#endif
+};
+enum { N_ISA_MASKS = sizeof isa_masks / sizeof *isa_masks };
+
+/* Fills variants[0, n) with those that the machine has and returns n; says what is missing. */
+static inline int isa_tables(nb_kernels variants[N_ISA_MASKS])
 {
-    static const unsigned masks[] = {NB_ISA_AVX2, NB_ISA_AVX2 | NB_ISA_AVX512};
     int n = 0;
-    for (int i = 0; i < 2; i++) {
-        if ((nb_cpu_isa() & masks[i]) == masks[i])
-            nb_kernels_init(&variants[n++], masks[i]);
+    for (int i = 0; i < N_ISA_MASKS; i++) {
+        if ((nb_cpu_isa() & isa_masks[i]) == isa_masks[i])
+            nb_kernels_init(&variants[n++], isa_masks[i]);
         else
-            printf("SKIP %s: this machine has none\n", nb_isa_name(masks[i]));
+            printf("SKIP %s: this machine has none\n", nb_isa_name(isa_masks[i]));
     }
     return n;
 }

@@ -213,7 +213,7 @@ static void walk(check_run *run, const nb_kernels *ref, const nb_kernels *k, uin
 static void variants_equal_the_reference(void **state)
 {
     (void)state;
-    nb_kernels ref, variants[2];
+    nb_kernels ref, variants[N_ISA_MASKS];
     nb_kernels_init(&ref, NB_ISA_SCALAR);
     const int n_variants = isa_tables(variants);
     for (int v = 0; v < n_variants; v++) {
@@ -311,7 +311,7 @@ static void exact_means(const nb_kernels *k)
 static void every_table_sees_what_it_should(void **state)
 {
     (void)state;
-    nb_kernels ref, variants[2];
+    nb_kernels ref, variants[N_ISA_MASKS];
     nb_kernels_init(&ref, NB_ISA_SCALAR);
     poisoned_positions(&ref);
     exact_means(&ref);

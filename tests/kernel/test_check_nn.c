@@ -157,7 +157,7 @@ static void walk(check_run *run, slot_check *check, const nb_kernels *ref, const
 static void variants_equal_the_reference(void **state)
 {
     (void)state;
-    nb_kernels ref, variants[2];
+    nb_kernels ref, variants[N_ISA_MASKS];
     nb_kernels_init(&ref, NB_ISA_SCALAR);
     const int n_variants = isa_tables(variants);
     for (int v = 0; v < n_variants; v++) {
@@ -464,7 +464,7 @@ static void words_of_the_contract(const nb_kernels *k)
 static void every_table_keeps_the_words(void **state)
 {
     (void)state;
-    nb_kernels ref, variants[2];
+    nb_kernels ref, variants[N_ISA_MASKS];
     nb_kernels_init(&ref, NB_ISA_SCALAR);
     words_of_the_contract(&ref);
     const int n_variants = isa_tables(variants);

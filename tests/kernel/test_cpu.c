@@ -8,8 +8,8 @@ static void names_give_masks_and_back(void **state)
 {
     (void)state;
     nb_err err = {0};
-    static const char *const names[] = {"scalar", "avx2", "avx512"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const names[] = {"scalar", "avx2", "avx512", "neon"};
+    for (int i = 0; i < 4; i++) {
         unsigned mask = 99;
         assert_int_equal(nb_isa_parse(names[i], &mask, &err), NB_OK);
         assert_string_equal(nb_isa_name(mask), names[i]);
@@ -24,13 +24,13 @@ static void names_give_masks_and_back(void **state)
 static void unknown_names_are_refused(void **state)
 {
     (void)state;
-    static const char *const names[] = {"", "AVX2", "avx", "avx5122", "neon"};
+    static const char *const names[] = {"", "AVX2", "avx", "avx5122", "sve"};
     for (int i = 0; i < 5; i++) {
         nb_err err = {0};
         unsigned mask = 99;
         assert_int_equal(nb_isa_parse(names[i], &mask, &err), NB_USAGE);
         assert_int_equal(mask, 99);
-        assert_non_null(strstr(err.text, "scalar, avx2, avx512, auto"));
+        assert_non_null(strstr(err.text, "scalar, avx2, avx512, neon, auto"));
     }
 }
 
@@ -47,6 +47,11 @@ static void the_machine_agrees_with_the_compiler(void **state)
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
     assert_int_equal((isa & NB_ISA_AVX2) != 0, avx2);
     assert_int_equal((isa & NB_ISA_AVX512) != 0, avx512);
+#elif defined(__aarch64__)
+    /* The kernel lets programs read the registers themselves: field DP of ID_AA64ISAR0_EL1. */
+    uint64_t id;
+    __asm__("mrs %0, ID_AA64ISAR0_EL1" : "=r"(id));
+    assert_int_equal(isa, (id >> 44 & 15) != 0 ? NB_ISA_NEON : NB_ISA_SCALAR);
 #else
     assert_int_equal(isa, NB_ISA_SCALAR);
 #endif
