@@ -129,9 +129,14 @@ static double work(nb_pool *pool, int thread)
             chunk -= pool->stages[stage].n_chunks;
             before += pool->stages[stage].n_chunks;
         }
-        if (before > 0)
-            stalled += await(pool, (uint32_t)(pool->n_chunks - before));
-        pool->stages[stage].task(pool->context, chunk, thread);
+        const nb_stage *its = &pool->stages[stage];
+        if (before > 0) {
+            const uint32_t most = (uint32_t)(pool->n_chunks - before);
+            if (its->fetch != NULL && atomic_load(&pool->n_left) > most)
+                its->fetch(pool->context, chunk, thread);
+            stalled += await(pool, most);
+        }
+        its->task(pool->context, chunk, thread);
         atomic_fetch_sub(&pool->n_left, 1);
         if (atomic_load(&pool->n_asleep_left) > 0)
             futex_wake_all(&pool->n_left);
@@ -321,5 +326,5 @@ void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, voi
 
 void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *context)
 {
-    nb_pool_run_stages(pool, &(nb_stage){n_chunks, task}, 1, context);
+    nb_pool_run_stages(pool, &(nb_stage){n_chunks, task, NULL}, 1, context);
 }

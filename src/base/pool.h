@@ -39,6 +39,9 @@ void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *contex
 typedef struct {
     int64_t n_chunks;
     nb_task_fn *task;
+    /* Called for a chunk that would have to wait for the stages before: to fetch from memory, while
+     * it waits, what it will read. NULL: nothing. */
+    nb_task_fn *fetch;
 } nb_stage;
 void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, void *context);
 

@@ -86,16 +86,26 @@ static void product(const run *r, int j, int64_t begin, int64_t end)
     }
 }
 
+/* Linear *j and its panels [begin, end) of a chunk of the second stage. */
+static int64_t strip_of(const run *r, int64_t chunk, int *j, int64_t *end)
+{
+    *j = 0;
+    while (chunk >= r->first_chunk[*j + 1])
+        (*j)++;
+    const int64_t begin = (chunk - r->first_chunk[*j]) * r->chunk_panels[*j];
+    const int64_t last = r->l->w[*j]->w.n_panels;
+    *end = begin + r->chunk_panels[*j] < last ? begin + r->chunk_panels[*j] : last;
+    return begin;
+}
+
 static void product_chunk(void *context, int64_t chunk, int thread)
 {
     (void)thread;
     const run *r = context;
-    int j = 0;
-    while (chunk >= r->first_chunk[j + 1])
-        j++;
-    const int64_t begin = (chunk - r->first_chunk[j]) * r->chunk_panels[j];
-    const int64_t last = r->l->w[j]->w.n_panels;
-    product(r, j, begin, begin + r->chunk_panels[j] < last ? begin + r->chunk_panels[j] : last);
+    int j;
+    int64_t end;
+    const int64_t begin = strip_of(r, chunk, &j, &end);
+    product(r, j, begin, end);
 }
 
 /* The same strip of gate and up, and their SwiGLU while it is in the cache. */
@@ -104,8 +114,9 @@ static void swiglu_chunk(void *context, int64_t chunk, int thread)
     (void)thread;
     const run *r = context;
     const nb_linears *l = r->l;
-    const int64_t begin = chunk * r->chunk_panels[0], last = l->w[0]->w.n_panels;
-    const int64_t end = begin + r->chunk_panels[0] < last ? begin + r->chunk_panels[0] : last;
+    int j; /* always 0: only gate's chunks are handed out */
+    int64_t end;
+    const int64_t begin = strip_of(r, chunk, &j, &end);
     product(r, 0, begin, end);
     product(r, 1, begin, end);
     const int64_t ld = l->w[0]->w.n_rows, column = begin * NB_PANEL_ROWS;
@@ -115,6 +126,27 @@ static void swiglu_chunk(void *context, int64_t chunk, int thread)
         r->work->kernels->swiglu(gate, gate, l->y[1] + row * ld + column, stop - column);
         observe(r, l->then_op, row, column, gate, stop - column);
     }
+}
+
+/* With few tokens the products wait for memory, so the first strips may as well come while another
+ * thread still packs. */
+static void fetch_panels(const nb_panels *w, int64_t begin, int64_t end)
+{
+    const uint8_t *stop = w->codes + end * w->panel_bytes;
+    for (const uint8_t *p = w->codes + begin * w->panel_bytes; p < stop; p += NB_CACHE_LINE)
+        __builtin_prefetch(p, 0, 2);
+}
+
+static void fetch_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const run *r = context;
+    int j;
+    int64_t end;
+    const int64_t begin = strip_of(r, chunk, &j, &end);
+    fetch_panels(&r->l->w[j]->w, begin, end);
+    if (r->l->then == NB_THEN_SWIGLU)
+        fetch_panels(&r->l->w[1]->w, begin, end);
 }
 
 /* ---- the run ---- */
@@ -163,8 +195,8 @@ bool nb_linears_run(nb_work *w, const nb_linears *l, int64_t n_rows)
     const bool pairs = l->then == NB_THEN_SWIGLU;
     assert(!pairs || (l->n == 2 && l->w[0]->w.n_rows == l->w[1]->w.n_rows));
     const nb_stage stages[] = {
-        {r.first_tile[r.n_groups], pack_chunk},
-        {r.first_chunk[pairs ? 1 : l->n], pairs ? swiglu_chunk : product_chunk},
+        {r.first_tile[r.n_groups], pack_chunk, NULL},
+        {r.first_chunk[pairs ? 1 : l->n], pairs ? swiglu_chunk : product_chunk, fetch_chunk},
     };
     nb_pool_run_stages(w->pool, stages, 2, &r);
     return !atomic_load(&r.bad);

@@ -238,7 +238,7 @@ typedef struct {
     int64_t value[N_STAGES][STAGE_SIZES];
     int64_t seed;
     int slow; /* the stage whose chunk 0 takes its time */
-    atomic_int wrong;
+    atomic_int wrong, fetched;
 } staged;
 
 static void stage_chunk(staged *j, int stage, int64_t chunk)
@@ -255,6 +255,16 @@ static void stage_chunk(staged *j, int stage, int64_t chunk)
     if (sum != want)
         atomic_fetch_add(&j->wrong, 1);
     j->value[stage][chunk] = j->seed + stage + chunk;
+}
+
+/* Called at most before its own chunk; what it writes only it and its chunk's thread see. */
+static void fetch_2(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    staged *j = context;
+    if (chunk < 0 || chunk >= j->sizes[2] || j->value[2][chunk] == j->seed + 2 + chunk)
+        atomic_fetch_add(&j->wrong, 1);
+    atomic_fetch_add(&j->fetched, 1);
 }
 
 static void stage_0(void *context, int64_t chunk, int thread)
@@ -282,19 +292,23 @@ static void stages_run_one_after_the_other(void **state)
     const int threads[] = {1, 2, 3, 8};
     for (size_t t = 0; t < sizeof threads / sizeof threads[0]; t++) {
         nb_pool *pool = pool_of(threads[t]);
+        int fetched = 0;
         for (int run = 0; run < RUNS / 100; run++) {
             staged j = {.seed = (int64_t)run << 24, .slow = run % 16 == 0 ? run / 16 % 3 : -1};
             for (int s = 0; s < N_STAGES; s++)
                 j.sizes[s] = (run * (7 + 4 * s) + s) % STAGE_SIZES;
-            const nb_stage stages[N_STAGES] = {
-                {j.sizes[0], stage_0}, {j.sizes[1], stage_1}, {j.sizes[2], stage_2}};
+            const nb_stage stages[N_STAGES] = {{j.sizes[0], stage_0, NULL},
+                                               {j.sizes[1], stage_1, NULL},
+                                               {j.sizes[2], stage_2, fetch_2}};
             nb_pool_run_stages(pool, stages, N_STAGES, &j);
             assert_int_equal(atomic_load(&j.wrong), 0);
             for (int s = 0; s < N_STAGES; s++) {
                 for (int64_t c = 0; c < j.sizes[s]; c++)
                     assert_int_equal(j.value[s][c], j.seed + s + c);
             }
+            fetched += atomic_load(&j.fetched);
         }
+        assert_true(threads[t] == 1 ? fetched == 0 : fetched > 0); /* some chunk had to wait */
         nb_pool_run_stages(pool, NULL, 0, NULL);
         nb_pool_close(pool);
     }
