@@ -1,440 +1,474 @@
 /* Private: attention (A5) over v16, 16 lanes of binary32. avx2_attn.c and avx512_attn.c include it
- * after the header that says what a v16 is.
+ * after the header that says what a v16 is, and after the tiles of integer scores:
  *
- * Plan. The rows (tokens x query heads of one KV head, at most 24) share every key and value that
- * is read. They go in tiles of up to V16_TILE_ROWS, whose sums stay in registers:
+ *   INT_VECS(rows)   vectors of 16 positions that int_score[rows] takes at once
+ *   int_codes        how the codes of a query are laid out for them
  *
- *   scores   lanes are positions: per dimension, V16_TILE_VECS vectors of keys are loaded and one
- *            broadcast per row, for rows x vectors fused multiply-adds
- *   values   lanes are dimensions: per position the same, with the weights e broadcast
+ * Plan. The rows (tokens x query heads of one KV head, at most NB_ATTN_ROWS) share every key and
+ * value that is read. Per split: scores of all rows, tile by tile; the softmax, a few rows at a
+ * time, to hide the latency of exp; values, tile by tile.
  *
- * A page is read once per tile, from the cache after the first; F16 cells are widened as they are
- * loaded. Tiles of few rows (decode) take more vectors, so that there are enough independent
- * chains to hide the latency of an FMA. Scores of cells that a row does not see are overwritten
- * with -infinity, whose exp is the +0 that A1 wants; in the products with values such cells are
- * left out, which is the same as adding +0 * +0. */
-#include "kernel/kernel.h"
-#include "kernel/attn_scratch.h"
-#include "numeric/minifloat.h"
+ * A tile works on every cell that one of its rows sees. The others get -infinity for a score, whose
+ * exp is the +0 that A1 wants, and +0 as a weight: fma(+0, v, sum) is the sum for a finite v. (A
+ * chain that is -0 becomes +0, which its addition to o would make of it anyway.) Where a value that
+ * some rows do not see is not finite, the tiles are made of single tokens, whose rows see the
+ * same. */
+#include "kernel/attn_store.h"
+#include "kernel/attn_tile.h"
 
-#include <assert.h>
+/* ---- what is seen ---- */
 
-enum {
-    LANES = 16,
-    PAGES = NB_KV_SPLIT / NB_KV_PAGE,
-    STRIDE = NB_ATTN_SCORE_STRIDE,
-};
-static_assert(NB_CHUNK_K % NB_KV_PAGE == 0 && NB_KV_PAGE % LANES == 0, "cuts fall between pages");
-
-/* ---- register tiles: straight loops, unrolled for constant rows and vecs ---- */
-
-V16_INLINE v16 load_cells(const uint8_t *cells, int64_t i, bool f16)
-{
-    return f16 ? v16_load_f16((const uint16_t *)cells + i) : v16_load((const float *)cells + i);
-}
-
-/* s[r][16 v ...] = A2 over the dimensions, for the 16 positions whose cells of dimension 0 start
- * at keys[v]; q is [head_dim][n_rows]. */
-V16_INLINE void score_tile(float *s, const float *q, int64_t n_rows, const uint8_t *const *keys,
-                           int64_t head_dim, int rows, int vecs, bool f16)
-{
-    for (int64_t begin = 0; begin < head_dim; begin += NB_CHUNK_K) {
-        const int64_t end = head_dim < begin + NB_CHUNK_K ? head_dim : begin + NB_CHUNK_K;
-        v16 sum[V16_TILE_ROWS][4];
-        V16_UNROLL
-        for (int r = 0; r < rows; r++) {
-            V16_UNROLL
-            for (int v = 0; v < vecs; v++)
-                sum[r][v] = v16_zero();
-        }
-        for (int64_t d = begin; d < end; d++) {
-            v16 key[4];
-            V16_UNROLL
-            for (int v = 0; v < vecs; v++)
-                key[v] = load_cells(keys[v], d * NB_KV_PAGE, f16);
-            V16_UNROLL
-            for (int r = 0; r < rows; r++) {
-                const v16 one = v16_set1(q[d * n_rows + r]);
-                V16_UNROLL
-                for (int v = 0; v < vecs; v++)
-                    sum[r][v] = v16_fma(one, key[v], sum[r][v]);
-            }
-        }
-        V16_UNROLL
-        for (int r = 0; r < rows; r++) {
-            V16_UNROLL
-            for (int v = 0; v < vecs; v++) {
-                float *at = s + r * STRIDE + v * LANES;
-                v16_store(at, v16_add(begin > 0 ? v16_load(at) : v16_zero(), sum[r][v]));
-            }
-        }
-    }
-}
-
-/* Carries the chains chain[r][16 v ...] on over the cells [begin, end) of the split, in which row
- * r weighs cell c with e[r][c]; pages[i] is where page i has this tile's first dimension. */
-V16_INLINE void value_tile(float *chain, const float *e, const uint8_t *const *pages, size_t offset,
-                           int64_t begin, int64_t end, int64_t head_dim, int rows, int vecs,
-                           bool f16)
-{
-    v16 sum[V16_TILE_ROWS][4];
-    V16_UNROLL
-    for (int r = 0; r < rows; r++) {
-        V16_UNROLL
-        for (int v = 0; v < vecs; v++)
-            sum[r][v] = v16_load(chain + r * head_dim + v * LANES);
-    }
-    for (int64_t c = begin; c < end;) {
-        const uint8_t *values = pages[c / NB_KV_PAGE] + offset;
-        const int64_t stop = (c / NB_KV_PAGE + 1) * NB_KV_PAGE;
-        for (; c < end && c < stop; c++) {
-            v16 value[4];
-            V16_UNROLL
-            for (int v = 0; v < vecs; v++)
-                value[v] = load_cells(values, c % NB_KV_PAGE * head_dim + v * LANES, f16);
-            V16_UNROLL
-            for (int r = 0; r < rows; r++) {
-                const v16 one = v16_set1(e[r * STRIDE + c]);
-                V16_UNROLL
-                for (int v = 0; v < vecs; v++)
-                    sum[r][v] = v16_fma(one, value[v], sum[r][v]);
-            }
-        }
-    }
-    V16_UNROLL
-    for (int r = 0; r < rows; r++) {
-        V16_UNROLL
-        for (int v = 0; v < vecs; v++)
-            v16_store(chain + r * head_dim + v * LANES, sum[r][v]);
-    }
-}
-
-/* The dimensions of a head that fill no vector, one at a time. */
-static void value_rest(float *chain, const float *e, const uint8_t *const *pages, int64_t begin,
-                       int64_t end, int64_t head_dim, int rows, nb_float_type cell)
-{
-    for (int r = 0; r < rows; r++) {
-        for (int64_t d = head_dim - head_dim % LANES; d < head_dim; d++) {
-            float sum = chain[r * head_dim + d];
-            for (int64_t c = begin; c < end; c++)
-                sum = fmaf(e[r * STRIDE + c],
-                           nb_float_get(pages[c / NB_KV_PAGE], cell, c % NB_KV_PAGE * head_dim + d),
-                           sum);
-            chain[r * head_dim + d] = sum;
-        }
-    }
-}
-
-typedef void score_fn(float *s, const float *q, int64_t n_rows, const uint8_t *const *keys,
-                      int64_t head_dim, bool f16);
-typedef void value_fn(float *chain, const float *e, const uint8_t *const *pages, int64_t begin,
-                      int64_t end, int64_t head_dim, bool f16);
-
-V16_INLINE void value_rows(float *chain, const float *e, const uint8_t *const *pages, int64_t begin,
-                           int64_t end, int64_t head_dim, int rows, int vecs, bool f16)
-{
-    const size_t cell = f16 ? sizeof(uint16_t) : sizeof(float);
-    int64_t d = 0;
-    for (; d + vecs * LANES <= head_dim; d += vecs * LANES)
-        value_tile(chain + d, e, pages, (size_t)d * cell, begin, end, head_dim, rows, vecs, f16);
-    for (; d + LANES <= head_dim; d += LANES)
-        value_tile(chain + d, e, pages, (size_t)d * cell, begin, end, head_dim, rows, 1, f16);
-}
-
-#define TILE(rows)                                                                                 \
-    static void score_##rows(float *s, const float *q, int64_t n_rows, const uint8_t *const *keys, \
-                             int64_t head_dim, bool f16)                                           \
-    {                                                                                              \
-        if (f16)                                                                                   \
-            score_tile(s, q, n_rows, keys, head_dim, rows, V16_TILE_VECS(rows), true);             \
-        else                                                                                       \
-            score_tile(s, q, n_rows, keys, head_dim, rows, V16_TILE_VECS(rows), false);            \
-    }                                                                                              \
-    static void value_##rows(float *chain, const float *e, const uint8_t *const *pages,            \
-                             int64_t begin, int64_t end, int64_t head_dim, bool f16)               \
-    {                                                                                              \
-        if (f16)                                                                                   \
-            value_rows(chain, e, pages, begin, end, head_dim, rows, V16_TILE_VECS(rows), true);    \
-        else                                                                                       \
-            value_rows(chain, e, pages, begin, end, head_dim, rows, V16_TILE_VECS(rows), false);   \
-    }
-V16_TILES(TILE)
-#undef TILE
-
-#define TILE(rows) score_##rows,
-static score_fn *const score_of_rows[V16_TILE_ROWS + 1] = {NULL, V16_TILES(TILE)};
-#undef TILE
-#define TILE(rows) value_##rows,
-static value_fn *const value_of_rows[V16_TILE_ROWS + 1] = {NULL, V16_TILES(TILE)};
-#undef TILE
-
-/* ---- one split ---- */
-
-/* What all tiles of a call share. Cells of a split are counted from its first position. */
-typedef struct {
-    const nb_attn_args *a;
-    int n_rows;
-    bool f16;
-    float *scores, *q, *chain, *m, *l, *o;
-    /* the current split */
-    int64_t first;                              /* its first position */
-    const uint8_t *keys[PAGES], *values[PAGES]; /* NULL: seen by no row */
-} attention;
-
-/* The cells of the current split that the row sees: [begin, end), empty if begin >= end. */
+/* Cells [begin, end) of a split, counted from its first position; none if begin >= end. */
 typedef struct {
     int64_t begin, end;
 } cells;
 
+typedef struct {
+    int row, rows;
+    cells sees; /* what one of its rows sees */
+} tile;
+
+/* What all tiles of a call share. */
+typedef struct {
+    const nb_attn_args *a;
+    int n_rows;
+    bool few; /* rows, so that cells are widened as they are loaded */
+    float *scores, *q, *wide;
+    float q_scale[NB_ATTN_ROWS];
+    int32_t q_start[NB_ATTN_ROWS];
+    /* the current split */
+    int64_t first;                              /* its first position */
+    const uint8_t *keys[PAGES], *values[PAGES]; /* NULL: seen by no row */
+    float k_scales[NB_KV_SPLIT], v_scales[NB_KV_SPLIT];
+    nb_attn_part part;
+    tile tiles[NB_ATTN_ROWS];
+    int n_tiles;
+} attention;
+
+static cells both(cells a, cells b)
+{
+    return (cells){a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
+}
+
+/* The cells of the current split that the row sees. */
 static cells row_sees(const attention *at, int row)
 {
     const nb_attn_args *a = at->a;
     const int64_t pos = a->pos0 + row / a->n_group;
     const int64_t begin = a->window > 0 && a->window <= pos ? pos + 1 - a->window : 0;
-    return (cells){
-        .begin = begin > at->first ? begin - at->first : 0,
-        .end = pos + 1 < at->first + NB_KV_SPLIT ? pos + 1 - at->first : NB_KV_SPLIT,
-    };
+    return both((cells){begin - at->first, pos + 1 - at->first}, (cells){0, NB_KV_SPLIT});
+}
+
+/* What the first or the last of the rows sees: later rows see later cells. */
+static cells rows_see(const attention *at, int row, int rows)
+{
+    return (cells){row_sees(at, row).begin, row_sees(at, row + rows - 1).end};
+}
+
+static void add_tile(attention *at, int row, int rows)
+{
+    const cells sees = rows_see(at, row, rows);
+    if (sees.begin < sees.end)
+        at->tiles[at->n_tiles++] = (tile){row, rows, sees};
+}
+
+/* The rows cut evenly. */
+static void plan_tiles(attention *at)
+{
+    const int n = (at->n_rows + V16_TILE_ROWS - 1) / V16_TILE_ROWS;
+    at->n_tiles = 0;
+    for (int i = 0; i < n; i++) {
+        const int row = at->n_rows * i / n;
+        add_tile(at, row, at->n_rows * (i + 1) / n - row);
+    }
+}
+
+/* No row of a tile sees what another does not. */
+static void plan_tiles_of_one_token(attention *at)
+{
+    const int n_group = at->a->n_group;
+    at->n_tiles = 0;
+    for (int row = 0; row < at->n_rows;) {
+        const int left = n_group - row % n_group;
+        add_tile(at, row, left < V16_TILE_ROWS ? left : V16_TILE_ROWS);
+        row += left < V16_TILE_ROWS ? left : V16_TILE_ROWS;
+    }
+}
+
+static void load_scales(float *out, const uint8_t *page, int head_dim)
+{
+    const uint16_t *scales = (const uint16_t *)(const void *)(page + nb_kv_scales_at(head_dim));
+    for (int i = 0; i < NB_KV_PAGE; i += LANES)
+        v16_store(out + i, v16_load_f16(scales + i));
 }
 
 static void split_start(attention *at, int64_t split)
 {
     const nb_kv_view *kv = &at->a->kv;
-    const size_t head_bytes = kv->head_bytes;
     at->first = split * NB_KV_SPLIT;
-    const cells sees = {row_sees(at, 0).begin, row_sees(at, at->n_rows - 1).end};
+    const cells sees = rows_see(at, 0, at->n_rows);
     for (int64_t i = 0; i < PAGES; i++) {
         at->keys[i] = at->values[i] = NULL;
         if (i < sees.begin / NB_KV_PAGE || i * NB_KV_PAGE >= sees.end)
             continue; /* the table may have no entry for it */
         const int64_t page = kv->table[split * PAGES + i];
         const uint8_t *bytes =
-            kv->arena + (size_t)page * kv->page_bytes + (size_t)at->a->kv_head * head_bytes;
+            kv->arena + (size_t)page * kv->page_bytes + (size_t)at->a->kv_head * kv->head_bytes;
         at->keys[i] = bytes + kv->k_offset;
         at->values[i] = bytes + kv->v_offset;
-    }
-}
-
-/* Scores of rows [row, row + rows) against every cell that one of them sees; others get junk. */
-static void tile_scores(const attention *at, int row, int rows)
-{
-    const cells sees = {row_sees(at, row).begin, row_sees(at, row + rows - 1).end};
-    const int64_t head_dim = at->a->kv.head_dim;
-    const int vecs = V16_TILE_VECS(rows);
-    const size_t block_bytes = LANES * (size_t)(at->f16 ? 2 : 4);
-    const int64_t last = (sees.end - 1) / LANES;
-    for (int64_t b = sees.begin / LANES / vecs * vecs; b <= last; b += vecs) {
-        const uint8_t *keys[4];
-        for (int v = 0; v < vecs; v++) { /* blocks outside repeat one that is inside */
-            int64_t i = b + v < last ? b + v : last;
-            i = i * LANES < sees.begin ? sees.begin / LANES : i;
-            const int64_t per_page = NB_KV_PAGE / LANES;
-            keys[v] = at->keys[i / per_page] + (size_t)(i % per_page) * block_bytes;
+        if (kv->format == NB_KV_INT8) {
+            load_scales(at->k_scales + i * NB_KV_PAGE, at->keys[i], kv->head_dim);
+            load_scales(at->v_scales + i * NB_KV_PAGE, at->values[i], kv->head_dim);
         }
-        score_of_rows[rows](at->scores + row * STRIDE + b * LANES, at->q + row, at->n_rows, keys,
-                            head_dim, at->f16);
+    }
+    plan_tiles(at);
+}
+
+/* ---- scores ---- */
+
+/* The keys of `vecs` blocks of 16 positions from block b on; blocks that no row of the tile sees
+ * repeat one that some do. */
+static void key_blocks(const attention *at, cells sees, int64_t b, int vecs, size_t block_bytes,
+                       const uint8_t **keys)
+{
+    const int64_t first = sees.begin / LANES, last = (sees.end - 1) / LANES;
+    const int64_t per_page = NB_KV_PAGE / LANES;
+    for (int v = 0; v < vecs; v++) {
+        const int64_t i = b + v < first ? first : b + v > last ? last : b + v;
+        keys[v] = at->keys[i / per_page] + (size_t)(i % per_page) * block_bytes;
     }
 }
 
-/* Turns a row's scores s into exp(s - m_j); gives m_j and l_j. */
-static void row_softmax(float *s, cells sees, float *max, float *sum)
+static void tile_int_scores(const attention *at, const tile *t)
 {
-    const int64_t begin = sees.begin / LANES * LANES;
-    const int64_t end = (sees.end + LANES - 1) / LANES * LANES;
-    for (int64_t c = begin; c < sees.begin; c++)
-        s[c] = -INFINITY;
-    for (int64_t c = sees.end; c < end; c++)
-        s[c] = -INFINITY;
-    v16 top = v16_set1(-INFINITY);
-    for (int64_t c = begin; c < end; c += LANES)
-        top = v16_max(v16_load(s + c), top);
-    *max = v16_top(top);
-    const v16 m = v16_set1(*max);
-    v16 lane = v16_zero();
-    for (int64_t c = begin; c < end; c += LANES) {
-        const v16 e = v16_exp(v16_sub(v16_load(s + c), m));
-        v16_store(s + c, e);
-        lane = v16_add(lane, e);
+    const int64_t n_groups = (at->a->kv.head_dim + 3) / 4;
+    const int vecs = INT_VECS(t->rows);
+    for (int64_t b = t->sees.begin / LANES / vecs * vecs; b * LANES < t->sees.end; b += vecs) {
+        const uint8_t *keys[MAX_VECS];
+        key_blocks(at, t->sees, b, vecs, (size_t)n_groups * 64, keys);
+        int_score[t->rows](at->scores + t->row * STRIDE + b * LANES, at->q + t->row * Q_STRIDE,
+                           at->q_start + t->row, at->q_scale + t->row, keys,
+                           at->k_scales + b * LANES, n_groups, at->a->q_bits == 16);
     }
-    *sum = v16_tree(lane);
 }
 
-/* Carries the chains of rows on over the cells of `range` that lie in the cut. */
-static void chain_values(const attention *at, int row, int rows, int64_t cut, cells range)
+static void tile_few_scores(const attention *at, const tile *t)
 {
-    const int64_t begin = range.begin > cut ? range.begin : cut;
-    const int64_t end = range.end < cut + NB_CHUNK_K ? range.end : cut + NB_CHUNK_K;
-    if (begin >= end)
+    const nb_kv_view *kv = &at->a->kv;
+    const int64_t head_dim = kv->head_dim;
+    const size_t cell = cell_bytes(kv->format);
+    const int vecs = V16_FEW_VECS(t->rows);
+    for (int64_t b = t->sees.begin / LANES / vecs * vecs; b * LANES < t->sees.end; b += vecs) {
+        const uint8_t *keys[MAX_VECS];
+        key_blocks(at, t->sees, b, vecs, LANES * cell, keys);
+        for (int64_t d = 0; d < head_dim; d += NB_CHUNK_K) {
+            const int64_t n = head_dim - d < NB_CHUNK_K ? head_dim - d : NB_CHUNK_K;
+            few_score[kv->format][t->rows](at->scores + t->row * STRIDE + b * LANES,
+                                           at->q + t->row * Q_STRIDE + d, keys, n, d == 0);
+            for (int v = 0; v < vecs; v++)
+                keys[v] += NB_CHUNK_K * NB_KV_PAGE * cell;
+        }
+    }
+}
+
+static void all_wide_scores(const attention *at)
+{
+    const nb_kv_view *kv = &at->a->kv;
+    const int64_t head_dim = kv->head_dim;
+    for (int64_t i = 0; i < PAGES; i++) {
+        if (at->keys[i] == NULL)
+            continue;
+        for (int64_t d = 0; d < head_dim; d += NB_CHUNK_K) {
+            const int64_t n = head_dim - d < NB_CHUNK_K ? head_dim - d : NB_CHUNK_K;
+            const float *keys = at->wide;
+            if (kv->format == NB_KV_F32)
+                keys = (const float *)(const void *)at->keys[i] + d * NB_KV_PAGE;
+            else
+                widen_keys(at->wide, at->keys[i], at->k_scales + i * NB_KV_PAGE, head_dim, d, n,
+                           kv->format);
+            for (const tile *t = at->tiles; t < at->tiles + at->n_tiles; t++)
+                if (i >= t->sees.begin / NB_KV_PAGE && i * NB_KV_PAGE < t->sees.end)
+                    wide_score[t->rows](at->scores + t->row * STRIDE + i * NB_KV_PAGE,
+                                        at->q + t->row * Q_STRIDE + d, keys, n, d == 0);
+        }
+    }
+}
+
+static void scores(const attention *at)
+{
+    const bool ints = at->a->q_bits > 0;
+    if (!ints && (!at->few || at->a->kv.format == NB_KV_INT8)) {
+        all_wide_scores(at);
         return;
-    const int64_t head_dim = at->a->kv.head_dim;
-    float *chain = at->chain + row * head_dim;
-    const float *e = at->scores + row * STRIDE;
-    value_of_rows[rows](chain, e, at->values, begin, end, head_dim, at->f16);
-    if (head_dim % LANES != 0)
-        value_rest(chain, e, at->values, begin, end, head_dim, rows, at->f16 ? NB_F16 : NB_F32);
-}
-
-/* The same over what each token of the tile sees before or after the cells that all of them see:
- * a few cells at the edges of the causal mask and of the window. */
-static void chain_edges(const attention *at, int row, int rows, int64_t cut, cells common,
-                        bool after)
-{
-    const int end = row + rows, n_group = at->a->n_group;
-    while (row < end) {
-        const int next = (row / n_group + 1) * n_group, stop = next < end ? next : end;
-        cells range = row_sees(at, row);
-        if (after)
-            range.begin = range.begin > common.end ? range.begin : common.end;
+    }
+    for (const tile *t = at->tiles; t < at->tiles + at->n_tiles; t++) {
+        if (ints)
+            tile_int_scores(at, t);
         else
-            range.end = range.end < common.begin ? range.end : common.begin;
-        chain_values(at, row, stop - row, cut, range);
-        row = stop;
+            tile_few_scores(at, t);
     }
 }
 
-/* o_j of a tile's rows: A2 over the cells of the split, in two cuts. */
-static void tile_values(const attention *at, int row, int rows, float *o)
+/* ---- softmax ---- */
+
+/* Turns scores [begin, end) of n rows into exp(s - m_j); gives m_j and l_j. */
+V16_INLINE void softmax_rows(float *s, int64_t begin, int64_t end, float *m, float *l, int n)
 {
-    const int64_t head_dim = at->a->kv.head_dim, n = rows * head_dim;
-    float *chain = at->chain + row * head_dim;
-    cells common = {row_sees(at, row + rows - 1).begin, row_sees(at, row).end};
-    if (common.begin >= common.end) /* then everything is an edge */
-        common.begin = common.end = NB_KV_SPLIT;
-    memset(o, 0, (size_t)n * sizeof *o);
-    for (int64_t cut = 0; cut < NB_KV_SPLIT; cut += NB_CHUNK_K) {
-        memset(chain, 0, (size_t)n * sizeof *chain);
-        chain_edges(at, row, rows, cut, common, false);
-        chain_values(at, row, rows, cut, common);
-        chain_edges(at, row, rows, cut, common, true);
-        for (int64_t i = 0; i < n; i++)
-            o[i] += chain[i];
+    v16 top[V16_SOFTMAX_ROWS], lane[V16_SOFTMAX_ROWS];
+    V16_UNROLL
+    for (int r = 0; r < n; r++)
+        top[r] = v16_set1(-INFINITY);
+    for (int64_t c = begin; c < end; c += LANES) {
+        V16_UNROLL
+        for (int r = 0; r < n; r++)
+            top[r] = v16_max(v16_load(s + r * STRIDE + c), top[r]);
+    }
+    V16_UNROLL
+    for (int r = 0; r < n; r++) {
+        m[r] = v16_top(top[r]);
+        top[r] = v16_set1(m[r]);
+        lane[r] = v16_zero();
+    }
+    for (int64_t c = begin; c < end; c += LANES) {
+        V16_UNROLL
+        for (int r = 0; r < n; r++) {
+            const v16 e = v16_exp(v16_sub(v16_load(s + r * STRIDE + c), top[r]));
+            v16_store(s + r * STRIDE + c, e);
+            lane[r] = v16_add(lane[r], e);
+        }
+    }
+    V16_UNROLL
+    for (int r = 0; r < n; r++)
+        l[r] = v16_tree(lane[r]);
+}
+
+static void tile_softmax(const attention *at, const tile *t)
+{
+    const int64_t begin = t->sees.begin / LANES * LANES;
+    const int64_t end = (t->sees.end + LANES - 1) / LANES * LANES;
+    for (int r = t->row; r < t->row + t->rows; r++) {
+        const cells sees = row_sees(at, r);
+        float *s = at->scores + r * STRIDE;
+        for (int64_t c = begin; c < sees.begin && c < end; c++)
+            s[c] = -INFINITY;
+        for (int64_t c = sees.end > begin ? sees.end : begin; c < end; c++)
+            s[c] = -INFINITY;
+    }
+    int r = t->row;
+    const int stop = t->row + t->rows;
+    for (; r + V16_SOFTMAX_ROWS <= stop; r += V16_SOFTMAX_ROWS)
+        softmax_rows(at->scores + r * STRIDE, begin, end, at->part.m + r, at->part.l + r,
+                     V16_SOFTMAX_ROWS);
+    for (; r < stop; r++)
+        softmax_rows(at->scores + r * STRIDE, begin, end, at->part.m + r, at->part.l + r, 1);
+}
+
+/* ---- values ---- */
+
+/* Whether the values of these cells are finite; with INT8 those are whose scale is. */
+static bool values_finite(const attention *at, cells range)
+{
+    const nb_kv_view *kv = &at->a->kv;
+    for (int64_t c = range.begin; c < range.end; c++) {
+        if (kv->format == NB_KV_INT8) {
+            if (!isfinite(at->v_scales[c]))
+                return false;
+            continue;
+        }
+        v16 top = v16_zero();
+        for (int64_t d = 0; d < kv->head_dim; d += WIDE) {
+            float value[WIDE];
+            widen_values(value, at->values, NULL, c, c + 1, kv->head_dim, d, kv->format);
+            top = v16_max_bits(v16_load(value), top);
+            if (d + LANES < kv->head_dim)
+                top = v16_max_bits(v16_load(value + LANES), top);
+        }
+        float bits[LANES];
+        v16_store(bits, top);
+        for (int i = 0; i < LANES; i++)
+            if (!isfinite(bits[i]))
+                return false;
+    }
+    return true;
+}
+
+/* Whether rows may weigh with +0 what they do not see, but other rows of the call do. */
+static bool edges_are_finite(const attention *at)
+{
+    const cells one = row_sees(at, 0), other = row_sees(at, at->n_rows - 1);
+    const cells split = {0, NB_KV_SPLIT};
+    return values_finite(at, both((cells){one.begin, other.begin}, split)) &&
+           values_finite(at, both((cells){one.end, other.end}, split));
+}
+
+/* Dimensions [d, d + 32) of o_j for all tiles, in the cut. */
+static void wide_values(const attention *at, cells cut, int64_t d)
+{
+    const nb_kv_view *kv = &at->a->kv;
+    const int n_vecs = d + LANES < kv->head_dim ? 2 : 1;
+    const cells range = both(rows_see(at, 0, at->n_rows), cut);
+    const int64_t offset = range.begin - cut.begin;
+    const uint8_t *pages[PAGES];
+    for (int64_t i = cut.begin; i < cut.end; i += NB_KV_PAGE)
+        pages[i / NB_KV_PAGE] = (const uint8_t *)(at->wide + (i - cut.begin) * WIDE);
+    widen_values(at->wide + offset * WIDE, at->values, at->v_scales, range.begin, range.end,
+                 kv->head_dim, d, kv->format);
+    for (const tile *t = at->tiles; t < at->tiles + at->n_tiles; t++) {
+        const cells see = both(t->sees, cut);
+        if (see.begin < see.end)
+            wide_value[t->rows](at->part.o + t->row * at->part.row_floats + d, at->part.row_floats,
+                                t->sees.begin >= cut.begin, at->scores + t->row * STRIDE, pages,
+                                see.begin, see.end, n_vecs);
+    }
+}
+
+static void tile_few_values(const attention *at, const tile *t, cells cut)
+{
+    const nb_kv_view *kv = &at->a->kv;
+    const cells see = both(t->sees, cut);
+    if (see.begin < see.end)
+        few_value[kv->format][t->rows](at->part.o + t->row * at->part.row_floats,
+                                       at->part.row_floats, t->sees.begin >= cut.begin,
+                                       at->scores + t->row * STRIDE, at->values, at->v_scales,
+                                       see.begin, see.end, kv->head_dim);
+}
+
+static void values(attention *at)
+{
+    const int64_t head_dim = at->a->kv.head_dim;
+    if (!edges_are_finite(at))
+        plan_tiles_of_one_token(at);
+    for (int64_t first = 0; first < NB_KV_SPLIT; first += NB_CHUNK_K) {
+        const cells cut = {first, first + NB_CHUNK_K};
+        int64_t d = 0;
+        if (at->few) {
+            for (const tile *t = at->tiles; t < at->tiles + at->n_tiles; t++)
+                tile_few_values(at, t, cut);
+            d = head_dim / LANES * LANES;
+        }
+        for (; d < head_dim; d += WIDE)
+            wide_values(at, cut, d);
+    }
+}
+
+/* ---- queries ---- */
+
+/* The codes of q' as one group (A3), its scale, and what integer sums of stored keys start from. */
+static void quantize_query(attention *at, int row, const float *q)
+{
+    const int64_t n = at->a->kv.head_dim;
+    const float qmax = at->a->q_bits == 8 ? 127.0f : 32639.0f;
+    const float absmax = largest(q, n);
+    const bool bad = !isfinite(absmax), none = absmax < 0x1p-100f;
+    int32_t codes[NB_ATTN_MAX_DIM + LANES];
+    const int32_t sum = codes_of(codes, q, n, bad || none ? 0.0f : qmax / absmax, qmax);
+    at->q_scale[row] = bad ? nb_f32_from_bits(0x7fc00000u) : none ? 0.0f : absmax / qmax;
+    at->q_start[row] = -128 * sum;
+    int_codes(at->q + row * Q_STRIDE, codes, (n + 3) / 4 * 4, at->a->q_bits == 16);
+}
+
+static void load_queries(attention *at)
+{
+    const nb_attn_args *a = at->a;
+    const int64_t head_dim = a->kv.head_dim, head0 = (int64_t)a->kv_head * a->n_group;
+    float one[NB_ATTN_MAX_DIM];
+    for (int r = 0; r < at->n_rows; r++) {
+        const float *q = a->q + r / a->n_group * a->ld + (head0 + r % a->n_group) * head_dim;
+        float *to = a->q_bits > 0 ? one : at->q + r * Q_STRIDE;
+        int64_t d = 0;
+        for (; d + LANES <= head_dim; d += LANES)
+            v16_store(to + d, v16_mul(v16_load(q + d), v16_set1(a->scale)));
+        for (; d < head_dim; d++)
+            to[d] = q[d] * a->scale;
+        if (a->q_bits > 0)
+            quantize_query(at, r, one);
     }
 }
 
 /* ---- a call ---- */
 
-static void attend_split(attention *at, int64_t split, int64_t slot)
+static void attn_splits_v16(const nb_attn_args *a, int64_t begin, int64_t end, float *parts)
 {
-    split_start(at, split);
-    const int n_tiles = (at->n_rows + V16_TILE_ROWS - 1) / V16_TILE_ROWS;
-    for (int i = 0; i < n_tiles; i++) {
-        const int row = at->n_rows * i / n_tiles, rows = at->n_rows * (i + 1) / n_tiles - row;
-        if (row_sees(at, row).begin >= row_sees(at, row + rows - 1).end)
-            continue;
-        tile_scores(at, row, rows);
-        for (int r = row; r < row + rows; r++) {
-            const cells sees = row_sees(at, r);
-            if (sees.begin < sees.end)
-                row_softmax(at->scores + r * STRIDE, sees, &at->m[slot * at->n_rows + r],
-                            &at->l[slot * at->n_rows + r]);
-        }
-        tile_values(at, row, rows, at->o + (slot * at->n_rows + row) * at->a->kv.head_dim);
+    assert(a->n_q * a->n_group <= NB_ATTN_ROWS && a->kv.head_dim <= NB_ATTN_MAX_DIM);
+    assert(a->q_bits == 0 || a->kv.format == NB_KV_INT8);
+    attention at;
+    at.a = a;
+    at.n_rows = a->n_q * a->n_group;
+    at.few = at.n_rows <= V16_FEW_ROWS;
+    at.scores = a->scratch + NB_ATTN_AT_SCORES;
+    at.q = a->scratch + NB_ATTN_AT_Q;
+    at.wide = a->scratch + NB_ATTN_AT_WIDE;
+    load_queries(&at);
+    const int64_t split0 = nb_attn_first_position(a) / NB_KV_SPLIT;
+    for (int64_t i = begin; i < end; i++) {
+        at.part = nb_attn_part_of(a, parts, i);
+        split_start(&at, split0 + i);
+        scores(&at);
+        for (int t = 0; t < at.n_tiles; t++)
+            tile_softmax(&at, &at.tiles[t]);
+        values(&at);
     }
 }
 
-/* out = O / L over the slots [begin, end) of one row. */
-static void merge_row(const attention *at, int row, int64_t begin, int64_t end, float *out)
+/* out = O / L over the splits [begin, end) of one row; with one split, weighing by exp(0) = 1
+ * changes neither. */
+static void merge_row(const nb_attn_args *a, const float *parts, int row, int64_t begin,
+                      int64_t end, float *out)
 {
-    const int64_t head_dim = at->a->kv.head_dim, n_rows = at->n_rows;
+    const int64_t head_dim = a->kv.head_dim;
     float max = -INFINITY, L = 0;
-    for (int64_t j = begin; j < end; j++)
-        max = at->m[j * n_rows + row] > max ? at->m[j * n_rows + row] : max;
-    float *O = at->chain;
-    memset(O, 0, (size_t)head_dim * sizeof *O);
     for (int64_t j = begin; j < end; j++) {
-        const float w = nb_expf(at->m[j * n_rows + row] - max);
-        const float *o = at->o + (j * n_rows + row) * head_dim;
-        L = fmaf(at->l[j * n_rows + row], w, L);
-        for (int64_t d = 0; d < head_dim; d++)
-            O[d] = fmaf(o[d], w, O[d]);
+        const float m = nb_attn_part_of(a, (float *)parts, j).m[row];
+        max = m > max ? m : max;
     }
-    for (int64_t d = 0; d < head_dim; d++)
+    float sum[NB_ATTN_MAX_DIM];
+    const float *O = sum;
+    memset(sum, 0, (size_t)((head_dim + LANES - 1) / LANES * LANES) * sizeof *sum);
+    for (int64_t j = begin; j < end; j++) {
+        const nb_attn_part part = nb_attn_part_of(a, (float *)parts, j);
+        const float *o = part.o + row * part.row_floats;
+        if (end - begin == 1) {
+            L = part.l[row];
+            O = o;
+            break;
+        }
+        const float w = nb_expf(part.m[row] - max);
+        L = fmaf(part.l[row], w, L);
+        for (int64_t d = 0; d < head_dim; d += LANES)
+            v16_store(sum + d, v16_fma(v16_load(o + d), v16_set1(w), v16_load(sum + d)));
+    }
+    int64_t d = 0;
+    for (; d + LANES <= head_dim; d += LANES)
+        v16_store(out + d, v16_div(v16_load(O + d), v16_set1(L)));
+    for (; d < head_dim; d++)
         out[d] = O[d] / L;
+}
+
+static void attn_merge_v16(const nb_attn_args *a, const float *parts)
+{
+    const int64_t split0 = nb_attn_first_position(a) / NB_KV_SPLIT;
+    const int64_t head0 = (int64_t)a->kv_head * a->n_group;
+    for (int t = 0; t < a->n_q; t++) {
+        const int64_t pos = a->pos0 + t;
+        const int64_t seen = a->window > 0 && a->window <= pos ? pos + 1 - a->window : 0;
+        for (int j = 0; j < a->n_group; j++)
+            merge_row(a, parts, t * a->n_group + j, seen / NB_KV_SPLIT - split0,
+                      pos / NB_KV_SPLIT + 1 - split0,
+                      a->out + t * a->ld + (head0 + j) * a->kv.head_dim);
+    }
 }
 
 static void attention_v16(const nb_attn_args *a)
 {
-    assert(a->n_q * a->n_group <= NB_ATTN_ROWS && a->kv.head_dim <= NB_ATTN_MAX_DIM);
-    const nb_attn_room room = nb_attn_scratch(a->kv.head_dim, a->pos0 + a->n_q);
-    attention at = {
-        .a = a,
-        .n_rows = a->n_q * a->n_group,
-        .f16 = a->kv.format == NB_KV_F16,
-        .scores = a->scratch + room.scores,
-        .q = a->scratch + room.q,
-        .chain = a->scratch + room.chain,
-        .m = a->scratch + room.m,
-        .l = a->scratch + room.l,
-        .o = a->scratch + room.o,
-    };
-    const int64_t head_dim = a->kv.head_dim, head0 = (int64_t)a->kv_head * a->n_group;
-    for (int r = 0; r < at.n_rows; r++) {
-        const float *q = a->q + r / a->n_group * a->ld + (head0 + r % a->n_group) * head_dim;
-        for (int64_t d = 0; d < head_dim; d++)
-            at.q[d * at.n_rows + r] = q[d] * a->scale;
-    }
-
-    const int64_t split0 = row_sees(&at, 0).begin / NB_KV_SPLIT; /* at.first is 0 here */
-    const int64_t split1 = (a->pos0 + a->n_q - 1) / NB_KV_SPLIT;
-    for (int64_t j = split0; j <= split1; j++)
-        attend_split(&at, j, j - split0);
-    at.first = 0;
-    for (int r = 0; r < at.n_rows; r++) {
-        float *out = a->out + r / a->n_group * a->ld + (head0 + r % a->n_group) * head_dim;
-        const int64_t pos = a->pos0 + r / a->n_group;
-        merge_row(&at, r, row_sees(&at, r).begin / NB_KV_SPLIT - split0,
-                  pos / NB_KV_SPLIT + 1 - split0, out);
-    }
-}
-
-/* ---- the cache ---- */
-
-/* Values lie as they come; a key is spread over the 32 columns of its page, a cell per cache line
- * or so, which no instruction helps with. What the vectors are for is the rounding to F16. */
-static void store_f16(uint16_t *keys, uint16_t *values, const float *k, const float *v,
-                      int64_t head_dim)
-{
-    int64_t d = 0;
-    for (; d + LANES <= head_dim; d += LANES) {
-        uint16_t key[LANES];
-        v16_store_f16(key, v16_load(k + d));
-        v16_store_f16(values + d, v16_load(v + d));
-        for (int i = 0; i < LANES; i++)
-            keys[(d + i) * NB_KV_PAGE] = key[i];
-    }
-    for (; d < head_dim; d++) {
-        keys[d * NB_KV_PAGE] = nb_f16_from_f32(k[d]);
-        values[d] = nb_f16_from_f32(v[d]);
-    }
-}
-
-static void kv_store_v16(const nb_kv_view *kv, int64_t pos, int first_head, int n_heads,
-                         const float *k, const float *v)
-{
-    const int64_t head_dim = kv->head_dim, in_page = pos % NB_KV_PAGE;
-    const size_t cell = kv->format == NB_KV_F32 ? 4 : 2;
-    uint8_t *page = kv->arena + (size_t)kv->table[pos / NB_KV_PAGE] * kv->page_bytes;
-    uint8_t *keys = page + kv->k_offset + (size_t)in_page * cell;
-    uint8_t *values = page + kv->v_offset + (size_t)(in_page * head_dim) * cell;
-    keys += (size_t)first_head * kv->head_bytes;
-    values += (size_t)first_head * kv->head_bytes;
-    for (int head = 0; head < n_heads; head++) {
-        if (kv->format == NB_KV_F16) {
-            store_f16((uint16_t *)keys, (uint16_t *)values, k, v, head_dim);
-        } else {
-            memcpy(values, v, (size_t)head_dim * sizeof *v);
-            for (int64_t d = 0; d < head_dim; d++)
-                ((float *)keys)[d * NB_KV_PAGE] = k[d];
-        }
-        keys += kv->head_bytes;
-        values += kv->head_bytes;
-        k += head_dim;
-        v += head_dim;
-    }
+    float *parts = a->scratch + NB_ATTN_AT_PARTS;
+    attn_splits_v16(a, 0, nb_attn_n_splits(a), parts);
+    attn_merge_v16(a, parts);
 }
 
 static void fill_attn(nb_kernels *k)
 {
     k->kv_store = kv_store_v16;
     k->attention = attention_v16;
+    k->attn_splits = attn_splits_v16;
+    k->attn_merge = attn_merge_v16;
 }

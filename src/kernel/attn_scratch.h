@@ -1,35 +1,41 @@
-/* Private to the attention kernels: how they divide nb_attn_args.scratch. */
+/* Private to the attention kernels: how they divide nb_attn_args.scratch, and the part of a split
+ * (nb_attn_splits_fn). Both are cut at multiples of 16 floats. */
 #ifndef NB_KERNEL_ATTN_SCRATCH_H
 #define NB_KERNEL_ATTN_SCRATCH_H
 
 #include "kernel/kernel.h"
 
-/* A row of scores has room for a split, and one cache line more, so that the rows of a tile do
- * not all fall into the same few sets of the cache. */
+/* Rows of scores and of queries lie a constant apart, which the tiles' addresses can hold, and one
+ * cache line more than they need, so that the rows of a tile do not all fall into the same few sets
+ * of the cache. */
 #define NB_ATTN_SCORE_STRIDE (NB_KV_SPLIT + 16)
+#define NB_ATTN_Q_STRIDE     (NB_ATTN_MAX_DIM + 16)
 
 /* Offsets, in floats. Rows are query heads, NB_ATTN_ROWS of them. */
-typedef struct {
-    int64_t scores; /* [rows][NB_ATTN_SCORE_STRIDE], of one split */
-    int64_t q;      /* [head_dim][rows]: the scaled queries, transposed */
-    int64_t chain;  /* [rows][head_dim]: a chain of A2 over values */
-    int64_t m, l;   /* [splits][rows] */
-    int64_t o;      /* [splits][rows][head_dim] */
-    int64_t total;
-} nb_attn_room;
+enum {
+    NB_ATTN_AT_SCORES = 0, /* [rows][NB_ATTN_SCORE_STRIDE], of one split */
+    /* [rows][NB_ATTN_Q_STRIDE]: q', or its codes in the same room */
+    NB_ATTN_AT_Q = NB_ATTN_AT_SCORES + NB_ATTN_ROWS * NB_ATTN_SCORE_STRIDE,
+    /* cells of a page's keys or of a cut's values, widened to binary32 */
+    NB_ATTN_AT_WIDE = NB_ATTN_AT_Q + NB_ATTN_ROWS * NB_ATTN_Q_STRIDE,
+    NB_ATTN_AT_PARTS = NB_ATTN_AT_WIDE + NB_CHUNK_K * NB_KV_PAGE, /* of every split */
+};
 
-static inline nb_attn_room nb_attn_scratch(int head_dim, int64_t n_positions)
+/* The part of one split. */
+typedef struct {
+    float *m, *l;       /* [rows] */
+    float *o;           /* [rows][row_floats] */
+    int64_t row_floats; /* head_dim rounded up to 16; what is past head_dim means nothing */
+} nb_attn_part;
+
+static inline nb_attn_part nb_attn_part_of(const nb_attn_args *a, float *parts, int64_t split)
 {
-    const int64_t rows = NB_ATTN_ROWS, dim = head_dim;
-    const int64_t n_splits = (n_positions + NB_KV_SPLIT - 1) / NB_KV_SPLIT;
-    nb_attn_room room = {.scores = 0};
-    room.q = room.scores + rows * NB_ATTN_SCORE_STRIDE;
-    room.chain = room.q + dim * rows;
-    room.m = room.chain + rows * dim;
-    room.l = room.m + n_splits * rows;
-    room.o = room.l + n_splits * rows;
-    room.total = room.o + n_splits * rows * dim;
-    return room;
+    const int64_t n_rows = a->n_q * a->n_group, padded = (n_rows + 15) / 16 * 16;
+    float *at = parts + split * nb_attn_part_floats(a);
+    return (nb_attn_part){.m = at,
+                          .l = at + padded,
+                          .o = at + 2 * padded,
+                          .row_floats = (a->kv.head_dim + 15) / 16 * 16};
 }
 
 #endif

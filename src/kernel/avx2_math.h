@@ -14,10 +14,16 @@
 #define V16_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* The register tiles of attention: up to 6 rows; 12 accumulators, which leaves 4 registers. */
-#define V16_TILES(X)        X(1) X(2) X(3) X(4) X(5) X(6)
-#define V16_TILE_ROWS       6
-#define V16_TILE_VECS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+/* The register tiles of attention: up to 6 rows by one v16 of widened cells, 12 registers of sums,
+ * which leaves 4; or few rows by more cells straight from the cache, so that there are enough sums
+ * to hide the latency of an FMA. */
+#define V16_TILES(X)       X(1) X(2) X(3) X(4) X(5) X(6)
+#define V16_TILE_ROWS      6
+#define V16_TILE_VECS      1
+#define V16_FEW_TILES(X)   X(1) X(2) X(3)
+#define V16_FEW_ROWS       3
+#define V16_FEW_VECS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+#define V16_SOFTMAX_ROWS   2
 
 typedef struct {
     __m256 lo, hi;
@@ -56,6 +62,57 @@ V16_INLINE void v16_store_f16(uint16_t *p, v16 x)
     enum { RNE = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC };
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x.lo, RNE));
     _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(x.hi, RNE));
+}
+
+V16_INLINE __m256 v8_load_bf16(const uint16_t *p)
+{
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+
+V16_INLINE v16 v16_load_bf16(const uint16_t *p)
+{
+    return (v16){v8_load_bf16(p), v8_load_bf16(p + 8)};
+}
+
+V16_INLINE v16 v16_load_i8(const int8_t *p)
+{
+    const __m128i codes = _mm_loadu_si128((const __m128i *)p);
+    return (v16){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)),
+                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(codes, 8)))};
+}
+
+V16_INLINE __m256 v8_load_code(const uint8_t *p, int j)
+{
+    const __m256i u = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i *)p), 8 * j);
+    return _mm256_cvtepi32_ps(
+        _mm256_sub_epi32(_mm256_and_si256(u, _mm256_set1_epi32(255)), _mm256_set1_epi32(128)));
+}
+
+/* Byte j of each of 16 groups of four, less 128. */
+V16_INLINE v16 v16_load_code(const uint8_t *p, int j)
+{
+    return (v16){v8_load_code(p, j), v8_load_code(p + 32, j)};
+}
+
+/* x to the nearest integer, halves to even; |x| < 2^31. */
+V16_INLINE void v16_store_i32(int32_t *p, v16 x)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm256_cvtps_epi32(x.lo));
+    _mm256_storeu_si256((__m256i *)(p + 8), _mm256_cvtps_epi32(x.hi));
+}
+
+V16_INLINE __m256 v8_max_bits(__m256 x, __m256 m)
+{
+    const __m256i magnitude =
+        _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff));
+    return _mm256_castsi256_ps(_mm256_max_epi32(magnitude, _mm256_castps_si256(m)));
+}
+
+/* The larger bits of m and |x|, as integers: no NaN is lost. */
+V16_INLINE v16 v16_max_bits(v16 x, v16 m)
+{
+    return (v16){v8_max_bits(x.lo, m.lo), v8_max_bits(x.hi, m.hi)};
 }
 
 typedef struct {

@@ -14,10 +14,16 @@
 #define V16_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* The register tiles of attention: up to 12 rows; 24 accumulators, which leaves 8 registers. */
-#define V16_TILES(X)        X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
-#define V16_TILE_ROWS       12
-#define V16_TILE_VECS(rows) ((rows) <= 6 ? 4 : 2)
+/* The register tiles of attention: up to 12 rows by two registers of widened cells, 24 sums, which
+ * leaves 8 registers; or few rows by more registers of cells straight from the cache, so that there
+ * are enough sums to hide the latency of an FMA. */
+#define V16_TILES(X)       X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+#define V16_TILE_ROWS      12
+#define V16_TILE_VECS      2
+#define V16_FEW_TILES(X)   X(1) X(2) X(3) X(4) X(5) X(6)
+#define V16_FEW_ROWS       6
+#define V16_FEW_VECS(rows) ((rows) == 1 ? 8 : 4)
+#define V16_SOFTMAX_ROWS   4
 
 typedef __m512 v16;
 
@@ -50,6 +56,39 @@ V16_INLINE void v16_store_f16(uint16_t *p, v16 x)
 {
     _mm256_storeu_si256((__m256i *)p,
                         _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+V16_INLINE v16 v16_load_bf16(const uint16_t *p)
+{
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+
+V16_INLINE v16 v16_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+
+/* Byte j of each of 16 groups of four, less 128. */
+V16_INLINE v16 v16_load_code(const uint8_t *p, int j)
+{
+    const __m512i u = _mm512_srli_epi32(_mm512_loadu_si512(p), 8 * (unsigned)j);
+    return _mm512_cvtepi32_ps(
+        _mm512_sub_epi32(_mm512_and_si512(u, _mm512_set1_epi32(255)), _mm512_set1_epi32(128)));
+}
+
+/* x to the nearest integer, halves to even; |x| < 2^31. */
+V16_INLINE void v16_store_i32(int32_t *p, v16 x)
+{
+    _mm512_storeu_si512(p, _mm512_cvtps_epi32(x));
+}
+
+/* The larger bits of m and |x|, as integers: no NaN is lost. */
+V16_INLINE v16 v16_max_bits(v16 x, v16 m)
+{
+    const __m512i magnitude =
+        _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_castsi512_ps(_mm512_max_epi32(magnitude, _mm512_castps_si512(m)));
 }
 
 /* Lanes below n, 0 <= n <= 15. */

@@ -18,8 +18,9 @@
 #define NB_PANEL_ROWS   16 /* weight rows interleaved in a panel: one 512-bit register of outputs */
 #define NB_TILE_MAX     12 /* tokens in a register tile */
 #define NB_ROWS_MAX     16 /* tokens in a tile of rows */
-#define NB_CHUNK_K      128                              /* A2: columns in one chain of FMAs */
-#define NB_SEG_MAX      65536                            /* A3: columns in one integer sum */
+#define NB_ROWS_BLOCK   640   /* columns that gemm_rows unpacks at once */
+#define NB_CHUNK_K      128   /* A2: columns in one chain of FMAs */
+#define NB_SEG_MAX      65536 /* A3: columns in one integer sum */
 #define NB_GEMM_SCRATCH (4 * NB_CHUNK_K * NB_PANEL_ROWS) /* floats: chunks of 4 panels */
 
 typedef enum {
@@ -91,7 +92,9 @@ typedef void nb_gemm_f_fn(float *y, int64_t ldy, const nb_panels *w, int64_t beg
 typedef void nb_gemm_i_fn(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                           const nb_xtile *tile);
 /* The same for all tiles of an x in rows, so that weights unpacked once serve all tokens. NULL on
- * a machine without such a unit. `scratch` holds NB_GEMM_SCRATCH floats. */
+ * a machine without such a unit. A segment is the whole row or at most NB_ROWS_BLOCK columns; in
+ * i16 at most 128, as nb_xlayout_for has it. y may hold anything else until the call returns.
+ * `scratch` holds NB_GEMM_SCRATCH floats. */
 typedef void nb_gemm_rows_fn(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                              const nb_xtile *tiles, const int64_t *tile_first, int64_t n_tiles,
                              float *scratch);
@@ -214,10 +217,33 @@ typedef struct {
     nb_kv_view kv;
     float *scratch;
 } nb_attn_args;
-/* Room for q', the scores and chains of one split, and (m_j, l_j, o_j) of every split of
- * n_positions. */
+/* Room for the queries, scores and widened cells of one split, and the parts of every split of
+ * n_positions (0: nb_attn_splits_fn needs no more). */
 int64_t nb_attn_scratch_floats(int head_dim, int64_t n_positions);
 typedef void nb_attention_fn(const nb_attn_args *args);
+
+/* The same in two steps, so that threads can share out the splits of a long sequence:
+ * attention(args) is attn_splits(args, 0, nb_attn_n_splits(args), parts), in one call or many that
+ * may run at once, each with its own scratch of nb_attn_scratch_floats(head_dim, 0), and then
+ * attn_merge(args, parts). Split i is the i-th that some query sees; its part, m_j, l_j and o_j of
+ * each row, is the nb_attn_part_floats floats from parts + i * nb_attn_part_floats on, whatever
+ * the variant. attn_splits writes no other part and not args->out; attn_merge reads neither
+ * args->q nor the cache, and needs no scratch. */
+static inline int64_t nb_attn_first_position(const nb_attn_args *a)
+{
+    return a->window > 0 && a->window <= a->pos0 ? a->pos0 + 1 - a->window : 0;
+}
+static inline int64_t nb_attn_n_splits(const nb_attn_args *a)
+{
+    return (a->pos0 + a->n_q - 1) / NB_KV_SPLIT - nb_attn_first_position(a) / NB_KV_SPLIT + 1;
+}
+static inline int64_t nb_attn_part_floats(const nb_attn_args *a)
+{
+    const int64_t n_rows = a->n_q * a->n_group, row_floats = (a->kv.head_dim + 15) / 16 * 16;
+    return 2 * ((n_rows + 15) / 16 * 16) + n_rows * row_floats;
+}
+typedef void nb_attn_splits_fn(const nb_attn_args *args, int64_t begin, int64_t end, float *parts);
+typedef void nb_attn_merge_fn(const nb_attn_args *args, const float *parts);
 
 typedef struct {
     unsigned isa; /* the mask in force */
@@ -236,6 +262,8 @@ typedef struct {
     nb_argmax_fn *argmax;
     nb_kv_store_fn *kv_store;
     nb_attention_fn *attention;
+    nb_attn_splits_fn *attn_splits;
+    nb_attn_merge_fn *attn_merge;
 } nb_kernels;
 
 /* Fills every slot from what nb_cpu_isa() & allow has. */
@@ -252,11 +280,14 @@ void nb_kernels_avx2_attn(nb_kernels *k);
 void nb_kernels_avx512_dot(nb_kernels *k);
 void nb_kernels_avx512_nn(nb_kernels *k);
 void nb_kernels_avx512_attn(nb_kernels *k);
+void nb_kernels_amx_dot(nb_kernels *k);
 #elif defined(__aarch64__)
 void nb_kernels_neon_dot(nb_kernels *k);
 void nb_kernels_neon_pack(nb_kernels *k);
 void nb_kernels_neon_nn(nb_kernels *k);
 void nb_kernels_neon_attn(nb_kernels *k);
 #endif
+/* A mistake on purpose, after all else; only in builds with -DNIBBLE_PLANT_FAULT (tests/fault). */
+void nb_kernels_plant_fault(nb_kernels *k);
 
 #endif

@@ -1,9 +1,5 @@
 /* The definition of the paged cache and of attention over it (A5, A8): one query head at a time,
- * one cell at a time, in the contract's order. Scalar, never optimised.
- *
- * Scratch: the scores of one split, then q', then m_j, l_j, o_j of every split of one query head;
- * the vector variants keep them for NB_ATTN_ROWS heads at once (attn_body.h). */
-#include "kernel/kernel.h"
+ * one cell at a time, in the contract's order. Scalar, never optimised. */
 #include "kernel/attn_scratch.h"
 #include "kernel/math.h"
 #include "numeric/minifloat.h"
@@ -12,18 +8,28 @@
 
 int64_t nb_attn_scratch_floats(int head_dim, int64_t n_positions)
 {
-    return nb_attn_scratch(head_dim, n_positions).total;
+    const int64_t n_splits = (n_positions + NB_KV_SPLIT - 1) / NB_KV_SPLIT;
+    const nb_attn_args widest = {.n_q = NB_ATTN_ROWS, .n_group = 1, .kv = {.head_dim = head_dim}};
+    return NB_ATTN_AT_PARTS + n_splits * nb_attn_part_floats(&widest);
 }
 
-static nb_float_type cell_type(const nb_kv_view *kv)
+/* ---- the cache ---- */
+
+/* The part of p's page that holds the keys (offset k_offset) or values (v_offset) of a head. */
+static uint8_t *page_of(const nb_kv_view *kv, size_t offset, int head, int64_t p)
 {
-    return kv->format == NB_KV_F32 ? NB_F32 : kv->format == NB_KV_BF16 ? NB_BF16 : NB_F16;
+    return kv->arena + (size_t)kv->table[p / NB_KV_PAGE] * kv->page_bytes + offset +
+           (size_t)head * kv->head_bytes;
 }
 
 /* Index, in cells, of key (d, p) and value (p, d) from the start of a head's part of a page. */
-static int64_t key_cell(int64_t d, int64_t p)
+static int64_t key_cell(const nb_kv_view *kv, int64_t d, int64_t p)
 {
-    return d * NB_KV_PAGE + p % NB_KV_PAGE;
+    const int64_t in_page = p % NB_KV_PAGE;
+    if (kv->format != NB_KV_INT8)
+        return d * NB_KV_PAGE + in_page;
+    const int64_t n_groups = (kv->head_dim + 3) / 4;
+    return ((in_page / 16 * n_groups + d / 4) * 16 + in_page % 16) * 4 + d % 4;
 }
 
 static int64_t value_cell(const nb_kv_view *kv, int64_t d, int64_t p)
@@ -31,39 +37,135 @@ static int64_t value_cell(const nb_kv_view *kv, int64_t d, int64_t p)
     return p % NB_KV_PAGE * kv->head_dim + d;
 }
 
-/* The part of p's page that holds the keys (offset k_offset) or values (v_offset) of a head. */
-static void *page_of(const nb_kv_view *kv, size_t offset, int head, int64_t p)
+static uint16_t *scale_cell(const nb_kv_view *kv, uint8_t *page, int64_t p)
 {
-    return kv->arena + (size_t)kv->table[p / NB_KV_PAGE] * kv->page_bytes + offset +
-           (size_t)head * kv->head_bytes;
+    return (uint16_t *)(void *)(page + nb_kv_scales_at(kv->head_dim)) + p % NB_KV_PAGE;
+}
+
+static nb_float_type float_type(nb_kv_format format)
+{
+    return format == NB_KV_F32 ? NB_F32 : format == NB_KV_BF16 ? NB_BF16 : NB_F16;
+}
+
+/* The codes of one head at one position, and their scale. */
+static uint16_t quantize_head(const float *x, int64_t n, int *code)
+{
+    uint32_t top = 0;
+    for (int64_t d = 0; d < n; d++) {
+        const uint32_t bits = nb_f32_bits(x[d]) & 0x7fffffffu;
+        top = bits > top ? bits : top;
+    }
+    const float absmax = nb_f32_from_bits(top), exact = absmax / 127.0f;
+    const bool bad = top >= 0x7f800000u;
+    const uint16_t stored = bad ? 0x7e00 : nb_f16_from_f32(exact < 65504.0f ? exact : 65504.0f);
+    const float s = nb_f16_to_f32(stored);
+    for (int64_t d = 0; d < n; d++) {
+        const float q = bad || s == 0 ? 0 : rintf(x[d] * (1.0f / s));
+        code[d] = (int)(q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q);
+    }
+    return stored;
+}
+
+static void store_int8(const nb_kv_view *kv, uint8_t *keys, uint8_t *values, int64_t pos,
+                       const float *k, const float *v)
+{
+    int code[NB_ATTN_MAX_DIM + 3] = {0}; /* with padding */
+    *scale_cell(kv, keys, pos) = quantize_head(k, kv->head_dim, code);
+    for (int64_t d = 0; d < (kv->head_dim + 3) / 4 * 4; d++)
+        keys[key_cell(kv, d, pos)] = (uint8_t)(code[d] + 128);
+    *scale_cell(kv, values, pos) = quantize_head(v, kv->head_dim, code);
+    for (int64_t d = 0; d < kv->head_dim; d++)
+        values[value_cell(kv, d, pos)] = (uint8_t)code[d];
 }
 
 static void kv_store_ref(const nb_kv_view *kv, int64_t pos, int first, int n_heads, const float *k,
                          const float *v)
 {
-    const nb_float_type cell = cell_type(kv);
+    assert(kv->head_dim <= NB_ATTN_MAX_DIM);
+    const nb_float_type type = float_type(kv->format);
     for (int head = first; head < first + n_heads; head++, k += kv->head_dim, v += kv->head_dim) {
-        void *keys = page_of(kv, kv->k_offset, head, pos);
-        void *values = page_of(kv, kv->v_offset, head, pos);
+        uint8_t *keys = page_of(kv, kv->k_offset, head, pos);
+        uint8_t *values = page_of(kv, kv->v_offset, head, pos);
+        if (kv->format == NB_KV_INT8) {
+            store_int8(kv, keys, values, pos, k, v);
+            continue;
+        }
         for (int64_t d = 0; d < kv->head_dim; d++) {
-            nb_float_put(keys, cell, key_cell(d, pos), k[d]);
-            nb_float_put(values, cell, value_cell(kv, d, pos), v[d]);
+            nb_float_put(keys, type, key_cell(kv, d, pos), k[d]);
+            nb_float_put(values, type, value_cell(kv, d, pos), v[d]);
         }
     }
 }
 
-/* A2 over the head dimension. */
-static float score_of(const nb_attn_args *a, const float *q, int64_t p)
+static int key_code(const nb_attn_args *a, int64_t p, int64_t d)
 {
-    const void *keys = page_of(&a->kv, a->kv.k_offset, a->kv_head, p);
+    return page_of(&a->kv, a->kv.k_offset, a->kv_head, p)[key_cell(&a->kv, d, p)] - 128;
+}
+
+static float key_scale(const nb_attn_args *a, int64_t p)
+{
+    uint8_t *keys = page_of(&a->kv, a->kv.k_offset, a->kv_head, p);
+    return nb_f16_to_f32(*scale_cell(&a->kv, keys, p));
+}
+
+static float key_at(const nb_attn_args *a, int64_t p, int64_t d)
+{
+    if (a->kv.format == NB_KV_INT8)
+        return (float)key_code(a, p, d) * key_scale(a, p);
+    const uint8_t *keys = page_of(&a->kv, a->kv.k_offset, a->kv_head, p);
+    return nb_float_get(keys, float_type(a->kv.format), key_cell(&a->kv, d, p));
+}
+
+static float value_at(const nb_attn_args *a, int64_t p, int64_t d)
+{
+    uint8_t *values = page_of(&a->kv, a->kv.v_offset, a->kv_head, p);
+    const int64_t cell = value_cell(&a->kv, d, p);
+    if (a->kv.format == NB_KV_INT8)
+        return (float)(int8_t)values[cell] * nb_f16_to_f32(*scale_cell(&a->kv, values, p));
+    return nb_float_get(values, float_type(a->kv.format), cell);
+}
+
+/* ---- attention ---- */
+
+/* A2 over the head dimension. */
+static float float_score(const nb_attn_args *a, const float *q, int64_t p)
+{
     float sum = 0;
     for (int64_t begin = 0; begin < a->kv.head_dim; begin += NB_CHUNK_K) {
         float chunk = 0;
         for (int64_t d = begin; d < a->kv.head_dim && d < begin + NB_CHUNK_K; d++)
-            chunk = fmaf(q[d], nb_float_get(keys, cell_type(&a->kv), key_cell(d, p)), chunk);
+            chunk = fmaf(q[d], key_at(a, p, d), chunk);
         sum += chunk;
     }
     return sum;
+}
+
+/* A3's rule for activations, the head being one group. Returns the scale. */
+static float quantize_query(const float *q, int64_t n, int bits, int *code)
+{
+    const float qmax = bits == 8 ? 127.0f : 32639.0f;
+    uint32_t top = 0;
+    for (int64_t d = 0; d < n; d++) {
+        const uint32_t b = nb_f32_bits(q[d]) & 0x7fffffffu;
+        top = b > top ? b : top;
+    }
+    const float absmax = nb_f32_from_bits(top);
+    const bool bad = top >= 0x7f800000u, none = absmax < 0x1p-100f;
+    for (int64_t d = 0; d < n; d++) {
+        const float c = bad || none ? 0 : rintf(q[d] * (qmax / absmax));
+        code[d] = (int)(c > qmax ? qmax : c < -qmax ? -qmax : c);
+    }
+    return bad ? nb_f32_from_bits(0x7fc00000u) : none ? 0 : absmax / qmax;
+}
+
+/* A3 over the head dimension, one segment. */
+static float int_score(const nb_attn_args *a, const int *code, float scale, int64_t p)
+{
+    int64_t isum = 0;
+    for (int64_t d = 0; d < a->kv.head_dim; d++)
+        isum += (int64_t)code[d] * key_code(a, p, d);
+    assert(isum >= INT32_MIN && isum <= INT32_MAX);
+    return (float)(int32_t)isum * (scale * key_scale(a, p));
 }
 
 /* A2 over the visible cells [begin, end) of the split at `first`, element d. */
@@ -73,11 +175,8 @@ static float weighted_value(const nb_attn_args *a, const float *e, int64_t first
     float sum = 0;
     for (int64_t cut = first; cut < end; cut += NB_CHUNK_K) {
         float chunk = 0;
-        for (int64_t p = cut < begin ? begin : cut; p < end && p < cut + NB_CHUNK_K; p++) {
-            const void *values = page_of(&a->kv, a->kv.v_offset, a->kv_head, p);
-            const float v = nb_float_get(values, cell_type(&a->kv), value_cell(&a->kv, d, p));
-            chunk = fmaf(e[p - first], v, chunk);
-        }
+        for (int64_t p = cut < begin ? begin : cut; p < end && p < cut + NB_CHUNK_K; p++)
+            chunk = fmaf(e[p - first], value_at(a, p, d), chunk);
         sum += chunk;
     }
     return sum;
@@ -95,61 +194,100 @@ static float sum_of(const float *e, int64_t begin, int64_t end)
     return lane[0];
 }
 
-/* One query at position `pos`: m_j, l_j, o_j of each split with something visible, then the merge.
- */
-static void attend(const nb_attn_args *a, int64_t pos, const float *q, float *out)
+/* The first position that a query at `pos` sees. */
+static int64_t first_seen(const nb_attn_args *a, int64_t pos)
 {
-    const int64_t head_dim = a->kv.head_dim;
-    const nb_attn_room room = nb_attn_scratch((int)head_dim, pos + 1);
-    float *e = a->scratch + room.scores, *scaled = a->scratch + room.q;
-    float *m = a->scratch + room.m, *l = a->scratch + room.l, *o = a->scratch + room.o;
-    const int64_t visible = a->window > 0 && a->window <= pos ? pos + 1 - a->window : 0;
+    return a->window > 0 && a->window <= pos ? pos + 1 - a->window : 0;
+}
 
+/* m_j, l_j, o_j of one query head at position `pos` for the split at `first`. */
+static void attend_split(const nb_attn_args *a, const nb_attn_part *part, int row, int64_t first,
+                         int64_t pos, const float *q)
+{
+    const int64_t seen = first_seen(a, pos), begin = seen > first ? seen : first;
+    const int64_t end = pos + 1 < first + NB_KV_SPLIT ? pos + 1 : first + NB_KV_SPLIT;
+    const int64_t head_dim = a->kv.head_dim;
+    if (begin >= end)
+        return;
+    float e[NB_KV_SPLIT], scaled[NB_ATTN_MAX_DIM], max = -INFINITY, q_scale = 0;
+    int code[NB_ATTN_MAX_DIM];
     for (int64_t d = 0; d < head_dim; d++)
         scaled[d] = q[d] * a->scale;
-    float max = -INFINITY;
-    for (int64_t j = visible / NB_KV_SPLIT; j <= pos / NB_KV_SPLIT; j++) {
-        const int64_t first = j * NB_KV_SPLIT;
-        const int64_t begin = visible > first ? visible : first;
-        const int64_t end = pos + 1 < first + NB_KV_SPLIT ? pos + 1 : first + NB_KV_SPLIT;
-        m[j] = -INFINITY;
-        for (int64_t p = begin; p < end; p++) {
-            e[p - first] = score_of(a, scaled, p);
-            m[j] = e[p - first] > m[j] ? e[p - first] : m[j];
-        }
-        for (int64_t p = begin; p < end; p++)
-            e[p - first] = nb_expf(e[p - first] - m[j]);
-        l[j] = sum_of(e, begin - first, end - first);
-        for (int64_t d = 0; d < head_dim; d++)
-            o[j * head_dim + d] = weighted_value(a, e, first, begin, end, d);
-        max = m[j] > max ? m[j] : max;
+    if (a->q_bits > 0)
+        q_scale = quantize_query(scaled, head_dim, a->q_bits, code);
+    for (int64_t p = begin; p < end; p++) {
+        const float s = a->q_bits > 0 ? int_score(a, code, q_scale, p) : float_score(a, scaled, p);
+        e[p - first] = s;
+        max = s > max ? s : max;
     }
+    for (int64_t p = begin; p < end; p++)
+        e[p - first] = nb_expf(e[p - first] - max);
+    part->m[row] = max;
+    part->l[row] = sum_of(e, begin - first, end - first);
+    for (int64_t d = 0; d < head_dim; d++)
+        part->o[row * part->row_floats + d] = weighted_value(a, e, first, begin, end, d);
+}
 
-    for (int64_t d = 0; d < head_dim; d++) {
+/* Where token t, query head j of the group, has its row in q and out. */
+static int64_t row_at(const nb_attn_args *a, int t, int j)
+{
+    return t * a->ld + ((int64_t)a->kv_head * a->n_group + j) * a->kv.head_dim;
+}
+
+static void attn_splits_ref(const nb_attn_args *a, int64_t begin, int64_t end, float *parts)
+{
+    assert(a->n_q * a->n_group <= NB_ATTN_ROWS && a->kv.head_dim <= NB_ATTN_MAX_DIM);
+    assert(a->q_bits == 0 || a->kv.format == NB_KV_INT8);
+    const int64_t split0 = nb_attn_first_position(a) / NB_KV_SPLIT;
+    for (int64_t i = begin; i < end; i++) {
+        const nb_attn_part part = nb_attn_part_of(a, parts, i);
+        for (int t = 0; t < a->n_q; t++)
+            for (int j = 0; j < a->n_group; j++)
+                attend_split(a, &part, t * a->n_group + j, (split0 + i) * NB_KV_SPLIT, a->pos0 + t,
+                             a->q + row_at(a, t, j));
+    }
+}
+
+/* One query head at position `pos`. */
+static void merge_row(const nb_attn_args *a, const float *parts, int row, int64_t pos, float *out)
+{
+    const int64_t split0 = nb_attn_first_position(a) / NB_KV_SPLIT;
+    const int64_t begin = first_seen(a, pos) / NB_KV_SPLIT, end = pos / NB_KV_SPLIT + 1;
+    float max = -INFINITY;
+    for (int64_t j = begin; j < end; j++) {
+        const float m = nb_attn_part_of(a, (float *)parts, j - split0).m[row];
+        max = m > max ? m : max;
+    }
+    for (int64_t d = 0; d < a->kv.head_dim; d++) {
         float L = 0, O = 0;
-        for (int64_t j = visible / NB_KV_SPLIT; j <= pos / NB_KV_SPLIT; j++) {
-            const float w = nb_expf(m[j] - max);
-            L = fmaf(l[j], w, L);
-            O = fmaf(o[j * head_dim + d], w, O);
+        for (int64_t j = begin; j < end; j++) {
+            const nb_attn_part part = nb_attn_part_of(a, (float *)parts, j - split0);
+            const float w = nb_expf(part.m[row] - max);
+            L = fmaf(part.l[row], w, L);
+            O = fmaf(part.o[row * part.row_floats + d], w, O);
         }
         out[d] = O / L;
     }
 }
 
+static void attn_merge_ref(const nb_attn_args *a, const float *parts)
+{
+    for (int t = 0; t < a->n_q; t++)
+        for (int j = 0; j < a->n_group; j++)
+            merge_row(a, parts, t * a->n_group + j, a->pos0 + t, a->out + row_at(a, t, j));
+}
+
 static void attention_ref(const nb_attn_args *a)
 {
-    assert(a->n_q * a->n_group <= NB_ATTN_ROWS && a->kv.head_dim <= NB_ATTN_MAX_DIM);
-    for (int t = 0; t < a->n_q; t++) {
-        for (int j = 0; j < a->n_group; j++) {
-            const int64_t head = (int64_t)a->kv_head * a->n_group + j;
-            const int64_t at = t * a->ld + head * a->kv.head_dim;
-            attend(a, a->pos0 + t, a->q + at, a->out + at);
-        }
-    }
+    float *parts = a->scratch + NB_ATTN_AT_PARTS;
+    attn_splits_ref(a, 0, nb_attn_n_splits(a), parts);
+    attn_merge_ref(a, parts);
 }
 
 void nb_kernels_ref_attn(nb_kernels *k)
 {
     k->kv_store = kv_store_ref;
     k->attention = attention_ref;
+    k->attn_splits = attn_splits_ref;
+    k->attn_merge = attn_merge_ref;
 }
