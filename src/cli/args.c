@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char *const nb_isa_choices[] = {"auto", "scalar", "avx2", "avx512", "neon", NULL};
+const char *const nb_isa_choices[] = {"auto", "scalar", "avx2", "avx512", "amx", "neon", NULL};
 const char *const nb_compute_choices[] = {"auto", "f", "i8", "i16", NULL};
 const char *const nb_kv_choices[] = {"f16", "f32", NULL};
 

@@ -1,4 +1,5 @@
-/* What the AVX-512 matrix products share: avx512_gemm_i.c, avx512_gemm_f.c and avx512_pack.c. */
+/* What the AVX-512 matrix products share: avx512_gemm_i.c, avx512_gemm_f.c, avx512_pack.c and
+ * amx_dot.c. */
 #ifndef NB_KERNEL_AVX512_DOT_H
 #define NB_KERNEL_AVX512_DOT_H
 

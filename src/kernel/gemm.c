@@ -90,7 +90,8 @@ void nb_xpack_plan(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *
 {
     const nb_xlayout *l = layout;
     const bool integer = l->mode != NB_COMPUTE_F;
-    const bool rows = integer && k->gemm_rows != NULL && n_tok >= ROWS_MIN_TOKENS;
+    const bool rows = integer && k->gemm_rows != NULL && n_tok >= ROWS_MIN_TOKENS &&
+                      (l->seg_len <= NB_ROWS_BLOCK || l->seg_len >= l->n_cols);
     uint8_t *p = buffer;
     *out = (nb_xpacked){.layout = *l, .n_tok = n_tok};
     out->n_tiles = ceil_div(n_tok, rows ? NB_ROWS_MAX : NB_TILE_MAX);

@@ -24,6 +24,8 @@ void nb_kernels_init(nb_kernels *k, unsigned allow)
         nb_kernels_avx512_nn(k);
         nb_kernels_avx512_attn(k);
     }
+    if (k->isa & NB_ISA_AMX)
+        nb_kernels_amx_dot(k);
 #elif defined(__aarch64__)
     if (k->isa & NB_ISA_NEON) {
         nb_kernels_neon_dot(k);

@@ -13,6 +13,7 @@ static const unsigned isa_masks[] = {
 #else
     NB_ISA_AVX2,
     NB_ISA_AVX2 | NB_ISA_AVX512,
+    NB_ISA_AVX2 | NB_ISA_AVX512 | NB_ISA_AMX,
 #endif
 };
 enum { N_ISA_MASKS = sizeof isa_masks / sizeof *isa_masks };
