@@ -1,15 +1,16 @@
 /* Matrix products in integers, AVX-512 VNNI.
  *
- * A tile is P panels (16 outputs each, one register) by T <= 12 tokens. Its P * T int32 sums of a
- * segment and as many float totals stay in registers, weights are read once per tile, 4-bit codes
- * are unpacked there (3 operations for 2 * T multiplies), and each activation is vpdpbusd's
- * broadcast memory operand, so a multiply costs one instruction and no shuffle. The sums are exact
- * integers, so their order is free; the float steps follow the contract segment by segment.
+ * A tile is one panel (16 outputs, one register) by T <= 12 tokens. The T int32 sums of a segment
+ * and T float totals stay in registers, weights are read once per tile, 4-bit codes are unpacked
+ * there (3 operations for 2 * T multiplies), and each activation is vpdpbusd's broadcast memory
+ * operand, so a multiply costs one instruction and no shuffle. The sums are exact integers, so
+ * their order is free; the float steps follow the contract segment by segment.
  *
- * The machine's limit at one multiply a cycle and a multiply and an FMA for each segment and
- * token: 8 of 10 cycles multiply at segments of 32 columns, 32 of 34 at 128. Several panels at
- * once where T alone leaves the multipliers waiting for their own results. Mode i16 runs both
- * planes past each unpacked weight, unless the second set of sums would not fit in registers. */
+ * The limit at one multiply a cycle, and a multiply and an FMA for each segment and token: 8 of 10
+ * cycles multiply at segments of 32 columns, 32 of 34 at 128. Few tokens have two sums each, so
+ * that the multipliers do not wait for their own results. (Several panels at once did that too,
+ * but memory delivers one stream of weights faster than four.) Mode i16 runs both planes past each
+ * unpacked weight, unless the second set of sums would not fit in registers. */
 #include "kernel/avx512_dot.h"
 
 /* acc += for each lane the dot of 4 unsigned bytes of w and the 4 signed bytes at x. */
@@ -24,6 +25,19 @@ INLINE __m512i dot_bcst(__m512i acc, __m512i w, const int8_t *x)
 INLINE void prefetch_to_write(const float *y)
 {
     __asm__ volatile("prefetchw %0" : : "m"(*y));
+}
+
+/* Few tokens read weights at the speed of memory. Where segments are short, the hardware asks for
+ * lines too late: codes are asked for this many bytes ahead. Past the end of a panel lies the next
+ * one, and past the last one a prefetch is without effect. The hint keeps what is read once from
+ * driving the activations out of the first-level cache. */
+#define AHEAD_BYTES  8192
+#define AHEAD_TOKENS 2
+INLINE void prefetch_codes(const uint8_t *w, int bytes)
+{
+    _mm_prefetch((const char *)w, _MM_HINT_NTA);
+    if (bytes > 64)
+        _mm_prefetch((const char *)w + 64, _MM_HINT_NTA);
 }
 
 typedef struct {
@@ -42,45 +56,44 @@ INLINE codes8 load_codes(const uint8_t *w, const nb_panel_kind kind, __m512i tab
     return (codes8){_mm512_shuffle_epi8(table, a), _mm512_shuffle_epi8(table, b)};
 }
 
-/* Adds the products of 8 * n8 columns with one plane: panel j's codes at w + j * stride. */
-INLINE void add_plane(__m512i *acc, const uint8_t *w, int64_t stride, const int8_t *x, int64_t n8,
-                      const nb_panel_kind kind, __m512i table, const int P, const int T)
+/* Adds the products of 8 * n8 columns with one plane. Columns 4 to 7 go to sums of their own, T
+ * further on, if `split`. */
+INLINE void add_plane(__m512i *acc, const uint8_t *w, int64_t ahead, const int8_t *x, int64_t n8,
+                      const nb_panel_kind kind, __m512i table, const int T, const bool split)
 {
-    const int bytes = kind == NB_PANEL_U8 ? 128 : 64;
+    const int bytes = kind == NB_PANEL_U8 ? 128 : 64, second = split ? T : 0;
     for (int64_t g = 0; g < n8; g++, w += bytes, x += 8 * T) {
+        if (T <= AHEAD_TOKENS)
+            prefetch_codes(w + ahead, bytes);
+        const codes8 c = load_codes(w, kind, table);
         UNROLL
-        for (int j = 0; j < P; j++) {
-            const codes8 c = load_codes(w + j * stride, kind, table);
-            UNROLL
-            for (int t = 0; t < T; t++)
-                acc[j * T + t] = dot_bcst(acc[j * T + t], c.a, x + 4 * t);
-            UNROLL
-            for (int t = 0; t < T; t++)
-                acc[j * T + t] = dot_bcst(acc[j * T + t], c.b, x + 4 * (T + t));
-        }
+        for (int t = 0; t < T; t++)
+            acc[t] = dot_bcst(acc[t], c.a, x + 4 * t);
+        UNROLL
+        for (int t = 0; t < T; t++)
+            acc[second + t] = dot_bcst(acc[second + t], c.b, x + 4 * (T + t));
     }
 }
 
 /* The same with both planes of i16. */
-INLINE void add_planes(__m512i *acc, __m512i *acc_lo, const uint8_t *w, int64_t stride,
+INLINE void add_planes(__m512i *acc, __m512i *acc_lo, const uint8_t *w, int64_t ahead,
                        const int8_t *hi, const int8_t *lo, int64_t n8, const nb_panel_kind kind,
-                       __m512i table, const int P, const int T)
+                       __m512i table, const int T, const bool split)
 {
-    const int bytes = kind == NB_PANEL_U8 ? 128 : 64;
+    const int bytes = kind == NB_PANEL_U8 ? 128 : 64, second = split ? T : 0;
     for (int64_t g = 0; g < n8; g++, w += bytes, hi += 8 * T, lo += 8 * T) {
+        if (T <= AHEAD_TOKENS)
+            prefetch_codes(w + ahead, bytes);
+        const codes8 c = load_codes(w, kind, table);
         UNROLL
-        for (int j = 0; j < P; j++) {
-            const codes8 c = load_codes(w + j * stride, kind, table);
-            UNROLL
-            for (int t = 0; t < T; t++) {
-                acc[j * T + t] = dot_bcst(acc[j * T + t], c.a, hi + 4 * t);
-                acc_lo[j * T + t] = dot_bcst(acc_lo[j * T + t], c.a, lo + 4 * t);
-            }
-            UNROLL
-            for (int t = 0; t < T; t++) {
-                acc[j * T + t] = dot_bcst(acc[j * T + t], c.b, hi + 4 * (T + t));
-                acc_lo[j * T + t] = dot_bcst(acc_lo[j * T + t], c.b, lo + 4 * (T + t));
-            }
+        for (int t = 0; t < T; t++) {
+            acc[t] = dot_bcst(acc[t], c.a, hi + 4 * t);
+            acc_lo[t] = dot_bcst(acc_lo[t], c.a, lo + 4 * t);
+        }
+        UNROLL
+        for (int t = 0; t < T; t++) {
+            acc[second + t] = dot_bcst(acc[second + t], c.b, hi + 4 * (T + t));
+            acc_lo[second + t] = dot_bcst(acc_lo[second + t], c.b, lo + 4 * (T + t));
         }
     }
 }
@@ -106,15 +119,32 @@ INLINE void start_sums(__m512i *acc, const nb_panels *w, int64_t at, const int32
     }
 }
 
-/* Panels [p, p + P) by T tokens. */
-INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const nb_xtile *xt,
-                   const nb_panel_kind kind, const bool wide, const int P, const int T)
+/* The second sums of a split join the first. */
+INLINE void join(__m512i *acc, const bool split, const int T)
 {
-    const int64_t n_pad8 = w->k_pad / 8, seg8 = (xt->seg_len + 7) / 8, stride = w->panel_bytes;
-    const int64_t at_stride = w->n_segs * NB_PANEL_ROWS;
+    UNROLL
+    for (int t = 0; split && t < T; t++)
+        acc[t] = _mm512_add_epi32(acc[t], acc[T + t]);
+}
+
+INLINE void clear(__m512i *acc, int from, int to)
+{
+    UNROLL
+    for (int t = from; t < to; t++)
+        acc[t] = _mm512_setzero_si512();
+}
+
+/* Panel p by T tokens. */
+INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const nb_xtile *xt,
+                   const nb_panel_kind kind, const bool wide, const int T)
+{
+    const bool split = T <= (wide ? 2 : 4);
+    const int n_sums = split ? 2 * T : T, bytes = kind == NB_PANEL_U8 ? 128 : 64;
+    const int64_t n_pad8 = w->k_pad / 8, seg8 = (xt->seg_len + 7) / 8;
+    const int64_t ahead = xt->seg_len <= 64 ? AHEAD_BYTES : 64;
     const __m512i table =
         _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)w->table)); /* of T4 */
-    const uint8_t *codes = w->codes + p * stride;
+    const uint8_t *codes = w->codes + p * w->panel_bytes;
     const int8_t *hi = xt->hi, *lo = xt->lo;
     const float *sx = xt->scale;
     const int32_t *xsum = xt->xsum, *start = xt->start;
@@ -125,69 +155,59 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
 
     __m512 total[NB_TILE_MAX];
     UNROLL
-    for (int i = 0; i < P * T; i++)
-        total[i] = _mm512_setzero_ps();
+    for (int t = 0; t < T; t++)
+        total[t] = _mm512_setzero_ps();
     /* Segments nest, so the weight's and the activations' numbers advance one at a time. */
-    int64_t at = p * at_stride, w_end = w->seg_len, x_end = xt->x_seg_len;
+    int64_t at = p * w->n_segs * NB_PANEL_ROWS, w_end = w->seg_len, x_end = xt->x_seg_len;
     for (int64_t g = 0;;) {
         const int64_t n8 = g + seg8 < n_pad8 ? seg8 : n_pad8 - g;
         __m512i acc[NB_TILE_MAX];
         if (!wide) {
-            UNROLL
-            for (int j = 0; j < P; j++)
-                start_sums(acc + j * T, w, at + j * at_stride, start, xsum, T);
-            add_plane(acc, codes, stride, hi, n8, kind, table, P, T);
-        } else if (P * T <= 8) {
+            start_sums(acc, w, at, start, xsum, T);
+            clear(acc, T, n_sums);
+            add_plane(acc, codes, ahead, hi, n8, kind, table, T, split);
+            join(acc, split, T);
+        } else if (T <= 8) { /* x = 256 hi + lo */
             __m512i acc_lo[NB_TILE_MAX];
-            UNROLL
-            for (int i = 0; i < P * T; i++)
-                acc[i] = _mm512_setzero_si512();
-            UNROLL
-            for (int j = 0; j < P; j++)
-                start_sums(acc_lo + j * T, w, at + j * at_stride, start, xsum, T);
-            add_planes(acc, acc_lo, codes, stride, hi, lo, n8, kind, table, P, T);
-            UNROLL
-            for (int i = 0; i < P * T; i++)
-                acc[i] = _mm512_add_epi32(_mm512_slli_epi32(acc[i], 8), acc_lo[i]);
-        } else { /* the high plane's sums shifted, then the low plane */
-            __m512i begin[NB_TILE_MAX];
+            clear(acc, 0, n_sums);
+            start_sums(acc_lo, w, at, start, xsum, T);
+            clear(acc_lo, T, n_sums);
+            add_planes(acc, acc_lo, codes, ahead, hi, lo, n8, kind, table, T, split);
+            join(acc, split, T);
+            join(acc_lo, split, T);
             UNROLL
             for (int t = 0; t < T; t++)
-                acc[t] = _mm512_setzero_si512();
-            add_plane(acc, codes, stride, hi, n8, kind, table, 1, T);
+                acc[t] = _mm512_add_epi32(_mm512_slli_epi32(acc[t], 8), acc_lo[t]);
+        } else { /* the high plane's sums shifted, then the low plane */
+            __m512i begin[NB_TILE_MAX];
+            clear(acc, 0, T);
+            add_plane(acc, codes, ahead, hi, n8, kind, table, T, false);
             start_sums(begin, w, at, start, xsum, T);
             UNROLL
             for (int t = 0; t < T; t++)
                 acc[t] = _mm512_add_epi32(_mm512_slli_epi32(acc[t], 8), begin[t]);
-            add_plane(acc, codes, stride, lo, n8, kind, table, 1, T);
+            add_plane(acc, codes, ahead, lo, n8, kind, table, T, false);
         }
+        const __m512 sw = load_params(w->scales, w->scale_type, at);
         UNROLL
-        for (int j = 0; j < P; j++) {
-            const __m512 sw = load_params(w->scales, w->scale_type, at + j * at_stride);
-            UNROLL
-            for (int t = 0; t < T; t++)
-                total[j * T + t] =
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[j * T + t]),
-                                    _mm512_mul_ps(sw, _mm512_set1_ps(sx[t])), total[j * T + t]);
-        }
+        for (int t = 0; t < T; t++)
+            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t]),
+                                       _mm512_mul_ps(sw, _mm512_set1_ps(sx[t])), total[t]);
         if (w->mins != NULL) {
             /* fl((float)xsum * s_x) of all tokens in one register, then broadcast from memory. */
             _Alignas(64) float xm[16];
             const __m512i sums = _mm512_maskz_loadu_epi32(lanes(T), xsum);
             _mm512_store_ps(
                 xm, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_maskz_loadu_ps(lanes(T), sx)));
+            const __m512 m = load_params(w->mins, w->scale_type, at);
             UNROLL
-            for (int j = 0; j < P; j++) {
-                const __m512 m = load_params(w->mins, w->scale_type, at + j * at_stride);
-                UNROLL
-                for (int t = 0; t < T; t++)
-                    total[j * T + t] = _mm512_fmadd_ps(m, _mm512_set1_ps(xm[t]), total[j * T + t]);
-            }
+            for (int t = 0; t < T; t++)
+                total[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(xm[t]), total[t]);
         }
         g += n8;
         if (g == n_pad8)
             break;
-        codes += n8 * (kind == NB_PANEL_U8 ? 128 : 64);
+        codes += n8 * bytes;
         hi += n8 * 8 * T;
         lo += wide ? n8 * 8 * T : 0;
         xsum += T;
@@ -201,27 +221,18 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
             sx += T;
         }
     }
+    const __mmask16 mask = lanes(w->n_rows - p * NB_PANEL_ROWS);
     UNROLL
-    for (int j = 0; j < P; j++) {
-        const __mmask16 mask = lanes(w->n_rows - (p + j) * NB_PANEL_ROWS);
-        UNROLL
-        for (int t = 0; t < T; t++)
-            _mm512_mask_storeu_ps(y + t * ldy + j * NB_PANEL_ROWS, mask, total[j * T + t]);
-    }
+    for (int t = 0; t < T; t++)
+        _mm512_mask_storeu_ps(y + t * ldy, mask, total[t]);
 }
-
-/* Panels at once: as many as keep 8 chains of multiplies running, in registers. */
-#define PANELS(T) ((T) == 1 ? 4 : (T) == 2 ? 4 : (T) <= 4 ? 2 : 1)
 
 #define DEFINE(kind, mode, wide, T)                                                                \
     static void gemm_##kind##_##mode##_##T(float *y, int64_t ldy, const nb_panels *w,              \
                                            int64_t begin, int64_t end, const nb_xtile *x)          \
     {                                                                                              \
-        int64_t p = begin;                                                                         \
-        for (; p + PANELS(T) <= end; p += PANELS(T))                                               \
-            tile_i(y, ldy, w, p, x, NB_PANEL_##kind, wide, PANELS(T), T);                          \
-        for (; PANELS(T) > 1 && p < end; p++)                                                      \
-            tile_i(y, ldy, w, p, x, NB_PANEL_##kind, wide, 1, T);                                  \
+        for (int64_t p = begin; p < end; p++)                                                      \
+            tile_i(y, ldy, w, p, x, NB_PANEL_##kind, wide, T);                                     \
     }
 #define X(T)                                                                                       \
     DEFINE(U4, i8, false, T)                                                                       \

@@ -118,6 +118,9 @@ static void pack_floats(const nb_xtile *tile, const float *x, int64_t ld)
 INLINE __m512i magnitudes(const float *x, int64_t n)
 {
     const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    if (n == 32) /* by far the most frequent */
+        return _mm512_max_epi32(_mm512_and_si512(_mm512_loadu_si512(x), magnitude),
+                                _mm512_and_si512(_mm512_loadu_si512(x + 16), magnitude));
     __m512i most = _mm512_setzero_si512();
     int64_t k = 0;
     for (; k + 16 <= n; k += 16)
@@ -167,22 +170,38 @@ static bool tile_scales(const nb_xtile *tile, const float *x, int64_t ld, float 
 /* Which columns of a token's 64 from k0 on are in the row, and which group's scale they take: the
  * lanes of `same` group g of inv, the others the next one. A group has 32 columns or more. */
 typedef struct {
+    bool plain; /* every lane is in, finite and of one group with its 16 */
     __mmask16 in[4], same[4];
     int64_t g[4], next[4]; /* where a group's values begin */
 } block64;
 
-static block64 block_at(const nb_xtile *tile, int64_t k0)
+static block64 block_at(const nb_xtile *tile, int64_t k0, bool finite)
 {
     block64 b;
     const int64_t n = tile->n_cols, group = tile->x_seg_len, last = (n - 1) / group;
+    b.plain = finite && k0 + 64 <= n;
     for (int i = 0; i < 4; i++) {
         const int64_t k = k0 + 16 * i, g = k < n ? k / group : last;
         b.in[i] = lanes_within(n - k);
         b.same[i] = lanes_within((g + 1) * group - k);
         b.g[i] = g * tile->n_tok;
         b.next[i] = (g < last ? g + 1 : last) * tile->n_tok;
+        b.plain = b.plain && b.same[i] == 0xffff;
     }
     return b;
+}
+
+/* 16 codes, i-th of a block. */
+INLINE __m512i quantize16(const float *x, const float *inv, const block64 *b, int i)
+{
+    if (b->plain) /* nearest even */
+        return _mm512_cvtps_epi32(
+            _mm512_mul_ps(_mm512_loadu_ps(x + 16 * i), _mm512_set1_ps(inv[b->g[i]])));
+    const __m512 v = _mm512_mask_blend_ps(b->same[i], _mm512_set1_ps(inv[b->next[i]]),
+                                          _mm512_set1_ps(inv[b->g[i]]));
+    /* inv is 0 where the codes are, and there x may be Inf. */
+    const __mmask16 some = b->in[i] & _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_OQ);
+    return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(some, x + 16 * i), v));
 }
 
 /* The codes of 64 columns of a token, `inv` at the token, `x` at the block. Byte 16 j + 4 i + c is
@@ -193,14 +212,8 @@ INLINE void quantize64(__m512i *hi, __m512i *lo, const float *x, const float *in
 {
     __m512i q[4];
     UNROLL
-    for (int i = 0; i < 4; i++) {
-        const __m512 v = _mm512_mask_blend_ps(b->same[i], _mm512_set1_ps(inv[b->next[i]]),
-                                              _mm512_set1_ps(inv[b->g[i]]));
-        /* inv is 0 where the codes are, and there x may be Inf. */
-        const __mmask16 some = b->in[i] & _mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_NEQ_OQ);
-        const __m512 xi = _mm512_maskz_loadu_ps(some, x + 16 * i);
-        q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(xi, v)); /* nearest even */
-    }
+    for (int i = 0; i < 4; i++)
+        q[i] = quantize16(x, inv, b, i);
     const __m512i a = _mm512_packs_epi32(q[0], q[1]), c = _mm512_packs_epi32(q[2], q[3]);
     if (!wide) {
         *hi = _mm512_packs_epi16(a, c);
@@ -226,7 +239,7 @@ INLINE void put_sums(const nb_xtile *tile, int64_t e, __mmask16 out, __m512i hi,
 
 /* A tile of panels: [k_pad / 4][n_tok][4]. */
 INLINE void pack_transposed(const nb_xtile *tile, const float *x, int64_t ld, const float *inv,
-                            const bool wide)
+                            bool finite, const bool wide)
 {
     const __m512i ones = _mm512_set1_epi8(1), zero = _mm512_setzero_si512();
     const int T = tile->n_tok;
@@ -235,7 +248,7 @@ INLINE void pack_transposed(const nb_xtile *tile, const float *x, int64_t ld, co
     __m512i hi_sum = zero, lo_sum = zero;
     int64_t seg_end = tile->seg_len, e = 0;
     for (int64_t k0 = 0; k0 < tile->k_pad; k0 += 64) {
-        const block64 b = block_at(tile, k0);
+        const block64 b = block_at(tile, k0, finite);
         __m512i hi[16], lo[16], four[2][16];
         for (int t = 0; t < 16; t++) {
             hi[t] = lo[t] = zero;
@@ -291,13 +304,13 @@ INLINE __m512i sums_of(const int8_t *code, int64_t n)
 
 /* Rows of codes: [n_tok][row_stride], or a tile of panels with one token. */
 INLINE void pack_rows(const nb_xtile *tile, const float *x, int64_t ld, const float *inv,
-                      const bool wide)
+                      bool finite, const bool wide)
 {
     const __m512i ascending =
         _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const int64_t T = tile->n_tok, width = tile->rows ? tile->row_stride : tile->k_pad;
     for (int64_t k0 = 0; k0 < width; k0 += 64) {
-        const block64 b = block_at(tile, k0);
+        const block64 b = block_at(tile, k0, finite);
         const __mmask16 out = lanes((width - k0) / 4);
         for (int64_t t = 0; t < T; t++) {
             __m512i hi, lo;
@@ -344,13 +357,13 @@ bool nb_avx512_pack_tile(const nb_xtile *tile, const float *x, int64_t ld, void 
     const bool finite = tile_scales(tile, x, ld, inv);
     if (tile->rows || tile->n_tok == 1) {
         if (tile->lo != NULL)
-            pack_rows(tile, x, ld, inv, true);
+            pack_rows(tile, x, ld, inv, finite, true);
         else
-            pack_rows(tile, x, ld, inv, false);
+            pack_rows(tile, x, ld, inv, finite, false);
     } else if (tile->lo != NULL) {
-        pack_transposed(tile, x, ld, inv, true);
+        pack_transposed(tile, x, ld, inv, finite, true);
     } else {
-        pack_transposed(tile, x, ld, inv, false);
+        pack_transposed(tile, x, ld, inv, finite, false);
     }
     return finite;
 }
