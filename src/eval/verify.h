@@ -32,7 +32,7 @@ typedef struct {
     bool full;
 } nb_verify_plan;
 
-#define NB_VERIFY_STEPS 16
+#define NB_VERIFY_STEPS 8
 
 /* Ways of the cell on plan->isas[isa], in the order they run; out [NB_VERIFY_MAX_WAYS] or NULL. */
 int nb_verify_ways(const nb_verify_plan *plan, int isa, int64_t cell, bool in_depth, nb_way *out);

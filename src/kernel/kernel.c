@@ -34,4 +34,7 @@ void nb_kernels_init(nb_kernels *k, unsigned allow)
         nb_kernels_neon_attn(k);
     }
 #endif
+#if defined(NIBBLE_PLANT_FAULT)
+    nb_kernels_plant_fault(k);
+#endif
 }
