@@ -14,10 +14,16 @@
 #define V16_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-/* The register tiles of attention: up to 6 rows; 24 accumulators, which leaves 8 registers. */
-#define V16_TILES(X)        X(1) X(2) X(3) X(4) X(5) X(6)
-#define V16_TILE_ROWS       6
-#define V16_TILE_VECS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+/* The register tiles of attention: up to 6 rows by one v16 of widened cells, 24 registers of sums,
+ * which leaves 8; or few rows by more cells straight from the cache, so that there are enough sums
+ * to hide the latency of an FMA. */
+#define V16_TILES(X)       X(1) X(2) X(3) X(4) X(5) X(6)
+#define V16_TILE_ROWS      6
+#define V16_TILE_VECS      1
+#define V16_FEW_TILES(X)   X(1) X(2) X(3)
+#define V16_FEW_ROWS       3
+#define V16_FEW_VECS(rows) ((rows) == 1 ? 4 : (rows) == 2 ? 2 : 1)
+#define V16_SOFTMAX_ROWS   2
 
 typedef struct {
     float32x4_t a, b, c, d;
@@ -71,6 +77,60 @@ V16_INLINE void v16_store_f16(uint16_t *p, v16 x)
     vst1_u16(p + 4, vreinterpret_u16_f16(vcvt_f16_f32(x.b)));
     vst1_u16(p + 8, vreinterpret_u16_f16(vcvt_f16_f32(x.c)));
     vst1_u16(p + 12, vreinterpret_u16_f16(vcvt_f16_f32(x.d)));
+}
+
+V16_INLINE float32x4_t v4_load_bf16(const uint16_t *p)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+
+V16_INLINE v16 v16_load_bf16(const uint16_t *p)
+{
+    return (v16){v4_load_bf16(p), v4_load_bf16(p + 4), v4_load_bf16(p + 8), v4_load_bf16(p + 12)};
+}
+
+V16_INLINE v16 v16_load_i8(const int8_t *p)
+{
+    const int8x16_t codes = vld1q_s8(p);
+    const int16x8_t lo = vmovl_s8(vget_low_s8(codes)), hi = vmovl_s8(vget_high_s8(codes));
+    return (v16){
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(lo))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(lo))),
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(hi))), vcvtq_f32_s32(vmovl_s16(vget_high_s16(hi)))};
+}
+
+V16_INLINE float32x4_t v4_load_code(const uint8_t *p, int j)
+{
+    const uint32x4_t four = vreinterpretq_u32_u8(vld1q_u8(p));
+    const uint32x4_t u = vandq_u32(vshlq_u32(four, vdupq_n_s32(-8 * j)), vdupq_n_u32(255));
+    return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(u), vdupq_n_s32(128)));
+}
+
+/* Byte j of each of 16 groups of four, less 128. */
+V16_INLINE v16 v16_load_code(const uint8_t *p, int j)
+{
+    return (v16){v4_load_code(p, j), v4_load_code(p + 16, j), v4_load_code(p + 32, j),
+                 v4_load_code(p + 48, j)};
+}
+
+/* x to the nearest integer, halves to even; |x| < 2^31. */
+V16_INLINE void v16_store_i32(int32_t *p, v16 x)
+{
+    vst1q_s32(p, vcvtnq_s32_f32(x.a));
+    vst1q_s32(p + 4, vcvtnq_s32_f32(x.b));
+    vst1q_s32(p + 8, vcvtnq_s32_f32(x.c));
+    vst1q_s32(p + 12, vcvtnq_s32_f32(x.d));
+}
+
+V16_INLINE float32x4_t v4_max_bits(float32x4_t x, float32x4_t m)
+{
+    const uint32x4_t magnitude = vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x7fffffff));
+    return vreinterpretq_f32_u32(vmaxq_u32(magnitude, vreinterpretq_u32_f32(m)));
+}
+
+/* The larger bits of m and |x|, as integers: no NaN is lost. */
+V16_INLINE v16 v16_max_bits(v16 x, v16 m)
+{
+    return V16_EACH_2(v4_max_bits, x, m);
 }
 
 /* The first n elements, 0 <= n <= 15, the rest +0; memory past them is not touched. */
