@@ -216,7 +216,7 @@ static nb_status inspect(nb_store *store, const nb_args *args, nb_out *out, nb_e
     NB_TRY(nb_tokenizer_check(store, out, err));
     const char *kv = nb_args_text(args, "kv");
     const int64_t ctx = nb_args_given(args, "ctx") ? nb_args_int(args, "ctx") : c.n_ctx;
-    const int64_t cell = nb_config_kv_bytes(&c, strcmp(kv, "f32") == 0 ? NB_KV_F32 : NB_KV_F16);
+    const int64_t cell = nb_config_kv_bytes(&c, nb_kv_option(args));
     int64_t kv_bytes;
     if (__builtin_mul_overflow(ctx, cell, &kv_bytes))
         return nb_fail(err, NB_LIMIT, "%s: a cache of %lld tokens is past all memory",

@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "cli/runtime.h"
 
+#include <assert.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -99,7 +100,11 @@ nb_compute_choice nb_compute_option(const nb_args *args)
 
 nb_kv_format nb_kv_option(const nb_args *args)
 {
-    return strcmp(nb_args_text(args, "kv"), "f32") == 0 ? NB_KV_F32 : NB_KV_F16;
+    nb_kv_format format = NB_KV_F16;
+    const bool known = nb_kv_format_named(nb_args_text(args, "kv"), &format);
+    assert(known); /* nb_kv_choices lists the formats */
+    (void)known;
+    return format;
 }
 
 double nb_opened_bpw(const nb_opened *o)

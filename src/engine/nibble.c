@@ -75,14 +75,14 @@ static nb_status open_lm(nb_lm *lm, const char *path, const nb_lm_options *o, nb
     static const char *const computes[] = {"auto", "f", "i8", "i16", NULL};
     static const nb_compute_choice choices[] = {NB_COMPUTE_AUTO, NB_COMPUTE_ALL_F,
                                                 NB_COMPUTE_ALL_I8, NB_COMPUTE_ALL_I16};
-    static const char *const kvs[] = {"f16", "f32", NULL};
-    int compute, kv;
+    int compute;
     NB_TRY(find_word("compute", o->compute, computes, &compute, err));
-    NB_TRY(find_word("kv", o->kv, kvs, &kv, err));
+    lm->kv = NB_KV_F16;
+    if (o->kv != NULL && !nb_kv_format_named(o->kv, &lm->kv))
+        return nb_fail(err, NB_USAGE, "the option kv has no value '%s'", o->kv);
     if (o->n_ctx < 0 || o->n_ctx > (1 << 24))
         return nb_fail(err, NB_USAGE, "a context of %lld tokens: there may be 1 to %d",
                        (long long)o->n_ctx, 1 << 24);
-    lm->kv = kv == 0 ? NB_KV_F16 : NB_KV_F32;
     NB_TRY(open_threads(lm, o, err));
     NB_TRY(nb_store_open(&lm->store, path, err));
     const nb_model_options options = {choices[compute], o->n_ctx};
@@ -124,7 +124,7 @@ void nb_lm_describe(const nb_lm *lm, nb_lm_info *out)
         .architecture = m->config.arch->name,
         .compute = nb_model_compute_name(m),
         .isa = nb_isa_name(lm->kernels.isa),
-        .kv = lm->kv == NB_KV_F16 ? "f16" : "f32",
+        .kv = nb_kv_format_name(lm->kv),
         .threads = nb_pool_n_threads(lm->pool),
         .n_ctx = m->n_ctx,
         .n_ctx_model = m->config.n_ctx,

@@ -1,7 +1,18 @@
 /* See kv.h. */
 #include "model/kv.h"
 
-#include <assert.h>
+#include <string.h>
+
+bool nb_kv_format_named(const char *name, nb_kv_format *out)
+{
+    for (int f = NB_KV_F32; f <= NB_KV_INT8; f++) {
+        if (strcmp(name, nb_kv_format_name((nb_kv_format)f)) == 0) {
+            *out = (nb_kv_format)f;
+            return true;
+        }
+    }
+    return false;
+}
 
 /* Bytes of the keys (or the values) of one layer in a page. */
 static size_t half_layer_bytes(const nb_config *c, nb_kv_format cell)
@@ -12,7 +23,6 @@ static size_t half_layer_bytes(const nb_config *c, nb_kv_format cell)
 nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_kv_format cell, int64_t n_pages,
                           nb_err *err)
 {
-    assert(cell == NB_KV_F32 || cell == NB_KV_F16);
     *pool = (nb_kv_pool){.config = c, .cell = cell, .n_pages = n_pages, .n_free = n_pages};
     if (n_pages > INT32_MAX)
         return nb_fail(err, NB_LIMIT, "a KV cache of %lld pages", (long long)n_pages);

@@ -87,12 +87,15 @@ class Inspect(lib.Case):
 
     def test_cache_memory_is_the_formula(self):
         path = self.gguf()
-        for kv, cell in (("f16", 2), ("f32", 4)):
+        dim = MODEL.head_dim  # int8: codes, keys' padded to a multiple of 4, and two f16 scales
+        padded = (dim + 3) // 4 * 4
+        for kv, cell in (("f16", 2 * dim), ("f32", 4 * dim), ("bf16", 2 * dim),
+                         ("int8", padded + 2)):
             for ctx in (1, 7, 4096):
                 s = lib.json_lines(self.ok("inspect", path, "--json", "--kv", kv, "--ctx",
                                            str(ctx)))[-1]
                 self.assertEqual(s["kv_bytes"], 2 * MODEL.n_layers * MODEL.n_kv_heads *
-                                 MODEL.head_dim * cell * ctx)
+                                 cell * ctx)
                 self.assertEqual(s["memory_bytes"], s["bytes"] + s["kv_bytes"])
                 self.assertEqual((s["kv"], s["ctx"]), (kv, ctx))
         self.assertEqual(lib.json_lines(self.ok("inspect", path, "--json"))[-1]["ctx"], MODEL.n_ctx)

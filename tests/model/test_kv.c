@@ -146,6 +146,38 @@ static void sizes_do_not_wrap(void **state)
     assert_int_equal(nb_alloc_live(), 0);
 }
 
+/* The value of a cell, from where kernel.h says it lies. */
+static float cell(const nb_kv_view *v, bool key, int64_t head, int64_t p, int64_t d)
+{
+    const uint8_t *at = v->arena + (size_t)v->table[p / 32] * v->page_bytes +
+                        (key ? v->k_offset : v->v_offset) + (size_t)head * v->head_bytes;
+    const int64_t dim = v->head_dim, i = key ? d * 32 + p % 32 : p % 32 * dim + d;
+    static const nb_float_type types[] = {NB_F32, NB_F16, NB_BF16};
+    if (v->format != NB_KV_INT8)
+        return nb_float_get(at, types[v->format], i);
+    const int64_t panel = p % 32 / 16 * (16 * dim), four = d / 4 * 64 + p % 16 * 4;
+    const int code = key ? at[panel + four + d % 4] - 128 : (int8_t)at[i];
+    return (float)code * nb_float_get(at + nb_kv_scales_at(v->head_dim), NB_F16, p % 32);
+}
+
+static void names_find_their_format(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"f32", "f16", "bf16", "int8"};
+    for (int i = 0; i < 4; i++) {
+        nb_kv_format format = (nb_kv_format)((i + 1) % 4);
+        assert_true(nb_kv_format_named(names[i], &format));
+        assert_int_equal(format, i);
+        assert_string_equal(nb_kv_format_name(format), names[i]);
+    }
+    static const char *const others[] = {"", "f", "F16", "f16 ", "int", "int88", "auto", "i8"};
+    for (int i = 0; i < 8; i++) {
+        nb_kv_format format = NB_KV_BF16;
+        assert_false(nb_kv_format_named(others[i], &format));
+        assert_int_equal(format, NB_KV_BF16);
+    }
+}
+
 /* Cells of different layers, heads and positions are different bytes inside the arena: whatever is
  * stored last anywhere does not change what was stored before. */
 static void cells_do_not_overlap(void **state)
@@ -153,7 +185,7 @@ static void cells_do_not_overlap(void **state)
     (void)state;
     enum { N = 100 };
     nb_err err;
-    for (int type = NB_KV_F32; type <= NB_KV_F16; type++) {
+    for (int type = NB_KV_F32; type <= NB_KV_INT8; type++) {
         nb_kernels k;
         nb_kernels_init(&k, 0);
         nb_kv_pool pool;
@@ -175,25 +207,20 @@ static void cells_do_not_overlap(void **state)
                     const nb_kv_view v = nb_kv_seq_view(&seqs[s], layer);
                     for (int64_t p = 0; p < N; p++, id++) {
                         for (int64_t i = 0; i < width; i++) {
-                            key[i] = (float)((id * 7 + i * 3) % 2003);
-                            value[i] = -(float)((id * 5 + i * 11) % 2003);
+                            key[i] = (float)((id * 7 + i * 3) % 119);
+                            value[i] = -(float)((id * 5 + i * 11) % 119);
+                            if (i % config.head_dim == 0) /* then the scales of int8 are 1 */
+                                key[i] = value[i] = 127;
                         }
                         if (pass == 0) {
                             k.kv_store(&v, p, 0, (int)config.n_kv_heads, key, value);
                             continue;
                         }
-                        const uint8_t *page = v.arena + (size_t)v.table[p / 32] * v.page_bytes;
                         for (int64_t h = 0; h < config.n_kv_heads; h++) {
                             for (int64_t d = 0; d < config.head_dim; d++) {
-                                const int64_t at = h * config.head_dim * 32;
-                                const float kk = nb_float_get(page + v.k_offset,
-                                                              type == NB_KV_F32 ? NB_F32 : NB_F16,
-                                                              at + d * 32 + p % 32);
-                                const float vv = nb_float_get(page + v.v_offset,
-                                                              type == NB_KV_F32 ? NB_F32 : NB_F16,
-                                                              at + p % 32 * config.head_dim + d);
-                                assert_true(kk == key[h * config.head_dim + d]);
-                                assert_true(vv == value[h * config.head_dim + d]);
+                                const int64_t i = h * config.head_dim + d;
+                                assert_true(cell(&v, true, h, p, d) == key[i]);
+                                assert_true(cell(&v, false, h, p, d) == value[i]);
                             }
                         }
                     }
@@ -233,6 +260,7 @@ int main(void)
         cmocka_unit_test(pages_are_neither_lost_nor_shared),
         cmocka_unit_test(limits_have_their_words),
         cmocka_unit_test(sizes_do_not_wrap),
+        cmocka_unit_test(names_find_their_format),
         cmocka_unit_test(cells_do_not_overlap),
         cmocka_unit_test(making_one_survives_every_allocation_failure),
     };
