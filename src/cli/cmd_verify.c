@@ -106,6 +106,9 @@ static nb_status choose_isas(verify_run *run, nb_err *err)
     const nb_args *args = run->args;
     const bool one = nb_args_given(args, "isa");
     const char *wanted = nb_args_text(args, "isa");
+    unsigned mask;
+    if (one)
+        NB_TRY(nb_isa_choose(wanted, &mask, err));
     int n = 0;
     while (nb_isa_choices[n] != NULL)
         n++;
@@ -128,8 +131,6 @@ static nb_status choose_isas(verify_run *run, nb_err *err)
         if (one)
             break;
     }
-    if (run->plan.n_isas == 0)
-        return nb_fail(err, NB_UNSUPPORTED, "this machine lacks %s", wanted);
     if (one)
         run->n_missing = 0;
     return NB_OK;

@@ -51,6 +51,11 @@ static void put_matrix(weights *w, const char *name, int rows, int cols)
     put_tensor(w, name, rows, cols, 0, 1 / sqrtf((float)cols));
 }
 
+static void put_gain(weights *w, const char *name, int n, float centre)
+{
+    put_tensor(w, name, n, 0, centre, 0.1f * centre);
+}
+
 static void put_layer(weights *w, int layer, const tiny_model *m)
 {
     const int head_dim = m->d_model / m->n_heads, kv = m->n_kv_heads * head_dim;
@@ -70,17 +75,18 @@ static void put_layer(weights *w, int layer, const tiny_model *m)
         if (all[i].cols > 0)
             put_matrix(w, name, all[i].rows, all[i].cols);
         else
-            put_tensor(w, name, all[i].rows, 0, 1, 0.1f);
+            put_gain(w, name, all[i].rows, m->subnormal && layer == 0 && i == 0 ? 3e36f : 1);
     }
 }
 
 static void write_weights(const char *folder, const tiny_model *m)
 {
     weights w = {.how = m, .header = json_object()};
-    put_tensor(&w, "model.embed_tokens.weight", m->n_vocab, m->d_model, 0, 1);
+    put_tensor(&w, "model.embed_tokens.weight", m->n_vocab, m->d_model, 0,
+               m->subnormal ? 1e-39f : 1);
     for (int i = 0; i < m->n_layers; i++)
         put_layer(&w, i, m);
-    put_tensor(&w, "model.norm.weight", m->d_model, 0, 1, 0.1f);
+    put_gain(&w, "model.norm.weight", m->d_model, 1);
     size_t head = 0;
     if (!m->tied) {
         head = w.n;

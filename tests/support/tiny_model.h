@@ -25,6 +25,7 @@ typedef struct {
     bool adds_bos;                  /* the tokenizer puts <|endoftext|> first */
     bool never_ends;                /* the row of token 2 in the head is 0 */
     bool nan_head;                  /* the head holds a NaN in the row of token 7 */
+    bool subnormal;                 /* embeddings are; the first norm brings them back to size */
     const char *generation_config;  /* JSON [{"eos_token_id": 2}] */
 } tiny_model;
 
