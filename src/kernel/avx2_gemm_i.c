@@ -5,10 +5,9 @@
  * narrow  4-bit codes are vpmaddubsw's unsigned operand, and 32 columns of products stay in 16 bits
  *         (8 * 2 * 15 * 128 < 2^15) before they are widened: 2 instructions for 64 multiply-adds.
  *         The planes of i16 are two streams of activations, for half as many tokens.
- * wide    activations become 16 bits wide, once for a few panels, and vpmaddwd multiplies them with
- *         zero-extended codes: 4 instructions for 64 multiply-adds, in i16 as in i8. It takes
- *         8-bit codes, which vpmaddubsw would saturate, and in i16 is never the slower way for
- *         several tokens.
+ * wide    8-bit codes, which vpmaddubsw would saturate: activations become 16 bits wide, once for a
+ *         few panels, and vpmaddwd multiplies them with zero-extended codes: 4 instructions for 64
+ *         multiply-adds, in i16 as in i8.
  *
  * Sums are of stored codes, exact modulo 2^32, and take the zero point by `start`. */
 #include "kernel/avx2_panel.h"
@@ -24,13 +23,14 @@ typedef struct {
     const int32_t *xsum, *start;
 } segment;
 
-/* Adds a segment of T tokens: total [T][2] by acc [T][2], as A3 says. */
+/* Adds a segment of T tokens: total [T][2] by acc [T][2], as A3 says. `plain`: there are no zeros
+ * and no minima. */
 INLINE void add_segment(__m256 *total, __m256i *acc, const nb_panels *w, const segment *s,
-                        const int T)
+                        const bool plain, const int T)
 {
     const __m256 scale[2] = {load_params(w->scales, w->scale_type, s->param),
                              load_params(w->scales, w->scale_type, s->param + 8)};
-    if (w->zeros != NULL) {
+    if (!plain && w->zeros != NULL) {
         const __m256i zero[2] = {load_zeros(w, s->param), load_zeros(w, s->param + 8)};
         UNROLL
         for (int i = 0; i < 2 * T; i++)
@@ -46,7 +46,7 @@ INLINE void add_segment(__m256 *total, __m256i *acc, const nb_panels *w, const s
         total[i] = _mm256_fmadd_ps(
             _mm256_cvtepi32_ps(acc[i]),
             _mm256_mul_ps(scale[i % 2], _mm256_broadcast_ss(s->x_scale + i / 2)), total[i]);
-    if (w->mins != NULL) {
+    if (!plain && w->mins != NULL) {
         const __m256 min[2] = {load_params(w->mins, w->scale_type, s->param),
                                load_params(w->mins, w->scale_type, s->param + 8)};
         UNROLL
@@ -100,15 +100,47 @@ INLINE void next_segment(cursor *c, const nb_panels *w, const nb_xtile *x)
     }
 }
 
+/* ---- one token by two registers of codes ---- */
+
+/* Adds (with `first`, sets) the products of the four bytes at x (or the pair of 16-bit numbers, by
+ * MULTIPLY and ADD) by the codes of 16 rows. In assembly, because compilers move broadcasts and
+ * products up and rearrange the additions until nothing fits in 16 registers, each in its own way.
+ */
+#define DEFINE_STEP(name, MULTIPLY, ADD)                                                           \
+    INLINE void name(__m256i *sum, const __m256i *code, const void *x, const bool first)           \
+    {                                                                                              \
+        __m256i a, b;                                                                              \
+        if (first)                                                                                 \
+            __asm__("vpbroadcastd %2, %1\n\t" MULTIPLY " %1, %3, %0\n\t" MULTIPLY " %1, %4, %1"    \
+                    : "=&x"(sum[0]), "=&x"(sum[1])                                                 \
+                    : "m"(*(const int32_t *)x), "x"(code[0]), "x"(code[1]));                       \
+        else                                                                                       \
+            __asm__("vpbroadcastd %4, %2\n\t" MULTIPLY " %2, %5, %3\n\t" MULTIPLY                  \
+                    " %2, %6, %2\n\t" ADD " %3, %0, %0\n\t" ADD " %2, %1, %1"                      \
+                    : "+x"(sum[0]), "+x"(sum[1]), "=&x"(a), "=&x"(b)                               \
+                    : "m"(*(const int32_t *)x), "x"(code[0]), "x"(code[1]));                       \
+    }
+DEFINE_STEP(narrow_step, "vpmaddubsw", "vpaddw")
+DEFINE_STEP(wide_step, "vpmaddwd", "vpaddd")
+#undef DEFINE_STEP
+
+/* p + n, computed here: compilers otherwise keep every multiple of a stride, and spill them. */
+INLINE const void *forward(const void *p, int64_t n)
+{
+    p = (const uint8_t *)p + n;
+    __asm__("" : "+r"(p));
+    return p;
+}
+
 /* ---- narrow ---- */
 
 /* Adds the products of 8 columns of 4-bit codes to sums [stream][2] in 16 bits (sets them if
- * `first`): streams are T tokens of the high plane, then with `two` those of the low one. */
-INLINE void narrow_columns(__m256i *sum, const uint8_t *w, const int8_t *hi, const int8_t *lo,
+ * `first`): streams are T tokens of the high plane, then with `two` those of the low one. Leaves hi
+ * and lo behind them. */
+INLINE void narrow_columns(__m256i *sum, const uint8_t *w, const int8_t **hi, const int8_t **lo,
                            int64_t n_tok, const bool first, const bool two, const int T)
 {
     const __m256i low = _mm256_set1_epi8(15);
-    const int n_streams = two ? 2 * T : T;
     UNROLL
     for (int nibble = 0; nibble < 2; nibble++) {
         __m256i code[2];
@@ -118,33 +150,31 @@ INLINE void narrow_columns(__m256i *sum, const uint8_t *w, const int8_t *hi, con
             code[half] = _mm256_and_si256(nibble ? _mm256_srli_epi16(both, 4) : both, low);
         }
         UNROLL
-        for (int s = 0; s < n_streams; s++) {
-            const __m256i x = bcast((s < T ? hi : lo) + 4 * (nibble * n_tok + s % T));
+        for (int t = 0; t < T; t++)
+            narrow_step(&sum[2 * t], code, *hi + 4 * t, first && !nibble);
+        *hi = forward(*hi, 4 * n_tok);
+        if (two) {
             UNROLL
-            for (int half = 0; half < 2; half++) {
-                const __m256i product = _mm256_maddubs_epi16(code[half], x);
-                __m256i *at = &sum[2 * s + half];
-                *at = first && !nibble ? product : pin(_mm256_add_epi16(*at, product));
-            }
+            for (int t = 0; t < T; t++)
+                narrow_step(&sum[2 * (T + t)], code, *lo + 4 * t, first && !nibble);
+            *lo = forward(*lo, 4 * n_tok);
         }
     }
 }
 
-/* Adds 8 * n8 <= 32 columns to acc [T][2]. */
-INLINE void narrow_block(__m256i *acc, const uint8_t *w, const int8_t *hi, const int8_t *lo,
-                         int64_t n8, int64_t n_tok, const bool two, const int T)
+/* Adds 8 * n8 <= 32 columns to acc [T][2]; n8 is 4 if `whole`. */
+INLINE void narrow_block(__m256i *acc, const uint8_t *w, const int8_t **hi, const int8_t **lo,
+                         const bool whole, int64_t n8, int64_t n_tok, const bool two, const int T)
 {
     __m256i sum[2 * MAX_T];
     narrow_columns(sum, w, hi, lo, n_tok, true, two, T);
-    if (n8 == 4) {
+    if (whole) {
         UNROLL
         for (int g = 1; g < 4; g++)
-            narrow_columns(sum, w + 64 * g, hi + 8 * g * n_tok, two ? lo + 8 * g * n_tok : NULL,
-                           n_tok, false, two, T);
+            narrow_columns(sum, w + 64 * g, hi, lo, n_tok, false, two, T);
     } else {
         for (int64_t g = 1; g < n8; g++)
-            narrow_columns(sum, w + 64 * g, hi + 8 * g * n_tok, two ? lo + 8 * g * n_tok : NULL,
-                           n_tok, false, two, T);
+            narrow_columns(sum, w + 64 * g, hi, lo, n_tok, false, two, T);
     }
     const __m256i ones = _mm256_set1_epi16(1), high = _mm256_set1_epi16(256);
     UNROLL
@@ -155,9 +185,10 @@ INLINE void narrow_block(__m256i *acc, const uint8_t *w, const int8_t *hi, const
     }
 }
 
-/* One panel by tokens [t0, t0 + T). With g32 every segment is 32 columns. */
+/* One panel by tokens [t0, t0 + T). With g32 every segment is 32 columns; see add_segment about
+ * `plain`. */
 INLINE void narrow_tile(float *y, int64_t ldy, const nb_panels *w, int64_t p, const nb_xtile *x,
-                        int t0, const bool two, const bool g32, const int T)
+                        int t0, const bool two, const bool g32, const bool plain, const int T)
 {
     const int64_t n_tok = x->n_tok;
     const uint8_t *codes = w->codes + p * w->panel_bytes;
@@ -171,14 +202,17 @@ INLINE void narrow_tile(float *y, int64_t ldy, const nb_panels *w, int64_t p, co
         UNROLL
         for (int i = 0; i < 2 * T; i++)
             acc[i] = _mm256_setzero_si256();
-        for (int64_t k = 0; k < (g32 ? 1 : c.n); k += 32) {
-            const int64_t n8 = g32 || c.n - k >= 32 ? 4 : (c.n - k) / 8;
-            narrow_block(acc, codes, hi, lo, n8, n_tok, two, T);
-            codes += 64 * n8;
-            hi += 8 * n8 * n_tok;
-            lo = two ? lo + 8 * n8 * n_tok : NULL;
+        const uint8_t *end = codes + 8 * (g32 ? 32 : c.n);
+        if (g32) {
+            narrow_block(acc, codes, &hi, &lo, true, 4, n_tok, two, T);
+        } else {
+            for (; end - codes >= 256; codes += 256)
+                narrow_block(acc, codes, &hi, &lo, true, 4, n_tok, two, T);
+            if (codes < end)
+                narrow_block(acc, codes, &hi, &lo, false, (end - codes) / 64, n_tok, two, T);
         }
-        add_segment(total, acc, w, &c.at, T);
+        codes = end;
+        add_segment(total, acc, w, &c.at, plain, T);
     }
     const int64_t left = w->n_rows - p * NB_PANEL_ROWS;
     UNROLL
@@ -191,25 +225,39 @@ INLINE void narrow_tile(float *y, int64_t ldy, const nb_panels *w, int64_t p, co
 typedef void narrow_fn(float *y, int64_t ldy, const nb_panels *w, int64_t p, const nb_xtile *x,
                        int t0);
 
-#define DEFINE(name, two, g32, T)                                                                  \
-    static void name(float *y, int64_t ldy, const nb_panels *w, int64_t p, const nb_xtile *x,      \
-                     int t0)                                                                       \
+#define DEFINE(name, two, g32, plain, T)                                                           \
+    static void name##_##T(float *y, int64_t ldy, const nb_panels *w, int64_t p,                   \
+                           const nb_xtile *x, int t0)                                              \
     {                                                                                              \
-        narrow_tile(y, ldy, w, p, x, t0, two, g32, T);                                             \
+        narrow_tile(y, ldy, w, p, x, t0, two, g32, plain, T);                                      \
     }
 #define X(T)                                                                                       \
-    DEFINE(narrow_##T, false, false, T)                                                            \
-    DEFINE(narrow_g32_##T, false, true, T)
+    DEFINE(narrow, false, false, false, T)                                                         \
+    DEFINE(narrow_g32, false, true, false, T)                                                      \
+    DEFINE(narrow_g32_plain, false, true, true, T)
 X(1)
 X(2)
-X(3) X(4) X(5) X(6)
+X(3)
+X(4)
+X(5)
+X(6)
 #undef X
 #define X(T)                                                                                       \
-    DEFINE(narrow_two_##T, true, false, T)                                                         \
-    DEFINE(narrow_two_g32_##T, true, true, T)
+    DEFINE(narrow_two, true, false, false, T)                                                      \
+    DEFINE(narrow_two_g32, true, true, false, T)                                                   \
+    DEFINE(narrow_two_g32_plain, true, true, true, T)
     X(1) X(2) X(3)
 #undef X
 #undef DEFINE
+
+#define ROW3(name)                                                                                 \
+    {                                                                                              \
+        name##_1, name##_2, name##_3                                                               \
+    }
+#define ROW(name)                                                                                  \
+    {                                                                                              \
+        name##_1, name##_2, name##_3, name##_4, name##_5, name##_6                                 \
+    }
 
     /* Cuts n tokens into tiles of nearly equal width: how many of `left` the next one takes. */
     static int next_tile(int left, int widest)
@@ -221,14 +269,12 @@ X(3) X(4) X(5) X(6)
 static void gemm_narrow(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                         const nb_xtile *x)
 {
-    static narrow_fn *const one[2][MAX_T] = {
-        {narrow_1, narrow_2, narrow_3, narrow_4, narrow_5, narrow_6},
-        {narrow_g32_1, narrow_g32_2, narrow_g32_3, narrow_g32_4, narrow_g32_5, narrow_g32_6}};
-    static narrow_fn *const two[2][MAX_T / 2] = {
-        {narrow_two_1, narrow_two_2, narrow_two_3},
-        {narrow_two_g32_1, narrow_two_g32_2, narrow_two_g32_3}};
+    static narrow_fn *const one[3][MAX_T] = {ROW(narrow), ROW(narrow_g32), ROW(narrow_g32_plain)};
+    static narrow_fn *const two[3][MAX_T / 2] = {ROW3(narrow_two), ROW3(narrow_two_g32),
+                                                 ROW3(narrow_two_g32_plain)};
     const bool g32 = x->seg_len == 32 && x->k_pad % 32 == 0;
-    narrow_fn *const *tiles = x->lo == NULL ? one[g32] : two[g32];
+    const int shape = !g32 ? 0 : w->zeros != NULL || w->mins != NULL ? 1 : 2;
+    narrow_fn *const *tiles = x->lo == NULL ? one[shape] : two[shape];
     for (int64_t p = begin; p < end; p++) {
         for (int t0 = 0; t0 < x->n_tok;) {
             const int T = next_tile(x->n_tok - t0, x->lo == NULL ? MAX_T : MAX_T / 2);
@@ -271,89 +317,83 @@ static void widen(wide_x *out, const int8_t *hi, const int8_t *lo, int64_t n)
     }
 }
 
-/* Adds the products of one column pair of each of 16 rows, [2] codes in 16 bits, to acc [T][2]. */
-INLINE void wide_pairs(__m256i *acc, const __m256i *code, const int32_t *x, const int T)
+/* Columns 0, 2 (part 0), 1, 3 (1), 4, 6 (2) and 5, 7 (3) of a group of 8 of 8 rows, 16 bits each.
+ */
+INLINE __m256i wide_codes(const uint8_t *w, __m256i table, const nb_panel_kind kind, const int part)
 {
-    UNROLL
-    for (int t = 0; t < T; t++) {
-        const __m256i pair = _mm256_set1_epi32(x[t]);
-        acc[2 * t] = pin(_mm256_add_epi32(acc[2 * t], _mm256_madd_epi16(code[0], pair)));
-        acc[2 * t + 1] = pin(_mm256_add_epi32(acc[2 * t + 1], _mm256_madd_epi16(code[1], pair)));
+    const __m256i low8 = _mm256_set1_epi16(255), low4 = _mm256_set1_epi8(15);
+    if (kind == NB_PANEL_U8) {
+        const __m256i bytes = load(w + part / 2 * 64);
+        return part % 2 ? _mm256_srli_epi16(bytes, 8) : _mm256_and_si256(bytes, low8);
     }
+    const __m256i both = load(w);
+    const __m256i index = _mm256_and_si256(part / 2 ? _mm256_srli_epi16(both, 4) : both, low4);
+    const __m256i bytes = _mm256_shuffle_epi8(table, index);
+    return part % 2 ? _mm256_srli_epi16(bytes, 8) : _mm256_and_si256(bytes, low8);
 }
 
-/* Adds four columns whose codes are bytes. */
-INLINE void wide_bytes(__m256i *acc, __m256i code0, __m256i code1, const int32_t *even,
-                       const int32_t *odd, const int T)
-{
-    const __m256i low = _mm256_set1_epi16(255);
-    wide_pairs(acc, (__m256i[]){_mm256_and_si256(code0, low), _mm256_and_si256(code1, low)}, even,
-               T);
-    wide_pairs(acc, (__m256i[]){_mm256_srli_epi16(code0, 8), _mm256_srli_epi16(code1, 8)}, odd, T);
-}
-
-/* Adds 8 columns of a panel. */
+/* Adds 8 columns of a panel to acc [T][2]. */
 INLINE void wide_columns(__m256i *acc, const uint8_t *w, __m256i table, const int32_t *even,
                          const int32_t *odd, int64_t n_tok, const nb_panel_kind kind, const int T)
 {
-    if (kind == NB_PANEL_U8) {
-        wide_bytes(acc, load(w), load(w + 32), even, odd, T);
-        wide_bytes(acc, load(w + 64), load(w + 96), even + n_tok, odd + n_tok, T);
-        return;
+    UNROLL
+    for (int part = 0; part < 4; part++) {
+        /* Loaded again for each part: a wide tile has no register to keep what another part needs.
+         */
+        const uint8_t *again = T > 4 ? forward(w, 0) : w;
+        const __m256i code[2] = {wide_codes(again, table, kind, part),
+                                 wide_codes(again + 32, table, kind, part)};
+        const int32_t *x = (part % 2 ? odd : even) + part / 2 * n_tok;
+        UNROLL
+        for (int t = 0; t < T; t++)
+            wide_step(&acc[2 * t], code, x + t, false);
     }
-    const __m256i low = _mm256_set1_epi8(15);
-    const __m256i a = load(w), b = load(w + 32);
-    if (kind == NB_PANEL_T4) {
-        wide_bytes(acc, _mm256_shuffle_epi8(table, _mm256_and_si256(a, low)),
-                   _mm256_shuffle_epi8(table, _mm256_and_si256(b, low)), even, odd, T);
-        wide_bytes(acc, _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(a, 4), low)),
-                   _mm256_shuffle_epi8(table, _mm256_and_si256(_mm256_srli_epi16(b, 4), low)),
-                   even + n_tok, odd + n_tok, T);
-        return;
-    }
-    wide_bytes(acc, _mm256_and_si256(a, low), _mm256_and_si256(b, low), even, odd, T);
-    wide_bytes(acc, _mm256_and_si256(_mm256_srli_epi16(a, 4), low),
-               _mm256_and_si256(_mm256_srli_epi16(b, 4), low), even + n_tok, odd + n_tok, T);
 }
 
-/* A block of columns of one panel by T tokens: sums and totals are [T][16] in memory. */
+/* Columns [k, end) of one panel by T tokens. A segment cut by the block's end leaves its sums. */
 typedef struct {
     const nb_panels *w;
+    const nb_xtile *x;
     const uint8_t *codes;
     const int32_t *even, *odd;
-    int64_t n8, n_tok;
-    int32_t *sums; /* of the segment's blocks so far */
-    float *totals;
-    bool first, last; /* of the segment's blocks */
-    segment at;
+    int64_t k, end;
+    cursor c;      /* the segment that holds column k */
+    int32_t *sums; /* [T][16] of the segment's columns before k */
+    float *totals; /* [T][16] */
 } wide_args;
 
-INLINE void wide_tile(const wide_args *a, const nb_panel_kind kind, const int T)
+INLINE void wide_tile(const wide_args *a, const nb_panel_kind kind, const bool plain, const int T)
 {
-    __m256i acc[2 * MAX_T];
-    UNROLL
-    for (int i = 0; i < 2 * T; i++)
-        acc[i] = a->first ? _mm256_setzero_si256() : load(a->sums + 8 * i);
+    const int64_t n_tok = a->x->n_tok;
     const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)a->w->table));
     const uint8_t *codes = a->codes;
     const int32_t *even = a->even, *odd = a->odd;
-    for (int64_t g = 0; g < a->n8; g++) {
-        wide_columns(acc, codes, table, even, odd, a->n_tok, kind, T);
-        codes += kind == NB_PANEL_U8 ? 128 : 64;
-        even += 2 * a->n_tok;
-        odd += 2 * a->n_tok;
-    }
-    if (!a->last) {
-        UNROLL
-        for (int i = 0; i < 2 * T; i++)
-            _mm256_storeu_si256((void *)(a->sums + 8 * i), acc[i]);
-        return;
-    }
+    cursor c = a->c;
     __m256 total[2 * MAX_T];
     UNROLL
     for (int i = 0; i < 2 * T; i++)
         total[i] = _mm256_loadu_ps(a->totals + 8 * i);
-    add_segment(total, acc, a->w, &a->at, T);
+    for (int64_t k = a->k; k < a->end;) {
+        const int64_t segment_end = c.k + c.n, stop = segment_end < a->end ? segment_end : a->end;
+        __m256i acc[2 * MAX_T];
+        UNROLL
+        for (int i = 0; i < 2 * T; i++)
+            acc[i] = k == c.k ? _mm256_setzero_si256() : load(a->sums + 8 * i);
+        for (; k < stop; k += 8) {
+            wide_columns(acc, codes, table, even, odd, n_tok, kind, T);
+            codes += kind == NB_PANEL_U8 ? 128 : 64;
+            even += 2 * n_tok;
+            odd += 2 * n_tok;
+        }
+        if (stop < segment_end) {
+            UNROLL
+            for (int i = 0; i < 2 * T; i++)
+                _mm256_storeu_si256((void *)(a->sums + 8 * i), acc[i]);
+            break;
+        }
+        add_segment(total, acc, a->w, &c.at, plain, T);
+        next_segment(&c, a->w, a->x);
+    }
     UNROLL
     for (int i = 0; i < 2 * T; i++)
         _mm256_storeu_ps(a->totals + 8 * i, total[i]);
@@ -361,64 +401,63 @@ INLINE void wide_tile(const wide_args *a, const nb_panel_kind kind, const int T)
 
 typedef void wide_fn(const wide_args *a);
 
-#define X(T)                                                                                       \
-    static void wide_u4_##T(const wide_args *a)                                                    \
+#define DEFINE(name, kind, plain, T)                                                               \
+    static void name##_##T(const wide_args *a)                                                     \
     {                                                                                              \
-        wide_tile(a, NB_PANEL_U4, T);                                                              \
-    }                                                                                              \
-    static void wide_t4_##T(const wide_args *a)                                                    \
-    {                                                                                              \
-        wide_tile(a, NB_PANEL_T4, T);                                                              \
-    }                                                                                              \
-    static void wide_u8_##T(const wide_args *a)                                                    \
-    {                                                                                              \
-        wide_tile(a, NB_PANEL_U8, T);                                                              \
+        wide_tile(a, kind, plain, T);                                                              \
     }
+#define X(T)                                                                                       \
+    DEFINE(wide_t4, NB_PANEL_T4, false, T)                                                         \
+    DEFINE(wide_t4_plain, NB_PANEL_T4, true, T)                                                    \
+    DEFINE(wide_u8, NB_PANEL_U8, false, T)                                                         \
+    DEFINE(wide_u8_plain, NB_PANEL_U8, true, T)
 X(1)
-X(2)
-X(3) X(4) X(5) X(6)
+X(2) X(3) X(4) X(5) X(6)
 #undef X
+#undef DEFINE
 
     /* P <= WIDE_PANELS panels from p. */
     static void wide_panels(float *y, int64_t ldy, const nb_panels *w, int64_t p, int P,
                             const nb_xtile *x)
 {
-    static wide_fn *const tiles[][MAX_T] = {
-        [NB_PANEL_U4] = {wide_u4_1, wide_u4_2, wide_u4_3, wide_u4_4, wide_u4_5, wide_u4_6},
-        [NB_PANEL_T4] = {wide_t4_1, wide_t4_2, wide_t4_3, wide_t4_4, wide_t4_5, wide_t4_6},
-        [NB_PANEL_U8] = {wide_u8_1, wide_u8_2, wide_u8_3, wide_u8_4, wide_u8_5, wide_u8_6}};
+    static wide_fn *const all[2][2][MAX_T] = {{ROW(wide_t4), ROW(wide_t4_plain)},
+                                              {ROW(wide_u8), ROW(wide_u8_plain)}};
+    wide_fn *const *tiles = all[w->kind == NB_PANEL_U8][w->zeros == NULL && w->mins == NULL];
     _Alignas(32) wide_x wide;
     _Alignas(32) int32_t sums[WIDE_PANELS][NB_TILE_MAX * NB_PANEL_ROWS];
     _Alignas(32) float totals[WIDE_PANELS][NB_TILE_MAX * NB_PANEL_ROWS];
     const int64_t n_tok = x->n_tok, group8_bytes = w->kind == NB_PANEL_U8 ? 128 : 64;
     for (int j = 0; j < P; j++)
         memset(totals[j], 0, (size_t)n_tok * NB_PANEL_ROWS * sizeof(float));
-    for (cursor c = first_segment(w, p, x, 0); c.k < x->k_pad; next_segment(&c, w, x)) {
-        for (int64_t k = 0; k < c.n; k += BLOCK_K) {
-            const int64_t n = k + BLOCK_K < c.n ? BLOCK_K : c.n - k, at = (c.k + k) * n_tok;
-            widen(&wide, x->hi + at, x->lo == NULL ? NULL : x->lo + at, n / 4 * n_tok);
-            for (int j = 0; j < P; j++) {
+    cursor c = first_segment(w, p, x, 0);
+    const int64_t step = c.n < BLOCK_K ? BLOCK_K / c.n * c.n : BLOCK_K;
+    for (int64_t k = 0; k < x->k_pad; k += step) {
+        const int64_t end = k + step < x->k_pad ? k + step : x->k_pad;
+        widen(&wide, x->hi + k * n_tok, x->lo == NULL ? NULL : x->lo + k * n_tok,
+              (end - k) / 4 * n_tok);
+        for (int j = 0; j < P; j++) {
+            for (int t0 = 0, T; t0 < n_tok; t0 += T) {
+                T = next_tile((int)n_tok - t0, MAX_T);
                 wide_args a = {.w = w,
-                               .codes = w->codes + (p + j) * w->panel_bytes +
-                                        (c.k + k) / 8 * group8_bytes,
-                               .n8 = n / 8,
-                               .n_tok = n_tok,
-                               .first = k == 0,
-                               .last = k + n == c.n};
-                for (int t0 = 0, T; t0 < n_tok; t0 += T) {
-                    T = next_tile((int)n_tok - t0, MAX_T);
-                    a.even = wide.even + t0;
-                    a.odd = wide.odd + t0;
-                    a.sums = sums[j] + t0 * NB_PANEL_ROWS;
-                    a.totals = totals[j] + t0 * NB_PANEL_ROWS;
-                    a.at = (segment){.param = c.at.param + j * w->n_segs * NB_PANEL_ROWS,
-                                     .x_scale = c.at.x_scale + t0,
-                                     .xsum = c.at.xsum + t0,
-                                     .start = c.at.start == NULL ? NULL : c.at.start + t0};
-                    tiles[w->kind][T - 1](&a);
-                }
+                               .x = x,
+                               .codes = w->codes + (p + j) * w->panel_bytes + k / 8 * group8_bytes,
+                               .even = wide.even + t0,
+                               .odd = wide.odd + t0,
+                               .k = k,
+                               .end = end,
+                               .c = c,
+                               .sums = sums[j] + t0 * NB_PANEL_ROWS,
+                               .totals = totals[j] + t0 * NB_PANEL_ROWS};
+                a.c.at.param += j * w->n_segs * NB_PANEL_ROWS;
+                a.c.at.x_scale += t0;
+                a.c.at.xsum += t0;
+                if (a.c.at.start != NULL)
+                    a.c.at.start += t0;
+                tiles[T - 1](&a);
             }
         }
+        while (c.k < x->k_pad && c.k + c.n <= end)
+            next_segment(&c, w, x);
     }
     for (int j = 0; j < P; j++) {
         const int64_t row = (p + j) * NB_PANEL_ROWS;
@@ -433,7 +472,7 @@ X(3) X(4) X(5) X(6)
 void nb_gemm_i_avx2(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                     const nb_xtile *x)
 {
-    if (w->kind == NB_PANEL_U4 && (x->lo == NULL || x->n_tok < 3)) {
+    if (w->kind == NB_PANEL_U4) {
         gemm_narrow(y, ldy, w, begin, end, x);
         return;
     }
