@@ -129,7 +129,7 @@ int main(int argc, char **argv)
             nb_panels w;
             random_mat(&mat, formats[f].fmt, n_rows, n_cols, formats[f].group);
             nb_panels_plan(&w, &mat);
-            if (nb_panels_alloc(&w, &err) != NB_OK || nb_panels_pack(&w, &mat, pool, &err) != NB_OK)
+            if (nb_panels_alloc(&w, NULL, &err) != NB_OK || nb_panels_pack(&w, &mat, pool, &err) != NB_OK)
                 die(&err);
             for (int mode = NB_COMPUTE_F; mode <= NB_COMPUTE_I16; mode++) {
                 nb_xlayout layout;

@@ -44,6 +44,11 @@ typedef struct {
 #define HOLD_LONGEST   1.600
 #define RUNS_PER_LOOK  64
 
+/* Chunks [front, back) of a share, in one word: front << 32 | back. */
+typedef struct {
+    _Alignas(NB_CACHE_LINE) _Atomic uint64_t span;
+} share;
+
 struct nb_pool {
     int n_threads;
     int n_started;
@@ -52,6 +57,7 @@ struct nb_pool {
     /* The job; written by the caller only while no chunk is claimable. */
     nb_stage stages[NB_POOL_MAX_STAGES];
     int64_t n_chunks; /* of all stages */
+    uint32_t n_shares;
     void *context;
     backoff back;
     /* Chunks not yet claimed. A worker that was descheduled between looking and claiming may find
@@ -65,6 +71,7 @@ struct nb_pool {
     atomic_int n_asleep;       /* on generation */
     atomic_int n_asleep_left;  /* on n_left */
     atomic_bool stop;
+    share shares[NB_POOL_MAX_THREADS]; /* of the stage in streams */
 };
 
 static void cpu_relax(void)
@@ -84,6 +91,33 @@ static void futex_wait(void *word, unsigned expected)
 static void futex_wake_all(void *word)
 {
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static void deal_shares(nb_pool *pool, int64_t n_chunks)
+{
+    const uint32_t n = atomic_load_explicit(&pool->n_active, memory_order_relaxed);
+    pool->n_shares = n;
+    for (uint32_t i = 0; i < n; i++)
+        atomic_store_explicit(&pool->shares[i].span,
+                              (uint64_t)(n_chunks * i / n) << 32 |
+                                  (uint64_t)(n_chunks * (i + 1) / n),
+                              memory_order_relaxed);
+}
+
+/* A chunk for who has claimed one: there are as many claims as chunks, so one is left somewhere. */
+static int64_t take(nb_pool *pool, int thread)
+{
+    for (uint32_t i = 0;; i++) {
+        const bool own = i == 0;
+        _Atomic uint64_t *at = &pool->shares[((uint32_t)thread + i) % pool->n_shares].span;
+        uint64_t span = atomic_load_explicit(at, memory_order_relaxed);
+        while (span >> 32 < (uint32_t)span) {
+            const uint64_t left = own ? span + ((uint64_t)1 << 32) : span - 1;
+            if (atomic_compare_exchange_weak_explicit(at, &span, left, memory_order_relaxed,
+                                                      memory_order_relaxed))
+                return own ? (int64_t)(span >> 32) : (int64_t)(uint32_t)span - 1;
+        }
+    }
 }
 
 /* Waits until at most `most` chunks of the job are unfinished. Gives the seconds beyond a short
@@ -130,6 +164,8 @@ static double work(nb_pool *pool, int thread)
             before += pool->stages[stage].n_chunks;
         }
         const nb_stage *its = &pool->stages[stage];
+        if (its->in_streams)
+            chunk = take(pool, thread);
         if (before > 0) {
             const uint32_t most = (uint32_t)(pool->n_chunks - before);
             if (its->fetch != NULL && atomic_load(&pool->n_left) > most)
@@ -312,8 +348,11 @@ void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, voi
         nb_fpenv_leave(env);
         return;
     }
-    for (int i = 0; i < n_stages; i++)
+    for (int i = 0; i < n_stages; i++) {
         pool->stages[i] = stages[i];
+        if (stages[i].in_streams)
+            deal_shares(pool, stages[i].n_chunks);
+    }
     pool->context = context;
     pool->n_chunks = n_chunks;
     atomic_store(&pool->n_left, (uint32_t)n_chunks);
@@ -326,5 +365,5 @@ void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, voi
 
 void nb_pool_run(nb_pool *pool, int64_t n_chunks, nb_task_fn *task, void *context)
 {
-    nb_pool_run_stages(pool, &(nb_stage){n_chunks, task, NULL}, 1, context);
+    nb_pool_run_stages(pool, &(nb_stage){.n_chunks = n_chunks, .task = task}, 1, context);
 }

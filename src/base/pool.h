@@ -42,6 +42,10 @@ typedef struct {
     /* Called for a chunk that would have to wait for the stages before: to fetch from memory, while
      * it waits, what it will read. NULL: nothing. */
     nb_task_fn *fetch;
+    /* Each thread takes chunks that follow each other, from a share of its own, and helps out at
+     * the other end of another's when that is used up: for chunks that stream through memory. One
+     * stage of a run at most. */
+    bool in_streams;
 } nb_stage;
 void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, void *context);
 

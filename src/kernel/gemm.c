@@ -163,12 +163,12 @@ bool nb_xpack(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, nb
 
 /* ---- products ---- */
 
-/* One token streams weights from memory: a chunk of 32 KiB takes some microseconds. With more
+/* One token streams weights from memory: a chunk of 16 KiB takes a microsecond. With more
  * tokens the same bytes take longer, and two panels are enough to use a tile of activations from
  * the first-level cache more than once. */
 int64_t nb_gemm_chunk_panels(const nb_panels *w, int64_t n_tok)
 {
-    const int64_t bytes = 32768 / (1 + n_tok / 8), n = bytes / w->panel_bytes;
+    const int64_t bytes = 16384 / (1 + n_tok / 8), n = bytes / w->panel_bytes;
     return n < 2 ? 2 : n;
 }
 

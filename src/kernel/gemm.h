@@ -4,6 +4,7 @@
 #define NB_KERNEL_GEMM_H
 
 #include "base/pool.h"
+#include "base/slab.h"
 #include "kernel/kernel.h"
 
 /* ---- weights ---- */
@@ -11,8 +12,9 @@
 /* Describes the panels of a matrix like `m` (its codes, scales and zeros are not looked at). */
 void nb_panels_plan(nb_panels *out, const nb_mat *m);
 int64_t nb_panels_bytes(const nb_panels *p);
-/* Allocates what the plan needs. Free with nb_panels_free; `{0}` is fine there. */
-nb_status nb_panels_alloc(nb_panels *p, nb_err *err);
+/* Allocates what the plan needs: in the slab, or alone when it is NULL. Free with nb_panels_free;
+ * `{0}` is fine there, and panels in a slab go with it. */
+nb_status nb_panels_alloc(nb_panels *p, nb_slab *slab, nb_err *err);
 void nb_panels_free(nb_panels *p);
 /* Fills the panels from the matrix they were planned for. */
 nb_status nb_panels_pack(nb_panels *p, const nb_mat *m, nb_pool *pool, nb_err *err);

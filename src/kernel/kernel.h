@@ -55,6 +55,7 @@ typedef struct {
     int32_t zero_const; /* z of every segment when zeros is NULL */
     int16_t *zeros;     /* or one for each row and segment */
     void *mins;         /* as scales; NULL: all zero */
+    bool borrowed;      /* the arrays belong to somebody else */
 } nb_panels;
 
 /* Activations of up to NB_TILE_MAX tokens, packed so that each is a broadcast memory operand.

@@ -54,20 +54,28 @@ int64_t nb_panels_bytes(const nb_panels *p)
            n_params(p) * (scale + (p->zeros != NULL ? 2 : 0) + (p->mins != NULL ? scale : 0));
 }
 
-nb_status nb_panels_alloc(nb_panels *p, nb_err *err)
+static nb_status allocate(nb_slab *slab, void **out, int64_t count, size_t size, nb_err *err)
+{
+    return slab != NULL ? nb_slab_alloc(slab, out, (size_t)count, size, err)
+                        : nb_alloc(out, (size_t)count, size, err);
+}
+
+nb_status nb_panels_alloc(nb_panels *p, nb_slab *slab, nb_err *err)
 {
     const bool zeros = p->zeros != NULL, mins = p->mins != NULL;
+    const size_t scale = nb_float_bytes(p->scale_type);
     p->codes = NULL;
     p->scales = NULL;
     p->zeros = NULL;
     p->mins = NULL;
-    nb_status s = nb_alloc((void **)&p->codes, (size_t)p->n_panels, (size_t)p->panel_bytes, err);
+    p->borrowed = slab != NULL;
+    nb_status s = allocate(slab, (void **)&p->codes, p->n_panels, (size_t)p->panel_bytes, err);
     if (s == NB_OK && p->n_segs > 0)
-        s = nb_alloc(&p->scales, (size_t)n_params(p), nb_float_bytes(p->scale_type), err);
+        s = allocate(slab, &p->scales, n_params(p), scale, err);
     if (s == NB_OK && zeros)
-        s = NB_ALLOC(&p->zeros, n_params(p), err);
+        s = allocate(slab, (void **)&p->zeros, n_params(p), sizeof *p->zeros, err);
     if (s == NB_OK && mins)
-        s = nb_alloc(&p->mins, (size_t)n_params(p), nb_float_bytes(p->scale_type), err);
+        s = allocate(slab, &p->mins, n_params(p), scale, err);
     if (s != NB_OK)
         nb_panels_free(p);
     return s;
@@ -75,10 +83,12 @@ nb_status nb_panels_alloc(nb_panels *p, nb_err *err)
 
 void nb_panels_free(nb_panels *p)
 {
-    nb_free(p->codes);
-    nb_free(p->scales);
-    nb_free(p->zeros);
-    nb_free(p->mins);
+    if (!p->borrowed) {
+        nb_free(p->codes);
+        nb_free(p->scales);
+        nb_free(p->zeros);
+        nb_free(p->mins);
+    }
     *p = (nb_panels){0};
 }
 

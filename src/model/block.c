@@ -147,8 +147,10 @@ static void attend(const nb_step *step, int64_t index)
     if (step->n_inputs > 0 && step->inputs[0].seq->pool->cell == NB_KV_INT8)
         run.q_bits = layer->q.mode == NB_COMPUTE_I8 ? 8 : layer->q.mode == NB_COMPUTE_I16 ? 16 : 0;
     const int64_t n_enter = (step->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
-    const nb_stage stages[] = {{step->tasks_store ? 0 : n_enter, enter_chunk, NULL},
-                               {step->n_tasks, attend_chunk, NULL}};
+    const nb_stage stages[] = {
+        {.n_chunks = step->tasks_store ? 0 : n_enter, .task = enter_chunk},
+        {.n_chunks = step->n_tasks, .task = attend_chunk},
+    };
     nb_pool_run_stages(w->pool, stages, 2, &run);
 }
 

@@ -195,8 +195,11 @@ bool nb_linears_run(nb_work *w, const nb_linears *l, int64_t n_rows)
     const bool pairs = l->then == NB_THEN_SWIGLU;
     assert(!pairs || (l->n == 2 && l->w[0]->w.n_rows == l->w[1]->w.n_rows));
     const nb_stage stages[] = {
-        {r.first_tile[r.n_groups], pack_chunk, NULL},
-        {r.first_chunk[pairs ? 1 : l->n], pairs ? swiglu_chunk : product_chunk, fetch_chunk},
+        {.n_chunks = r.first_tile[r.n_groups], .task = pack_chunk},
+        {.n_chunks = r.first_chunk[pairs ? 1 : l->n],
+         .task = pairs ? swiglu_chunk : product_chunk,
+         .fetch = fetch_chunk,
+         .in_streams = true},
     };
     nb_pool_run_stages(w->pool, stages, 2, &r);
     return !atomic_load(&r.bad);

@@ -84,7 +84,7 @@ static nb_status pack_linear(loader *l, const nb_weight *w, nb_linear *out, nb_e
 {
     NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
     nb_panels_plan(&out->w, &l->loaded.mat);
-    NB_TRY(nb_panels_alloc(&out->w, err));
+    NB_TRY(nb_panels_alloc(&out->w, &l->m->slab, err));
     NB_TRY(nb_panels_pack(&out->w, &l->loaded.mat, l->pool, err));
     out->info = w;
     nb_xlayout layout;
@@ -245,14 +245,7 @@ nb_status nb_model_check(nb_store *store, const nb_config *config, nb_err *err)
 
 void nb_model_close(nb_model *m)
 {
-    for (int64_t i = 0; m->layers != NULL && i < m->config.n_layers; i++) {
-        nb_layer *y = &m->layers[i];
-        nb_linear *all[] = {&y->q, &y->k, &y->v, &y->o, &y->gate, &y->up, &y->down};
-        for (size_t j = 0; j < sizeof all / sizeof *all; j++)
-            nb_panels_free(&all[j]->w);
-    }
-    nb_panels_free(&m->embed.w);
-    nb_panels_free(&m->head.w);
+    nb_slab_free(&m->slab);
     nb_rope_table_free(&m->rope);
     nb_arena_free(&m->arena);
     *m = (nb_model){0};

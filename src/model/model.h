@@ -33,6 +33,7 @@ typedef struct {
     int64_t weight_bytes, n_params; /* in the file */
     int64_t packed_bytes;           /* in memory */
     nb_arena arena;
+    nb_slab slab; /* packed weights */
 } nb_model;
 
 /* What the scheme says (A7), or one mode for every weight that has an integer form. */

@@ -297,9 +297,12 @@ static void stages_run_one_after_the_other(void **state)
             staged j = {.seed = (int64_t)run << 24, .slow = run % 16 == 0 ? run / 16 % 3 : -1};
             for (int s = 0; s < N_STAGES; s++)
                 j.sizes[s] = (run * (7 + 4 * s) + s) % STAGE_SIZES;
-            const nb_stage stages[N_STAGES] = {{j.sizes[0], stage_0, NULL},
-                                               {j.sizes[1], stage_1, NULL},
-                                               {j.sizes[2], stage_2, fetch_2}};
+            nb_stage stages[N_STAGES] = {
+                {.n_chunks = j.sizes[0], .task = stage_0},
+                {.n_chunks = j.sizes[1], .task = stage_1},
+                {.n_chunks = j.sizes[2], .task = stage_2, .fetch = fetch_2}};
+            if (run % 4 > 0) /* one of them in streams, or none */
+                stages[run % 4 - 1].in_streams = true;
             nb_pool_run_stages(pool, stages, N_STAGES, &j);
             assert_int_equal(atomic_load(&j.wrong), 0);
             for (int s = 0; s < N_STAGES; s++) {

@@ -67,7 +67,7 @@ static nb_panels random_panels(const shape *s)
     } else {
         p.panel_bytes = p.n_cols * 16 * (s->kind == NB_PANEL_F32 ? 4 : 2);
     }
-    assert_int_equal(nb_panels_alloc(&p, &err), NB_OK);
+    assert_int_equal(nb_panels_alloc(&p, NULL, &err), NB_OK);
     for (int64_t i = 0; i < p.n_panels * p.panel_bytes; i++)
         p.codes[i] = (uint8_t)random_u32();
     if (!codes) {

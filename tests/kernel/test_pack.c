@@ -33,7 +33,7 @@ static nb_panels pack(const nb_mat *m)
     nb_err err;
     nb_panels p;
     nb_panels_plan(&p, m);
-    must(nb_panels_alloc(&p, &err), &err);
+    must(nb_panels_alloc(&p, NULL, &err), &err);
     must(nb_panels_pack(&p, m, pool, &err), &err);
     return p;
 }
@@ -252,7 +252,7 @@ static void packing_is_the_same_for_any_number_of_threads(void **state)
         }
         nb_panels a = pack(&m), b;
         nb_panels_plan(&b, &m);
-        must(nb_panels_alloc(&b, &err), &err);
+        must(nb_panels_alloc(&b, NULL, &err), &err);
         for (int again = 0; again < 2; again++) {
             must(nb_panels_pack(&b, &m, one, &err), &err);
             assert_memory_equal(a.codes, b.codes, (size_t)(a.n_panels * a.panel_bytes));
@@ -283,7 +283,7 @@ static void packing_survives_every_allocation_failure(void **state)
         nb_panels p;
         nb_panels_plan(&p, &m);
         nb_alloc_fail_at(n);
-        nb_status s = nb_panels_alloc(&p, &err);
+        nb_status s = nb_panels_alloc(&p, NULL, &err);
         if (s == NB_OK)
             s = nb_panels_pack(&p, &m, pool, &err);
         nb_alloc_fail_at(0);
