@@ -1,5 +1,6 @@
 /* The public interface (nibble.h) over the parts of the library. */
 #define _GNU_SOURCE
+#include "base/fpenv.h"
 #include "engine/dialog.h"
 #include "model/arch.h"
 
@@ -96,7 +97,10 @@ nb_status nb_lm_open(nb_lm **out, const char *path, const nb_lm_options *options
 {
     nb_lm *lm;
     NB_TRY(NB_ALLOC(&lm, 1, err));
+    /* Reading a number from JSON is arithmetic, too: a host's rounding would change rope_theta. */
+    const uint64_t env = nb_fpenv_enter();
     const nb_status s = open_lm(lm, path, options, err);
+    nb_fpenv_leave(env);
     if (s == NB_OK)
         *out = lm;
     else
