@@ -398,7 +398,20 @@ static void print_cover(const verify_run *run)
                     : i + 1 < run->plan.n_threads ? ", "
                                                   : " and ",
                     run->threads[i]);
-    nb_out_text(out, " threads; %s\n", run->plan.full ? "every combination" : "every pair");
+    nb_out_text(out, " thread%s\n", run->plan.n_threads + run->threads[0] == 2 ? "" : "s");
+    const nb_verify_isa *last = &run->isas[run->plan.n_isas - 1];
+    if (run->plan.full)
+        nb_out_text(out, "every combination");
+    else if (run->isas[0].slow)
+        nb_out_text(out, "each of them, with 1 and 2 sequences");
+    else
+        nb_out_text(out, "every pair of them");
+    if (!run->plan.full && !run->isas[0].slow && run->n_kvs > 1)
+        nb_out_text(out, " with KV %s, each of them with the others",
+                    nb_kv_format_name(run->kvs[0]));
+    if (!run->plan.full && run->plan.n_isas > 1 && last->slow)
+        nb_out_text(out, "; %s code one way a row", last->name);
+    nb_out_text(out, "\n");
     for (int i = 0; i < run->plan.n_isas; i++)
         nb_out_text(out, "%s%s (%lld tokens)", i == 0 ? "" : ", ", run->isas[i].name,
                     (long long)run->isas[i].n_tokens);

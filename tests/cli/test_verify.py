@@ -142,8 +142,11 @@ class Verify(lib.Case):
     def test_people_get_words(self):
         out = self.ok("verify", self.gguf, "-n", "20")
         for words in ("logits hash", "in one piece, cuts of 64, 7 and 1, decoded",
-                      "1, 2, 3 and 8 threads; every pair", "scalar (20 tokens)", "skipped: "):
+                      "1, 2, 3 and 8 threads\nevery pair of them with KV f16, each of them with",
+                      "; scalar code one way a row", "scalar (20 tokens)", "skipped: "):
             self.assertIn(words, out)
+        out = self.ok("verify", self.gguf, "-n", "2", "--full", "--threads", "1", "--kv", "f32")
+        self.assertIn(" 32 sequences; 1 thread\nevery combination\n", out)
         self.assertEqual(lib.nibble("verify", self.gguf, "-n", "3", "-q").err, "")
 
     def test_what_is_refused(self):
