@@ -22,6 +22,11 @@ typedef struct nb_container {
 extern const nb_container nb_container_hf;
 extern const nb_container nb_container_gguf;
 
+/* store.c: what nb_store_open does once the container is known. `state` is what the container's
+ * open() finds in store->state. */
+nb_status nb_store_open_as(nb_store **out, const nb_container *kind, const char *path, void *state,
+                           nb_err *err);
+
 struct nb_store {
     const nb_container *kind;
     char *path;

@@ -71,14 +71,14 @@ static nb_status index_names(nb_store *store, nb_err *err)
     return NB_OK;
 }
 
-nb_status nb_store_open(nb_store **out, const char *path, nb_err *err)
+nb_status nb_store_open_as(nb_store **out, const nb_container *kind, const char *path, void *state,
+                           nb_err *err)
 {
     *out = NULL;
-    const nb_container *kind = NULL;
-    NB_TRY(choose_container(&kind, path, err));
     nb_store *store;
     NB_TRY(NB_ALLOC(&store, 1, err));
     store->kind = kind;
+    store->state = state;
     nb_status s = nb_arena_text(&store->arena, &store->path, path, strlen(path), err);
     if (s == NB_OK)
         s = kind->open(store, store->path, err);
@@ -90,6 +90,14 @@ nb_status nb_store_open(nb_store **out, const char *path, nb_err *err)
     }
     *out = store;
     return NB_OK;
+}
+
+nb_status nb_store_open(nb_store **out, const char *path, nb_err *err)
+{
+    *out = NULL;
+    const nb_container *kind = NULL;
+    NB_TRY(choose_container(&kind, path, err));
+    return nb_store_open_as(out, kind, path, NULL, err);
 }
 
 void nb_store_close(nb_store *store)
