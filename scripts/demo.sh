@@ -67,7 +67,7 @@ say "what it cost: $windows windows of $text"
 
 say "how fast they are here"
 bench() { # bench LABEL MODEL: a process of its own, so that the peak of memory is this model's
-    "$nibble" bench "$2" --name "$1" --repeat 3 --json --quiet >>"$out/bench.jsonl"
+    "$nibble" bench "$2" --name "$1" --repeat 3 --batch none --json --quiet >>"$out/bench.jsonl"
 }
 bench original "$out/original"
 bench published "$model"

@@ -1,10 +1,11 @@
-/* nibble bench: how fast a model runs here. Results are checked before anything is timed. */
-#include "base/rng.h"
-#include "cli/runtime.h"
+/* nibble bench: how fast a model runs here, and what part of this machine's limits that is. Results
+ * are checked before anything is timed. */
+#include "base/memory.h"
+#include "cli/bench.h"
 #include "cli/verbs.h"
+#include "model/shape.h"
+#include "quant/scheme.h"
 
-#include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 static const nb_opt bench_options[] = {
@@ -24,21 +25,53 @@ static const nb_opt bench_options[] = {
      .max = 1 << 20,
      .preset = "64",
      .help = "tokens of decode, one at a time"},
-    {.name = "depth",
+    {.name = "batch",
+     .letter = 'b',
+     .kind = NB_OPT_TEXT,
+     .value = "LIST",
+     .preset = "1,4,8,16,32",
+     .help = "numbers of sequences that decode together, each with its own cache; or none"},
+    {.name = "batch-prompt",
      .kind = NB_OPT_INT,
      .value = "N",
-     .min = 0,
-     .max = 1 << 24,
+     .min = 1,
+     .max = 1 << 20,
+     .preset = "128",
+     .help = "tokens in each sequence of a batch before it decodes"},
+    {.name = "batch-gen",
+     .kind = NB_OPT_INT,
+     .value = "N",
+     .min = 1,
+     .max = 1 << 20,
+     .preset = "32",
+     .help = "tokens that each sequence of a batch decodes"},
+    {.name = "depth",
+     .letter = 'd',
+     .kind = NB_OPT_TEXT,
+     .value = "LIST",
      .preset = "0",
-     .help = "tokens in the context before the prompt or the first generated token"},
+     .help = "tokens in the context before all of that; each depth of a list is measured"},
     {.name = "repeat",
      .letter = 'r',
      .kind = NB_OPT_INT,
      .value = "N",
      .min = 1,
      .max = 1000,
-     .preset = "5",
-     .help = "measurements; the median counts"},
+     .help = "measurements of each figure; the median counts (default: 5, or as many as begin "
+             "within 10 seconds, but 2)"},
+    {.name = "shape",
+     .kind = NB_OPT_TEXT,
+     .value = "SHAPE",
+     .help = "in place of MODEL, random weights in memory: smollm2-135m, llama3.2-1b, llama2-7b, "
+             "or LAYERSxWIDTH,HEADS/KV_HEADSxHEAD_DIM,FFN,VOCAB[,tied]"},
+    {.name = "scheme",
+     .kind = NB_OPT_TEXT,
+     .value = "SCHEME",
+     .preset = "Q4_0",
+     .help = "formats of a shape's linear layers, as for quantize; embedding and output are q8_0"},
+    {.name = "limits",
+     .kind = NB_OPT_FLAG,
+     .help = "measure this machine's limits; without MODEL, nothing else"},
     {.name = "name", .kind = NB_OPT_TEXT, .value = "LABEL", .help = "what to call the model"},
     NB_OPT_ROW_COMPUTE,
     NB_OPT_ROW_KV,
@@ -49,204 +82,199 @@ static const nb_opt bench_options[] = {
     {0},
 };
 
-#define STEP_TOKENS 512
+#define MAX_DEPTH         (1 << 24)
+#define DEFAULT_REPEAT    5
+#define DEFAULT_PATIENCE  10.0
+#define UNLIMITED_SECONDS 1e18
 
-typedef struct {
-    nb_runtime rt;
-    nb_opened o;
-    nb_work work;
-    nb_kv_pool kv;
-    nb_kv_seq seq;
-    int32_t *tokens;
-    float *hidden, *logits;
-    double *times;
-} bench;
+/* ---- what is wanted ---- */
 
-typedef struct {
-    double median, low, high; /* tokens per second */
-} speed;
-
-static int compare_doubles(const void *a, const void *b)
+/* "0,4096": whole numbers in [min, max], each once. */
+static nb_status read_list(nb_bench_list *out, const char *option, const char *text, int64_t min,
+                           int64_t max, nb_err *err)
 {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-static speed speed_of(double *seconds, int64_t n, int64_t n_tokens)
-{
-    qsort(seconds, (size_t)n, sizeof *seconds, compare_doubles);
-    const double middle = n % 2 != 0 ? seconds[n / 2] : 0.5 * (seconds[n / 2 - 1] + seconds[n / 2]);
-    return (speed){(double)n_tokens / middle, (double)n_tokens / seconds[n - 1],
-                   (double)n_tokens / seconds[0]};
-}
-
-/* Feeds tokens [from, from + n) in steps of `step`; the last one's logits are computed. */
-static nb_status feed(bench *b, int64_t from, int64_t n, int64_t step, nb_err *err)
-{
-    for (int64_t i = 0; i < n; i += step) {
-        const int64_t count = n - i < step ? n - i : step;
-        const nb_step_input in = {&b->seq, b->tokens + from + i, count, i + count == n};
-        NB_TRY(nb_forward(&b->work, &in, 1, b->hidden, err));
-        if (nb_interrupted())
-            return nb_fail_interrupted(err);
+    *out = (nb_bench_list){0};
+    for (const char *at = text;; at++) {
+        int64_t v = 0;
+        const size_t digits = strspn(at, "0123456789");
+        for (size_t i = 0; i < digits && v <= max; i++)
+            v = 10 * v + (at[i] - '0');
+        at += digits;
+        bool bad = digits == 0 || v < min || v > max || out->n == NB_BENCH_LISTS ||
+                   (*at != 0 && *at != ',');
+        for (int i = 0; i < out->n; i++)
+            bad = bad || out->of[i] == v;
+        if (bad)
+            return nb_fail(
+                err, NB_USAGE,
+                "--%s '%.80s': up to %d different numbers from %lld to %lld, with commas "
+                "between them",
+                option, text, NB_BENCH_LISTS, (long long)min, (long long)max);
+        out->of[out->n++] = v;
+        if (*at == 0)
+            return NB_OK;
     }
-    nb_logits(&b->work, b->hidden, 1, b->logits);
+}
+
+static int64_t max64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static nb_status read_wants(nb_bench_wants *w, const nb_args *args, nb_err *err)
+{
+    const bool given = nb_args_given(args, "repeat");
+    *w = (nb_bench_wants){.prompt = nb_args_int(args, "prompt"),
+                          .gen = nb_args_int(args, "gen"),
+                          .batch_prompt = nb_args_int(args, "batch-prompt"),
+                          .batch_gen = nb_args_int(args, "batch-gen"),
+                          .repeat = given ? nb_args_int(args, "repeat") : DEFAULT_REPEAT,
+                          .patience = given ? UNLIMITED_SECONDS : DEFAULT_PATIENCE};
+    NB_TRY(read_list(&w->depths, "depth", nb_args_text(args, "depth"), 0, MAX_DEPTH, err));
+    if (strcmp(nb_args_text(args, "batch"), "none") != 0)
+        NB_TRY(read_list(&w->batches, "batch", nb_args_text(args, "batch"), 1, NB_BENCH_STEP, err));
+    int64_t longest = max64(max64(w->prompt, w->gen), 16); /* 16: the check's */
+    if (w->batches.n > 0)
+        longest = max64(longest, w->batch_prompt + w->batch_gen);
+    for (int i = 0; i < w->depths.n; i++)
+        w->n_ctx = max64(w->n_ctx, w->depths.of[i] + longest);
     return NB_OK;
 }
 
-/* The contract in small: the same tokens at once, and one by one, give the same logits. */
-static nb_status check(bench *b, nb_err *err)
+static nb_status check_usage(const nb_args *args, nb_err *err)
 {
-    const int64_t n = 9, vocab = b->o.model.config.vocab_size;
-    uint64_t hash[2];
-    for (int i = 0; i < 2; i++) {
-        nb_kv_seq_truncate(&b->seq, 0);
-        NB_TRY(feed(b, 0, n, i == 0 ? n : 1, err));
-        hash[i] = nb_logits_hash(b->logits, vocab, 0);
-        for (int64_t t = 0; t < vocab; t++) {
-            if (!isfinite(b->logits[t]))
-                return nb_fail(err, NB_DATA, "%s: the model's logits are not finite",
-                               nb_store_path(b->o.store));
-        }
-    }
-    if (hash[0] != hash[1])
-        return nb_fail(err, NB_DATA, "prefill and decode disagree: this is a fault of nibble");
+    const bool model = nb_args_n_operands(args) > 0, shape = nb_args_given(args, "shape");
+    if (model && shape)
+        return nb_fail(err, NB_USAGE, "--shape stands in the place of MODEL: give one of them");
+    if (nb_args_given(args, "scheme") && !shape)
+        return nb_fail(err, NB_USAGE, "--scheme belongs to --shape");
+    if (!model && !shape && !nb_args_flag(args, "limits"))
+        return nb_fail(err, NB_USAGE,
+                       "MODEL is missing; --shape makes one up, and --limits needs none");
     return NB_OK;
 }
 
-static nb_status measure(bench *b, const nb_args *args, nb_out *out, speed *prefill, speed *decode,
-                         nb_err *err)
+/* ---- a shape ---- */
+
+/* The largest usual group that divides every row, as quantize chooses it. */
+static int64_t choose_group(const nb_shape *s)
 {
-    const int64_t prompt = nb_args_int(args, "prompt"), gen = nb_args_int(args, "gen");
-    const int64_t depth = nb_args_int(args, "depth"), repeat = nb_args_int(args, "repeat");
-    const int64_t vocab = b->o.model.config.vocab_size;
-    nb_progress progress;
-    nb_progress_begin(out, &progress, "timing", "runs", 2 * repeat);
-    nb_kv_seq_truncate(&b->seq, 0);
-    if (depth > 0)
-        NB_TRY(feed(b, 0, depth, STEP_TOKENS, err));
-    /* The first run warms up and is not counted. */
-    for (int64_t r = -1; r < repeat; r++) {
-        nb_kv_seq_truncate(&b->seq, depth);
-        const double start = nb_clock();
-        NB_TRY(feed(b, depth, prompt, STEP_TOKENS, err));
-        if (r >= 0)
-            b->times[r] = nb_clock() - start;
-        nb_progress_update(out, &progress, r + 1);
+    for (int64_t g = 128; g > 8; g /= 2) {
+        if (s->d_model % g == 0 && s->d_ff % g == 0 && s->n_heads * s->head_dim % g == 0)
+            return g;
     }
-    *prefill = speed_of(b->times, repeat, prompt);
-    for (int64_t r = -1; r < repeat; r++) {
-        nb_kv_seq_truncate(&b->seq, depth);
-        int32_t token = b->tokens[depth];
-        const double start = nb_clock();
-        for (int64_t i = 0; i < gen; i++) {
-            const nb_step_input in = {&b->seq, &token, 1, 1};
-            NB_TRY(nb_forward(&b->work, &in, 1, b->hidden, err));
-            nb_logits(&b->work, b->hidden, 1, b->logits);
-            token = (int32_t)b->rt.kernels.argmax(b->logits, vocab);
-            if (nb_interrupted())
-                return nb_fail_interrupted(err);
-        }
-        if (r >= 0)
-            b->times[r] = nb_clock() - start;
-        nb_progress_update(out, &progress, repeat + r + 1);
+    return 8;
+}
+
+static nb_status open_shape(nb_store **out, const nb_args *args, nb_scheme *scheme, nb_err *err)
+{
+    nb_shape shape;
+    NB_TRY(nb_shape_parse(&shape, nb_args_text(args, "shape"), err));
+    NB_TRY(nb_scheme_parse(scheme, nb_args_text(args, "scheme"), err));
+    nb_weight linear = {.fmt = scheme->fmt,
+                        .group_size = scheme->group_size,
+                        .symmetric = scheme->symmetric,
+                        .scale_type = NB_BF16,
+                        .act = scheme->act};
+    if (scheme->fmt->affine && scheme->group_size == NB_GROUP_CHOOSE)
+        linear.group_size = choose_group(&shape);
+    return nb_shape_open(out, &shape, nb_args_text(args, "shape"), &linear, 1, err);
+}
+
+/* ---- the verb ---- */
+
+/* Before anything is read: memory for the weights, the longest context, and its RoPE table. Packed,
+ * weights take what they take in a file; while one is packed, it is there twice. */
+static nb_status check_memory(nb_store *store, int64_t n_ctx, nb_kv_format kv, nb_err *err)
+{
+    nb_config c;
+    NB_TRY(nb_config_read(store, &c, err));
+    int64_t weights = 0, largest = 0;
+    for (int64_t i = 0; i < nb_store_n_weights(store); i++) {
+        weights += nb_store_weight(store, i)->bytes;
+        largest = max64(largest, nb_store_weight(store, i)->bytes);
     }
-    *decode = speed_of(b->times, repeat, gen);
-    nb_progress_end(out, &progress);
+    const int64_t context = n_ctx * (nb_config_kv_bytes(&c, kv) + 4 * c.rot_dim);
+    const int64_t available = nb_memory_available();
+    if (weights + largest + context <= available)
+        return NB_OK;
+    return nb_fail(err, NB_LIMIT,
+                   "%s: weights take %s and a context of %lld tokens %s, and %s of memory are free",
+                   nb_store_path(store), nb_human_bytes(weights + largest).text, (long long)n_ctx,
+                   nb_human_bytes(context).text, nb_human_bytes(available).text);
+}
+
+static nb_status open_model(nb_bench *b, const nb_args *args, nb_scheme *scheme, nb_err *err)
+{
+    const double start = nb_clock();
+    nb_store *store;
+    if (nb_args_given(args, "shape")) {
+        NB_TRY(open_shape(&store, args, scheme, err));
+        b->scheme = scheme->name;
+    } else {
+        NB_TRY(nb_store_open(&store, nb_args_operand(args, 0), err));
+    }
+    const nb_status s = check_memory(store, b->wants.n_ctx, nb_kv_option(args), err);
+    if (s != NB_OK) {
+        nb_store_close(store);
+        return s;
+    }
+    NB_TRY(
+        nb_opened_load(&b->o, &b->rt, store, nb_compute_option(args), b->wants.n_ctx, false, err));
+    b->o.load_seconds = nb_clock() - start;
     return NB_OK;
 }
 
-static nb_status print(const bench *b, const nb_args *args, nb_out *out, speed prefill,
-                       speed decode, nb_err *err)
+static nb_status run_open(nb_bench *b, const nb_args *args, nb_out *out, nb_err *err)
 {
-    const char *name = nb_args_text(args, "name");
-    char label[256];
-    if (name == NULL)
-        name = nb_path_label(nb_args_operand(args, 0), label, sizeof label);
-    const int64_t rss = nb_peak_rss();
-    const char *compute = nb_model_compute_name(&b->o.model), *isa = nb_isa_name(b->rt.kernels.isa);
-    const int threads = nb_pool_n_threads(b->rt.pool);
-    if (out->json)
-        return nb_out_json(
-            out,
-            json_pack("{s:o, s:f, s:f, s:f, s:I, s:I, s:f, s:s, s:s, s:i, s:s, s:I, s:I, s:I, "
-                      "s:[ff], s:[ff]}",
-                      "name", nb_json_any_text(name, strlen(name)), "prefill_tok_s", prefill.median,
-                      "decode_tok_s", decode.median, "load_s", b->o.load_seconds, "peak_rss_bytes",
-                      (json_int_t)rss, "bytes", (json_int_t)nb_store_file_bytes(b->o.store), "bpw",
-                      nb_opened_bpw(&b->o), "compute", compute, "kv", nb_args_text(args, "kv"),
-                      "threads", threads, "isa", isa, "prompt_tokens",
-                      (json_int_t)nb_args_int(args, "prompt"), "gen_tokens",
-                      (json_int_t)nb_args_int(args, "gen"), "depth",
-                      (json_int_t)nb_args_int(args, "depth"), "prefill_range", prefill.low,
-                      prefill.high, "decode_range", decode.low, decode.high),
-            err);
-    nb_out_text(out, "%s: %s on disk, %.2f bits per weight; mode %s, %s, %d threads, KV %s\n", name,
-                nb_human_bytes(nb_store_file_bytes(b->o.store)).text, nb_opened_bpw(&b->o), compute,
-                isa, threads, nb_args_text(args, "kv"));
-    nb_out_text(out, "prefill %8.1f tok/s  (%.1f to %.1f; %lld tokens at depth %lld)\n",
-                prefill.median, prefill.low, prefill.high, (long long)nb_args_int(args, "prompt"),
-                (long long)nb_args_int(args, "depth"));
-    nb_out_text(out, "decode  %8.1f tok/s  (%.1f to %.1f; %lld tokens)\n", decode.median,
-                decode.low, decode.high, (long long)nb_args_int(args, "gen"));
-    nb_out_text(out, "load    %8.3f s\nmemory  %s at the peak\n", b->o.load_seconds,
-                nb_human_bytes(rss).text);
-    return NB_OK;
-}
-
-static nb_status run_open(bench *b, const nb_args *args, nb_out *out, nb_err *err)
-{
-    const int64_t prompt = nb_args_int(args, "prompt"), gen = nb_args_int(args, "gen");
-    const int64_t longest = prompt > gen ? prompt : gen;
-    int64_t n_ctx = nb_args_int(args, "depth") + longest;
-    n_ctx = n_ctx < 16 ? 16 : n_ctx;
     NB_TRY(nb_runtime_open(&b->rt, args, err));
-    NB_TRY(nb_opened_open(&b->o, &b->rt, nb_args_operand(args, 0), nb_compute_option(args), n_ctx,
-                          false, err));
-    nb_opened_warn(&b->o, out);
-    const nb_config *c = &b->o.model.config;
-    NB_TRY(nb_work_init(&b->work, &b->o.model, &b->rt.kernels, b->rt.pool, STEP_TOKENS, err));
-    NB_TRY(nb_kv_pool_init(&b->kv, c, nb_kv_option(args), nb_kv_pages_for(n_ctx), err));
-    NB_TRY(nb_kv_seq_init(&b->seq, &b->kv, n_ctx, err));
-    NB_TRY(NB_ALLOC(&b->tokens, n_ctx, err));
-    NB_TRY(NB_ALLOC(&b->hidden, c->d_model, err));
-    NB_TRY(NB_ALLOC(&b->logits, c->vocab_size, err));
-    NB_TRY(NB_ALLOC(&b->times, nb_args_int(args, "repeat"), err));
-    for (int64_t i = 0; i < n_ctx; i++) {
-        uint32_t w[4];
-        nb_philox(1, 0, (uint64_t)i, w);
-        b->tokens[i] = (int32_t)(w[0] % (uint64_t)c->vocab_size);
+    if (nb_args_n_operands(args) == 0 && !nb_args_given(args, "shape")) {
+        NB_TRY(nb_limits_measure(&b->limits, b->rt.kernels.isa, b->rt.pool, err));
+        return nb_bench_print_limits(&b->limits, &b->rt, out, err);
     }
-    NB_TRY(check(b, err));
-    speed prefill, decode;
-    NB_TRY(measure(b, args, out, &prefill, &decode, err));
-    return print(b, args, out, prefill, decode, err);
+    nb_scheme scheme;
+    char label[256];
+    b->label = nb_args_text(args, "name");
+    if (b->label == NULL)
+        b->label = nb_args_given(args, "shape")
+                       ? nb_args_text(args, "shape")
+                       : nb_path_label(nb_args_operand(args, 0), label, sizeof label);
+    NB_TRY(open_model(b, args, &scheme, err));
+    nb_opened_warn(&b->o, out);
+    NB_TRY(nb_bench_prepare(b, nb_kv_option(args), err));
+    NB_TRY(nb_bench_check(b, err));
+    NB_TRY(nb_bench_measure(b, out, err));
+    b->peak_rss = nb_peak_rss();
+    NB_TRY(nb_limits_measure(&b->limits, b->rt.kernels.isa, b->rt.pool, err));
+    if (nb_interrupted())
+        return nb_fail_interrupted(err);
+    return nb_bench_print(b, nb_args_text(args, "kv"), out, err);
 }
 
 static nb_status run_bench(const nb_args *args, nb_out *out, nb_err *err)
 {
-    bench b = {0};
+    nb_bench b = {0};
+    NB_TRY(check_usage(args, err));
+    NB_TRY(read_wants(&b.wants, args, err));
     const nb_status s = run_open(&b, args, out, err);
-    nb_kv_seq_free(&b.seq);
-    nb_kv_pool_free(&b.kv);
-    nb_work_free(&b.work);
-    nb_free(b.tokens);
-    nb_free(b.hidden);
-    nb_free(b.logits);
-    nb_free(b.times);
-    nb_opened_close(&b.o);
-    nb_runtime_close(&b.rt);
+    nb_bench_free(&b);
     return s;
 }
 
 const nb_verb nb_verb_bench = {
     .name = "bench",
     .summary = "measure prefill and decode speed, load time and memory",
-    .example = "nibble bench small.gguf\nnibble bench small.gguf --depth 4096 --threads 2 --json",
+    .example = "nibble bench small.gguf\n"
+               "nibble bench small.gguf --depth 0,4096 --batch none --json\n"
+               "nibble bench --shape llama3.2-1b --scheme W4A16:g128 --compute i8\n"
+               "nibble bench --limits",
     .about =
-        "Speeds are medians, with the slowest and the fastest run. Before it times, it checks\n"
-        "that prefill and decode give the same logits bit for bit.",
-    .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, .min = 1, .max = 1}, {0}},
+        "Speeds are medians, with the slowest and the fastest run; those of batches count the\n"
+        "tokens of all sequences. Shares are of this machine's limits, measured in the same\n"
+        "run: what linear layers compute, of the peak of the multiply unit; what a step reads,\n"
+        "weights and caches, of the bandwidth of memory. Before it times, it checks that\n"
+        "prefill, decode and batches give the same logits bit for bit.",
+    .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, .min = 0, .max = 1}, {0}},
     .options = bench_options,
     .run = run_bench,
 };

@@ -43,9 +43,20 @@ nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
 {
     *o = (nb_opened){0};
     const double start = nb_clock();
-    nb_status s = nb_store_open(&o->store, path, err);
-    if (s == NB_OK)
-        s = nb_model_open(&o->model, o->store, &(nb_model_options){compute, n_ctx}, rt->pool, err);
+    nb_store *store;
+    NB_TRY(nb_store_open(&store, path, err));
+    NB_TRY(nb_opened_load(o, rt, store, compute, n_ctx, with_tokenizer, err));
+    o->load_seconds = nb_clock() - start;
+    return NB_OK;
+}
+
+nb_status nb_opened_load(nb_opened *o, const nb_runtime *rt, nb_store *store,
+                         nb_compute_choice compute, int64_t n_ctx, bool with_tokenizer, nb_err *err)
+{
+    *o = (nb_opened){.store = store};
+    const double start = nb_clock();
+    nb_status s =
+        nb_model_open(&o->model, o->store, &(nb_model_options){compute, n_ctx}, rt->pool, err);
     if (s == NB_OK && with_tokenizer)
         s = nb_tokenizer_open(&o->tokenizer, o->store, err);
     o->load_seconds = nb_clock() - start;

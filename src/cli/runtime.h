@@ -28,6 +28,10 @@ typedef struct {
 nb_status nb_opened_open(nb_opened *o, const nb_runtime *rt, const char *path,
                          nb_compute_choice compute, int64_t n_ctx, bool with_tokenizer,
                          nb_err *err);
+/* The same from a store that is open already; it is o's from then on, and closed on failure. */
+nb_status nb_opened_load(nb_opened *o, const nb_runtime *rt, nb_store *store,
+                         nb_compute_choice compute, int64_t n_ctx, bool with_tokenizer,
+                         nb_err *err);
 void nb_opened_close(nb_opened *o);
 
 /* A tokenizer that is there must be sound; one of a kind that nibble lacks is only mentioned. */
