@@ -72,15 +72,19 @@ INLINE int64_t segment_columns(const nb_xtile *x, int64_t k)
     return k + n < x->k_pad ? n : x->k_pad - k;
 }
 
-INLINE cursor first_segment(const nb_panels *w, int64_t p, const nb_xtile *x, int t0)
+/* The cursor at segment `seg`, its weight's `wseg` and its activations' `xseg`. */
+INLINE cursor cursor_at(const nb_panels *w, int64_t p, const nb_xtile *x, int t0, int64_t seg,
+                        int64_t wseg, int64_t xseg)
 {
-    return (cursor){.n = segment_columns(x, 0),
-                    .w_end = w->seg_len,
-                    .x_end = x->x_seg_len,
-                    .at = {.param = p * w->n_segs * NB_PANEL_ROWS,
-                           .x_scale = x->scale + t0,
-                           .xsum = x->xsum + t0,
-                           .start = x->start == NULL ? NULL : x->start + t0}};
+    const int64_t k = seg * x->seg_len;
+    return (cursor){.k = k,
+                    .n = segment_columns(x, k),
+                    .w_end = (wseg + 1) * w->seg_len,
+                    .x_end = (xseg + 1) * x->x_seg_len,
+                    .at = {.param = (p * w->n_segs + wseg) * NB_PANEL_ROWS,
+                           .x_scale = x->scale + xseg * x->n_tok + t0,
+                           .xsum = x->xsum + seg * x->n_tok + t0,
+                           .start = x->start == NULL ? NULL : x->start + seg * x->n_tok + t0}};
 }
 
 INLINE void next_segment(cursor *c, const nb_panels *w, const nb_xtile *x)
@@ -197,7 +201,7 @@ INLINE void narrow_tile(float *y, int64_t ldy, const nb_panels *w, int64_t p, co
     UNROLL
     for (int i = 0; i < 2 * T; i++)
         total[i] = _mm256_setzero_ps();
-    for (cursor c = first_segment(w, p, x, t0); c.k < x->k_pad; next_segment(&c, w, x)) {
+    for (cursor c = cursor_at(w, p, x, t0, 0, 0, 0); c.k < x->k_pad; next_segment(&c, w, x)) {
         __m256i acc[2 * MAX_T];
         UNROLL
         for (int i = 0; i < 2 * T; i++)
@@ -246,7 +250,9 @@ X(6)
     DEFINE(narrow_two, true, false, false, T)                                                      \
     DEFINE(narrow_two_g32, true, true, false, T)                                                   \
     DEFINE(narrow_two_g32_plain, true, true, true, T)
-    X(1) X(2) X(3)
+X(1)
+X(2)
+X(3)
 #undef X
 #undef DEFINE
 
@@ -286,14 +292,16 @@ static void gemm_narrow(float *y, int64_t ldy, const nb_panels *w, int64_t begin
 
 /* ---- wide ---- */
 
-#define BLOCK_K     128 /* columns widened at a time */
-#define WIDE_PANELS 4   /* panels that share them */
+#define WIDE_GROUPS                                                                                \
+    768               /* groups of four activations widened at a time: 256 columns of 12 tokens    \
+                       */
+#define WIDE_PANELS 4 /* panels that share them */
 
-/* Activations of up to BLOCK_K columns in 16 bits: columns 4 g, 4 g + 2 of token t side by side at
+/* Activations in 16 bits: columns 4 g, 4 g + 2 of token t side by side at
  * even [g][t], columns 4 g + 1, 4 g + 3 at odd [g][t], as the bytes of a code fall when a register
  * of them is cut into its even and odd bytes. */
 typedef struct {
-    int32_t even[BLOCK_K / 4 * NB_TILE_MAX], odd[BLOCK_K / 4 * NB_TILE_MAX];
+    int32_t even[WIDE_GROUPS], odd[WIDE_GROUPS];
 } wide_x;
 
 /* From n groups of four bytes. */
@@ -350,45 +358,44 @@ INLINE void wide_columns(__m256i *acc, const uint8_t *w, __m256i table, const in
     }
 }
 
-/* Columns [k, end) of one panel by T tokens. A segment cut by the block's end leaves its sums. */
+/* Columns [k, end) of a few panels. The numbers of the segments that hold column k. */
 typedef struct {
     const nb_panels *w;
     const nb_xtile *x;
-    const uint8_t *codes;
-    const int32_t *even, *odd;
-    int64_t k, end;
-    cursor c;      /* the segment that holds column k */
-    int32_t *sums; /* [T][16] of the segment's columns before k */
-    float *totals; /* [T][16] */
-} wide_args;
+    wide_x *wide;
+    int64_t k, end, seg, wseg, xseg;
+} wide_block;
 
-INLINE void wide_tile(const wide_args *a, const nb_panel_kind kind, const bool plain, const int T)
+/* One panel by tokens [t0, t0 + T), with [T][16] totals. A segment cut by the block's begin or end
+ * has its sums [T][16] so far. */
+INLINE void wide_tile(const wide_block *a, int64_t p, int t0, int32_t *sums, float *totals,
+                      const nb_panel_kind kind, const bool plain, const int T)
 {
-    const int64_t n_tok = a->x->n_tok;
+    const int64_t n_tok = a->x->n_tok, group_bytes = kind == NB_PANEL_U8 ? 128 : 64;
     const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)a->w->table));
-    const uint8_t *codes = a->codes;
-    const int32_t *even = a->even, *odd = a->odd;
-    cursor c = a->c;
+    const uint8_t *codes = a->w->codes + p * a->w->panel_bytes + a->k / 8 * group_bytes;
+    const int32_t *even = a->wide->even + t0, *odd = a->wide->odd + t0;
+    cursor c = cursor_at(a->w, p, a->x, t0, a->seg, a->wseg, a->xseg);
     __m256 total[2 * MAX_T];
     UNROLL
     for (int i = 0; i < 2 * T; i++)
-        total[i] = _mm256_loadu_ps(a->totals + 8 * i);
+        total[i] = _mm256_loadu_ps(totals + 8 * i);
     for (int64_t k = a->k; k < a->end;) {
         const int64_t segment_end = c.k + c.n, stop = segment_end < a->end ? segment_end : a->end;
         __m256i acc[2 * MAX_T];
         UNROLL
         for (int i = 0; i < 2 * T; i++)
-            acc[i] = k == c.k ? _mm256_setzero_si256() : load(a->sums + 8 * i);
+            acc[i] = k == c.k ? _mm256_setzero_si256() : load(sums + 8 * i);
         for (; k < stop; k += 8) {
             wide_columns(acc, codes, table, even, odd, n_tok, kind, T);
-            codes += kind == NB_PANEL_U8 ? 128 : 64;
+            codes += group_bytes;
             even += 2 * n_tok;
             odd += 2 * n_tok;
         }
         if (stop < segment_end) {
             UNROLL
             for (int i = 0; i < 2 * T; i++)
-                _mm256_storeu_si256((void *)(a->sums + 8 * i), acc[i]);
+                _mm256_storeu_si256((void *)(sums + 8 * i), acc[i]);
             break;
         }
         add_segment(total, acc, a->w, &c.at, plain, T);
@@ -396,15 +403,15 @@ INLINE void wide_tile(const wide_args *a, const nb_panel_kind kind, const bool p
     }
     UNROLL
     for (int i = 0; i < 2 * T; i++)
-        _mm256_storeu_ps(a->totals + 8 * i, total[i]);
+        _mm256_storeu_ps(totals + 8 * i, total[i]);
 }
 
-typedef void wide_fn(const wide_args *a);
+typedef void wide_fn(const wide_block *a, int64_t p, int t0, int32_t *sums, float *totals);
 
 #define DEFINE(name, kind, plain, T)                                                               \
-    static void name##_##T(const wide_args *a)                                                     \
+    static void name##_##T(const wide_block *a, int64_t p, int t0, int32_t *sums, float *totals)   \
     {                                                                                              \
-        wide_tile(a, kind, plain, T);                                                              \
+        wide_tile(a, p, t0, sums, totals, kind, plain, T);                                         \
     }
 #define X(T)                                                                                       \
     DEFINE(wide_t4, NB_PANEL_T4, false, T)                                                         \
@@ -412,7 +419,9 @@ typedef void wide_fn(const wide_args *a);
     DEFINE(wide_u8, NB_PANEL_U8, false, T)                                                         \
     DEFINE(wide_u8_plain, NB_PANEL_U8, true, T)
 X(1)
-X(2) X(3) X(4) X(5) X(6)
+X(2)
+X(3)
+X(4) X(5) X(6)
 #undef X
 #undef DEFINE
 
@@ -426,38 +435,29 @@ X(2) X(3) X(4) X(5) X(6)
     _Alignas(32) wide_x wide;
     _Alignas(32) int32_t sums[WIDE_PANELS][NB_TILE_MAX * NB_PANEL_ROWS];
     _Alignas(32) float totals[WIDE_PANELS][NB_TILE_MAX * NB_PANEL_ROWS];
-    const int64_t n_tok = x->n_tok, group8_bytes = w->kind == NB_PANEL_U8 ? 128 : 64;
+    const int64_t n_tok = x->n_tok;
     for (int j = 0; j < P; j++)
         memset(totals[j], 0, (size_t)n_tok * NB_PANEL_ROWS * sizeof(float));
-    cursor c = first_segment(w, p, x, 0);
-    const int64_t step = c.n < BLOCK_K ? BLOCK_K / c.n * c.n : BLOCK_K;
+    const int64_t room = WIDE_GROUPS / n_tok / 2 * 8, n = segment_columns(x, 0);
+    const int64_t step = n < room ? room / n * n : room;
     for (int64_t k = 0; k < x->k_pad; k += step) {
-        const int64_t end = k + step < x->k_pad ? k + step : x->k_pad;
+        const wide_block block = {.w = w,
+                                  .x = x,
+                                  .wide = &wide,
+                                  .k = k,
+                                  .end = k + step < x->k_pad ? k + step : x->k_pad,
+                                  .seg = k / x->seg_len,
+                                  .wseg = k / w->seg_len,
+                                  .xseg = k / x->x_seg_len};
         widen(&wide, x->hi + k * n_tok, x->lo == NULL ? NULL : x->lo + k * n_tok,
-              (end - k) / 4 * n_tok);
+              (block.end - k) / 4 * n_tok);
         for (int j = 0; j < P; j++) {
             for (int t0 = 0, T; t0 < n_tok; t0 += T) {
                 T = next_tile((int)n_tok - t0, MAX_T);
-                wide_args a = {.w = w,
-                               .x = x,
-                               .codes = w->codes + (p + j) * w->panel_bytes + k / 8 * group8_bytes,
-                               .even = wide.even + t0,
-                               .odd = wide.odd + t0,
-                               .k = k,
-                               .end = end,
-                               .c = c,
-                               .sums = sums[j] + t0 * NB_PANEL_ROWS,
-                               .totals = totals[j] + t0 * NB_PANEL_ROWS};
-                a.c.at.param += j * w->n_segs * NB_PANEL_ROWS;
-                a.c.at.x_scale += t0;
-                a.c.at.xsum += t0;
-                if (a.c.at.start != NULL)
-                    a.c.at.start += t0;
-                tiles[T - 1](&a);
+                tiles[T - 1](&block, p + j, t0, sums[j] + t0 * NB_PANEL_ROWS,
+                             totals[j] + t0 * NB_PANEL_ROWS);
             }
         }
-        while (c.k < x->k_pad && c.k + c.n <= end)
-            next_segment(&c, w, x);
     }
     for (int j = 0; j < P; j++) {
         const int64_t row = (p + j) * NB_PANEL_ROWS;
