@@ -255,7 +255,9 @@ static nb_status run_cell(verify_run *run, int64_t cell, nb_kv_format kv, bool i
     }
     if (s == NB_OK && !run->difference.differ)
         run->n_cells++;
-    return s == NB_INTERRUPTED ? nb_fail_interrupted(err) : s;
+    if (s == NB_INTERRUPTED)
+        return nb_fail_interrupted(err);
+    return s == NB_DATA ? nb_context(err, "%s", nb_args_operand(run->args, 0)) : s;
 }
 
 static nb_status run_mode(verify_run *run, int mode, nb_err *err)

@@ -164,6 +164,16 @@ class Verify(lib.Case):
         for isa in missing:
             self.assertIn(isa, self.fails(2, "verify", self.gguf, "--isa", isa))
 
+    def test_activations_that_are_not_finite(self):
+        broken = lib.TinyModel()
+        shape, values = broken.tensors["model.layers.1.input_layernorm.weight"]
+        broken.tensors["model.layers.1.input_layernorm.weight"] = (shape, [3e38] * len(values))
+        gguf = lib.write_gguf(self.path("inf.gguf"), broken, "q4_0")
+        line = self.fails(1, "verify", gguf, "--compute", "i8", "-n", "5")
+        self.assertIn("inf.gguf: the activations of layer 1 hold Inf or NaN", line)
+        # In floats, a model of NaN is the same in every way.
+        self.assertIsNone(self.verify("--compute", "f", "-n", "5", model=gguf)["mismatch"])
+
     def test_ctrl_c_ends_it(self):
         child = subprocess.Popen([lib.BINARY, "verify", self.gguf, "--full", "-n", "500"], text=True,
                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE)
