@@ -24,6 +24,8 @@ void nb_limit_loops_init(nb_limit_loops *loops, unsigned allow)
         nb_limits_avx2(loops);
     if (isa & NB_ISA_AVX512)
         nb_limits_avx512(loops);
+    if (isa & NB_ISA_AMX)
+        nb_limits_amx(loops);
 #elif defined(__aarch64__)
     if (isa & NB_ISA_NEON)
         nb_limits_neon(loops);
@@ -190,7 +192,9 @@ nb_status nb_limits_measure(nb_limits *out, unsigned isa, nb_pool *pool, nb_err 
     read_job job = {.read = loops.read, .bytes = buffer, .chunk_bytes = CHUNK_BYTES, .times = 1};
     *out = (nb_limits){.n_threads = nb_pool_n_threads(pool),
                        .int8_unit = loops.int8.unit,
-                       .fma_unit = loops.fma.unit};
+                       .fma_unit = loops.fma.unit,
+                       .l2_bytes = l2,
+                       .l3_bytes = l3};
     out->read = read_rate(&job, bytes / CHUNK_BYTES, pool);
     out->read_one = out->n_threads > 1 ? read_rate(&job, bytes / CHUNK_BYTES, NULL) : out->read;
     out->l2 = l2_rate(job, l2, pool);

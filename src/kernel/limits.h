@@ -16,6 +16,7 @@ typedef struct {
     double fma_ops;                   /* binary32 */
     double read, read_one;            /* from main memory: all threads, one thread */
     double l2, l3;                    /* 0 where the system does not say how large the cache is */
+    int64_t l2_bytes, l3_bytes;       /* of one processor's caches; 0: unknown */
 } nb_limits;
 
 /* Measures with the units that a kernel table of this mask uses. About a second, and a buffer of
@@ -51,6 +52,7 @@ void nb_limits_ref(nb_limit_loops *loops);
 #if defined(__x86_64__)
 void nb_limits_avx2(nb_limit_loops *loops);
 void nb_limits_avx512(nb_limit_loops *loops);
+void nb_limits_amx(nb_limit_loops *loops); /* int8 only */
 #elif defined(__aarch64__)
 void nb_limits_neon(nb_limit_loops *loops);
 #endif

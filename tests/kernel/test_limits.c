@@ -1,5 +1,6 @@
 /* The loops that measure this machine do all the work that they are said to do, and read every
  * byte. Nothing here depends on how fast the machine is. */
+#include "support/amx_emulator.h"
 #include "support/golden.h"
 #include "base/alloc.h"
 #include "kernel/limits.h"
@@ -10,23 +11,40 @@ static const unsigned masks[] = {NB_ISA_SCALAR, NB_ISA_AVX2, NB_ISA_ALL};
 #define N_MASKS (sizeof masks / sizeof *masks)
 
 /* A step that did less than `ops` would make the machine look faster than it is. */
+static void check_claim(const nb_peak_loop *l)
+{
+    assert_true(l->ops > 0 && l->lanes > 0 && l->unit[0] != 0);
+    static const int64_t steps[] = {0, 1, 2, 3, 100};
+    for (size_t s = 0; s < sizeof steps / sizeof *steps; s++) {
+        const int64_t done = l->run(steps[s]);
+        assert_int_equal(done * 2 * l->lanes, steps[s] * l->ops);
+    }
+}
+
 static void a_peak_loop_does_what_it_claims(void **state)
 {
     (void)state;
     for (size_t m = 0; m < N_MASKS; m++) {
         nb_limit_loops l;
         nb_limit_loops_init(&l, masks[m]);
-        const nb_peak_loop *const both[] = {&l.int8, &l.fma};
-        for (int i = 0; i < 2; i++) {
-            assert_true(both[i]->ops > 0 && both[i]->lanes > 0 && both[i]->unit[0] != 0);
-            static const int64_t steps[] = {0, 1, 2, 3, 100};
-            for (size_t s = 0; s < sizeof steps / sizeof *steps; s++) {
-                const int64_t done = both[i]->run(steps[s]);
-                assert_int_equal(done * 2 * both[i]->lanes, steps[s] * both[i]->ops);
-            }
-        }
+        check_claim(&l.int8);
+        check_claim(&l.fma);
     }
 }
+
+#if defined(__x86_64__)
+/* Run in software where the processor has no tiles. */
+static void so_does_that_of_tiles(void **state)
+{
+    (void)state;
+    if (amx_begin(nb_cpu_isa()) == AMX_ABSENT)
+        skip();
+    nb_limit_loops l = {0};
+    nb_limits_amx(&l);
+    check_claim(&l.int8);
+    amx_end();
+}
+#endif
 
 /* A loop that skipped bytes would read faster than the machine does. */
 static void a_read_loop_reads_every_byte(void **state)
@@ -93,6 +111,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_peak_loop_does_what_it_claims),
+#if defined(__x86_64__)
+        cmocka_unit_test(so_does_that_of_tiles),
+#endif
         cmocka_unit_test(a_read_loop_reads_every_byte),
         cmocka_unit_test(measuring_fills_every_figure_and_keeps_nothing),
         cmocka_unit_test(a_smaller_buffer_will_do),
