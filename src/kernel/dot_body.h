@@ -34,8 +34,9 @@ static void gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
             }
             for (int64_t i = 0; i < n_tiles; i++) {
                 const int n_tok = tiles[i].n_tok;
-                for (int t0 = 0; t0 < n_tok; t0 += TILE_TOKENS) {
-                    const int T = n_tok - t0 < TILE_TOKENS ? n_tok - t0 : TILE_TOKENS;
+                for (int t0 = 0, T; t0 < n_tok; t0 += T) { /* 8 tokens by 6 are 4 + 4 */
+                    const int n_cuts = (n_tok - t0 + TILE_TOKENS - 1) / TILE_TOKENS;
+                    T = (n_tok - t0 + n_cuts - 1) / n_cuts;
                     tile_f_fn *tile = P > 1 ? tiles_wide[kind][T - 1] : tiles_one[kind][T - 1];
                     tile(y + (tile_first[i] + t0) * ldy + p * NB_PANEL_ROWS, ldy, left, wk, stride,
                          tiles[i].f + k0 * n_tok + t0, n_tok, n, k0 == 0);
