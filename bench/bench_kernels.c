@@ -1,66 +1,48 @@
-/* Speed of the matrix products, kernel by kernel, beside this machine's own peak measured in the
- * same run. Each kernel's result is compared with the scalar reference's before it is timed.
+/* Speed of every kernel, one by one, as a share of its roofline: the limits of this machine,
+ * measured in the same run with the same instruction set. Results are compared with the scalar
+ * reference's, bit for bit, before they are timed.
  *
- *     bench_kernels [threads] [rows] [columns]        default: 1 thread, 1536 x 576
+ *     bench_kernels [--threads N] [--isa NAME] [--only gemm|attention|small] [ROWS COLUMNS]
  *
- * Columns: format of the weights, columns under a scale, compute mode, tokens; Gop/s (a multiply
- * and an add are two) as the median of 9 runs; share of the best rate this run has seen for the
- * kind of unit the kernel uses. */
-#define _GNU_SOURCE
-#include "base/rng.h"
-#include "kernel/gemm.h"
-#include "numeric/minifloat.h"
+ * By default all instruction sets that the machine has, 1 thread, matrices of 2048 x 2048.
+ * --threads counts for the matrix products; the other kernels run on one thread anyway. Times are
+ * medians of 7 runs. */
+#include "kernels.h"
 
-#include <stdio.h>
+#include "base/clock.h"
+#include "base/rng.h"
+
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-#define RUNS 9
+#define RUNS        7
+#define RUN_SECONDS 0.004
 
-static void die(const nb_err *err)
+void bench_die(const char *format, ...)
 {
-    fprintf(stderr, "bench_kernels: %s\n", err->text);
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "bench_kernels: ");
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\n");
+    va_end(args);
     exit(1);
 }
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static uint64_t counter;
-
-static float random_f32(void)
-{
-    return (float)(nb_rng_uniform(1, 2, counter++) * 2 - 1);
-}
-
-/* A random matrix in the format, made by its own encoder. */
-static void random_mat(nb_mat *m, const nb_format *fmt, int64_t n_rows, int64_t n_cols,
-                       int64_t group)
+void *bench_alloc(int64_t count, size_t size)
 {
     nb_err err;
-    *m = (nb_mat){.fmt = fmt, .n_rows = n_rows, .n_cols = n_cols};
-    if (fmt->affine) {
-        m->group_size = group > 0 ? group : n_cols;
-        m->scale_type = NB_BF16;
-        const size_t n = (size_t)(n_rows * nb_mat_n_groups(m));
-        if (nb_alloc(&m->scales, n, 2, &err) != NB_OK)
-            die(&err);
-    }
-    if (nb_format_row_bytes(fmt, n_cols, &m->row_bytes, &err) != NB_OK ||
-        nb_alloc(&m->codes, (size_t)n_rows, (size_t)m->row_bytes, &err) != NB_OK)
-        die(&err);
-    float *row = malloc((size_t)n_cols * sizeof *row);
-    for (int64_t r = 0; r < n_rows; r++) {
-        for (int64_t k = 0; k < n_cols; k++)
-            row[k] = random_f32();
-        fmt->encode_row(m, r, row);
-    }
-    free(row);
+    void *p;
+    if (nb_alloc(&p, (size_t)count, size, &err) != NB_OK)
+        bench_die("%s", err.text);
+    return p;
+}
+
+float bench_random(void)
+{
+    static uint64_t counter;
+    return (float)(nb_rng_uniform(1, 2, counter++) * 2 - 1);
 }
 
 static int compare_doubles(const void *a, const void *b)
@@ -69,111 +51,142 @@ static int compare_doubles(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* Median seconds of packing the activations and multiplying. */
-static double time_product(const nb_kernels *k, nb_pool *pool, const nb_panels *w,
-                           const nb_xlayout *layout, const float *x, int64_t n_tok, float *y,
-                           void *buffer)
+double bench_time(call_fn *call, void *context)
 {
     double seconds[RUNS];
-    const nb_gemm_job job = {w, y, w->n_rows};
-    int reps = 1;
+    int64_t reps = 1;
     for (int r = 0; r < RUNS; r++) {
-        double t;
         for (;;) {
-            const double start = now();
-            for (int i = 0; i < reps; i++) {
-                nb_xpacked packed;
-                nb_xpack(&packed, layout, k, pool, x, layout->n_cols, n_tok, buffer);
-                nb_gemm(k, pool, &packed, &job, 1);
-            }
-            t = now() - start;
-            if (t > 0.004)
+            const double start = nb_clock();
+            for (int64_t i = 0; i < reps; i++)
+                call(context);
+            seconds[r] = nb_clock() - start;
+            if (seconds[r] > RUN_SECONDS)
                 break;
             reps *= 2;
         }
-        seconds[r] = t / reps;
+        seconds[r] /= (double)reps;
     }
     qsort(seconds, RUNS, sizeof *seconds, compare_doubles);
     return seconds[RUNS / 2];
 }
 
+/* The level that holds what is used over and over, with its bandwidth. */
+static double bandwidth(const nb_limits *l, double footprint, const char **level)
+{
+    if (l->l2 > 0 && footprint <= (double)(l->l2_bytes * l->n_threads)) {
+        *level = "L2";
+        return l->l2;
+    }
+    if (l->l3 > 0 && footprint <= (double)l->l3_bytes) {
+        *level = "L3";
+        return l->l3;
+    }
+    *level = "memory";
+    return l->read;
+}
+
+void bench_line(const bench *b, const nb_limits *l, const char *kernel, const char *what,
+                double seconds, const work *w)
+{
+    const char *bound;
+    const double by_bytes = w->bytes / bandwidth(l, w->footprint, &bound);
+    const double by_int8 = w->int8_ops / l->int8_ops, by_fma = w->fma_ops / l->fma_ops;
+    const double by_ops = by_int8 + by_fma;
+    if (by_ops > by_bytes)
+        bound = by_int8 > by_fma ? l->int8_unit : l->fma_unit;
+    const double ops = w->int8_ops + w->fma_ops;
+    printf("%-7s %-10s %-30s %10.2f us ", nb_isa_name(b->k.isa), kernel, what, 1e6 * seconds);
+    if (ops > 0)
+        printf("%8.1f Gop/s ", 1e-9 * ops / seconds);
+    else
+        printf("%15s", "");
+    printf("%7.1f GB/s  %3.0f %% of %s\n", 1e-9 * w->bytes / seconds,
+           100 * (by_ops > by_bytes ? by_ops : by_bytes) / seconds, bound);
+    fflush(stdout);
+}
+
+static void print_limits(const nb_limits *l)
+{
+    printf("limits, %d thread%s: %.1f Gop/s %s, %.1f Gop/s %s, read %.1f GB/s, L3 %.1f, L2 %.1f\n",
+           l->n_threads, l->n_threads == 1 ? "" : "s", 1e-9 * l->int8_ops, l->int8_unit,
+           1e-9 * l->fma_ops, l->fma_unit, 1e-9 * l->read, 1e-9 * l->l3, 1e-9 * l->l2);
+}
+
+static void run_isa(bench *b, nb_pool *one, const char *only)
+{
+    nb_err err;
+    if (nb_limits_measure(&b->one, b->k.isa, one, &err) != NB_OK ||
+        nb_limits_measure(&b->all, b->k.isa, b->pool, &err) != NB_OK)
+        bench_die("%s", err.text);
+    print_limits(&b->one);
+    if (b->all.n_threads > 1)
+        print_limits(&b->all);
+    const struct {
+        const char *name;
+        void (*run)(const bench *b);
+    } parts[] = {{"gemm", bench_gemm}, {"attention", bench_attention}, {"small", bench_small}};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (only == NULL || strcmp(only, parts[i].name) == 0)
+            parts[i].run(b);
+    }
+}
+
+static void usage(void)
+{
+    bench_die("usage: bench_kernels [--threads N] [--isa NAME] [--only gemm|attention|small] "
+              "[ROWS COLUMNS]");
+}
+
 int main(int argc, char **argv)
 {
-    const int threads = argc > 1 ? atoi(argv[1]) : 1;
-    const int64_t n_rows = argc > 2 ? atoll(argv[2]) : 1536,
-                  n_cols = argc > 3 ? atoll(argv[3]) : 576;
-    static const struct {
-        const nb_format *fmt;
-        int64_t group;
-    } formats[] = {{&nb_format_bf16, 0},  {&nb_format_q4_0, 32}, {&nb_format_q8_0, 32},
-                   {&nb_format_int4, 32}, {&nb_format_int4, 64}, {&nb_format_int8, 0}};
-    static const int64_t tokens[] = {1, 4, 8, 16, 512};
-    static const unsigned masks[] = {NB_ISA_AVX2, NB_ISA_AVX2 | NB_ISA_AVX512};
+    bench b = {.n_rows = 2048, .n_cols = 2048};
+    const char *only = NULL, *isa = NULL;
+    int threads = 1, at = 1;
+    for (; at + 1 < argc && strncmp(argv[at], "--", 2) == 0; at += 2) {
+        if (strcmp(argv[at], "--threads") == 0)
+            threads = atoi(argv[at + 1]);
+        else if (strcmp(argv[at], "--only") == 0)
+            only = argv[at + 1];
+        else if (strcmp(argv[at], "--isa") == 0)
+            isa = argv[at + 1];
+        else
+            usage();
+    }
+    if (at + 2 == argc) {
+        b.n_rows = atoll(argv[at]);
+        b.n_cols = atoll(argv[at + 1]);
+    } else if (at != argc) {
+        usage();
+    }
+    if (threads < 1 || threads > NB_POOL_MAX_THREADS || b.n_rows < 1 || b.n_cols < 1 ||
+        b.n_rows > 1 << 20 || b.n_cols > 1 << 20)
+        usage();
     nb_err err;
-    nb_pool *pool;
-    if (nb_pool_open(&pool, threads, &err) != NB_OK)
-        die(&err);
-    nb_kernels ref;
-    nb_kernels_init(&ref, 0);
-    double best[3] = {0};
-    printf("%lld x %lld, %d threads\n%-7s %-6s %6s %-4s %7s %9s %8s\n", (long long)n_rows,
-           (long long)n_cols, threads, "isa", "format", "scale", "mode", "tokens", "Gop/s",
-           "of best");
-    for (size_t m = 0; m < sizeof masks / sizeof *masks; m++) {
-        nb_kernels k;
-        nb_kernels_init(&k, masks[m]);
-        if (k.isa != masks[m])
+    nb_pool *one;
+    if (nb_pool_open(&one, 1, &err) != NB_OK || nb_pool_open(&b.pool, threads, &err) != NB_OK)
+        bench_die("%s", err.text);
+    nb_kernels_init(&b.ref, NB_ISA_SCALAR);
+    /* Each mask once: what it adds to the one before must be there. */
+    static const char *const names[] = {"avx2", "avx512", "amx", "neon"};
+    unsigned seen = 0;
+    int n_run = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        unsigned mask;
+        if (nb_isa_parse(names[i], &mask, &err) != NB_OK)
             continue;
-        for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
-            nb_mat mat;
-            nb_panels w;
-            random_mat(&mat, formats[f].fmt, n_rows, n_cols, formats[f].group);
-            nb_panels_plan(&w, &mat);
-            if (nb_panels_alloc(&w, NULL, &err) != NB_OK || nb_panels_pack(&w, &mat, pool, &err) != NB_OK)
-                die(&err);
-            for (int mode = NB_COMPUTE_F; mode <= NB_COMPUTE_I16; mode++) {
-                nb_xlayout layout;
-                nb_xlayout_for(&layout, &w, (nb_compute)mode, false);
-                if ((int)layout.mode != mode)
-                    continue;
-                for (size_t t = 0; t < sizeof tokens / sizeof *tokens; t++) {
-                    const int64_t n = tokens[t];
-                    float *x = malloc((size_t)(n * n_cols) * sizeof *x);
-                    float *y = malloc((size_t)(n * n_rows) * sizeof *y);
-                    float *want = malloc((size_t)n_rows * sizeof *want);
-                    void *buffer;
-                    if (nb_alloc(&buffer, 1, (size_t)nb_xpack_bytes(n_cols, n), &err) != NB_OK)
-                        die(&err);
-                    for (int64_t i = 0; i < n * n_cols; i++)
-                        x[i] = random_f32();
-                    const double s = time_product(&k, pool, &w, &layout, x, n, y, buffer);
-                    /* The last token against the reference, bit for bit. */
-                    nb_xpacked packed;
-                    nb_xpack(&packed, &layout, &ref, pool, x + (n - 1) * n_cols, n_cols, 1, buffer);
-                    nb_gemm(&ref, pool, &packed, &(nb_gemm_job){&w, want, n_rows}, 1);
-                    if (memcmp(want, y + (n - 1) * n_rows, (size_t)n_rows * sizeof *y) != 0) {
-                        fprintf(stderr, "bench_kernels: %s differs from the reference\n",
-                                formats[f].fmt->name);
-                        return 1;
-                    }
-                    const double rate = 2e-9 * (double)(n_rows * n_cols * n) / s;
-                    best[mode] = rate > best[mode] ? rate : best[mode];
-                    printf("%-7s %-6s %6lld %-4s %7lld %9.1f %7.0f%%\n", nb_isa_name(k.isa),
-                           formats[f].fmt->name,
-                           (long long)(formats[f].group > 0 || f == 0 ? formats[f].group : n_cols),
-                           nb_compute_name(layout.mode), (long long)n, rate,
-                           100 * rate / best[mode]);
-                    nb_free(buffer);
-                    free(x);
-                    free(y);
-                    free(want);
-                }
-            }
-            nb_panels_free(&w);
-            nb_free(mat.codes);
-            nb_free(mat.scales);
+        nb_kernels_init(&b.k, mask);
+        if (b.k.isa == seen || b.k.isa == NB_ISA_SCALAR)
+            continue;
+        seen = b.k.isa;
+        if (isa == NULL || strcmp(isa, names[i]) == 0) {
+            run_isa(&b, one, only);
+            n_run++;
         }
     }
-    nb_pool_close(pool);
+    nb_pool_close(b.pool);
+    nb_pool_close(one);
+    if (n_run == 0)
+        bench_die("this machine has none of the instruction sets that were asked for");
     return 0;
 }
