@@ -13,13 +13,59 @@ int64_t nb_tokens_per_attn_task(const nb_config *c)
     return NB_ATTN_ROWS / (c->n_heads / c->n_kv_heads);
 }
 
+int64_t nb_attn_parts_floats(const nb_config *c, int64_t n_ctx, int n_threads)
+{
+    const nb_attn_args one = {.n_q = 1,
+                              .n_group = (int)(c->n_heads / c->n_kv_heads),
+                              .pos0 = n_ctx - 1,
+                              .kv.head_dim = (int)c->head_dim};
+    return nb_attn_part_floats(&one) * nb_attn_n_splits(&one) * NB_SPLIT_TASKS * n_threads;
+}
+
+/* What the kernels need to know of a task, but for the thread's scratch. */
+static nb_attn_args args_of(const nb_work *w, const nb_attn_task *t)
+{
+    const nb_config *c = &w->model->config;
+    const int64_t ld = c->n_heads * c->head_dim, row = t->first_row + t->begin;
+    return (nb_attn_args){.q = w->q + row * ld,
+                          .out = w->att + row * ld,
+                          .ld = ld,
+                          .n_q = t->n_q,
+                          .n_group = (int)(c->n_heads / c->n_kv_heads),
+                          .kv_head = t->kv_head,
+                          .pos0 = w->row_pos[row],
+                          .window = c->sliding_window,
+                          .scale = 1.0f / sqrtf((float)c->head_dim),
+                          .kv.head_dim = (int)c->head_dim};
+}
+
+/* Long sequences and few tasks: places every task's splits and parts, if there is room. */
+static void plan_splits(nb_step *step)
+{
+    nb_work *w = step->work;
+    int64_t n_splits = 0, n_floats = 0;
+    if (step->n_tasks > NB_SPLIT_TASKS * nb_pool_n_threads(w->pool))
+        return;
+    for (int64_t i = 0; i < step->n_tasks; i++) {
+        const nb_attn_args a = args_of(w, &w->tasks[i]);
+        w->tasks[i].first_split = n_splits;
+        w->tasks[i].parts = w->parts + n_floats;
+        n_splits += nb_attn_n_splits(&a);
+        n_floats += nb_attn_n_splits(&a) * nb_attn_part_floats(&a);
+        if (n_floats > w->parts_floats)
+            return;
+    }
+    if (n_splits > 2 * step->n_tasks)
+        step->n_splits = n_splits;
+}
+
 void nb_step_plan_attention(nb_step *step)
 {
     nb_work *w = step->work;
     const nb_config *c = &w->model->config;
     const int64_t per_task = nb_tokens_per_attn_task(c);
     int64_t row = 0;
-    step->n_tasks = 0;
+    step->n_tasks = step->n_splits = 0;
     step->tasks_store = true;
     for (int64_t i = 0; i < step->n_inputs; i++) {
         const nb_step_input *in = &step->inputs[i];
@@ -38,6 +84,8 @@ void nb_step_plan_attention(nb_step *step)
         }
         row += in->n_tokens;
     }
+    plan_splits(step);
+    step->tasks_store = step->tasks_store && step->n_splits == 0;
 }
 
 /* ---- RoPE, the cache, attention ---- */
@@ -46,7 +94,6 @@ typedef struct {
     const nb_step *step;
     const nb_layer *layer;
     int64_t index;
-    float scale;
     int q_bits;
 } attn_run;
 
@@ -105,53 +152,79 @@ static void enter_chunk(void *context, int64_t chunk, int thread)
                   step->work->model->config.n_kv_heads);
 }
 
+static nb_attn_args ready_args(const attn_run *run, const nb_attn_task *t, int thread)
+{
+    const nb_work *w = run->step->work;
+    nb_attn_args args = args_of(w, t);
+    args.q_bits = run->q_bits;
+    args.kv = nb_kv_seq_view(t->input->seq, run->index);
+    args.scratch = w->scratch + thread * w->scratch_floats;
+    return args;
+}
+
+static void observe_task(const attn_run *run, const nb_attn_task *t, const nb_attn_args *args)
+{
+    const nb_work *w = run->step->work;
+    const int64_t row = t->first_row + t->begin, d = args->kv.head_dim;
+    for (int64_t i = 0; w->observer.see != NULL && i < t->n_q; i++) {
+        for (int64_t h = t->kv_head * args->n_group; h < (t->kv_head + 1) * args->n_group; h++)
+            observe_head(run, NB_OP_ATTENTION, row + i, h, args->out + i * args->ld + h * d);
+    }
+}
+
 static void attend_chunk(void *context, int64_t chunk, int thread)
 {
     const attn_run *run = context;
     const nb_work *w = run->step->work;
-    const nb_config *c = &w->model->config;
     /* Later tokens see more: the longest tasks go first. */
     const nb_attn_task *t = &w->tasks[run->step->n_tasks - 1 - chunk];
-    const int64_t ld = c->n_heads * c->head_dim, row = t->first_row + t->begin;
     if (run->step->tasks_store) {
         for (int64_t i = 0; i < t->n_q; i++)
-            enter_row(run, t->input->seq, row + i, t->kv_head, 1);
+            enter_row(run, t->input->seq, t->first_row + t->begin + i, t->kv_head, 1);
     }
-    const nb_attn_args args = {.q = w->q + row * ld,
-                               .out = w->att + row * ld,
-                               .ld = ld,
-                               .n_q = t->n_q,
-                               .n_group = (int)(c->n_heads / c->n_kv_heads),
-                               .kv_head = t->kv_head,
-                               .pos0 = w->row_pos[row],
-                               .window = c->sliding_window,
-                               .scale = run->scale,
-                               .q_bits = run->q_bits,
-                               .kv = nb_kv_seq_view(t->input->seq, run->index),
-                               .scratch = w->scratch + thread * w->scratch_floats};
+    const nb_attn_args args = ready_args(run, t, thread);
     w->kernels->attention(&args);
-    for (int64_t i = 0; w->observer.see != NULL && i < t->n_q; i++) {
-        for (int64_t h = t->kv_head * args.n_group; h < (t->kv_head + 1) * args.n_group; h++)
-            observe_head(run, NB_OP_ATTENTION, row + i, h, args.out + i * ld + h * c->head_dim);
-    }
+    observe_task(run, t, &args);
+}
+
+static void split_chunk(void *context, int64_t chunk, int thread)
+{
+    const attn_run *run = context;
+    const nb_work *w = run->step->work;
+    int64_t i = run->step->n_tasks - 1;
+    while (w->tasks[i].first_split > chunk)
+        i--;
+    const nb_attn_task *t = &w->tasks[i];
+    const nb_attn_args args = ready_args(run, t, thread);
+    w->kernels->attn_splits(&args, chunk - t->first_split, chunk - t->first_split + 1, t->parts);
+}
+
+static void merge_chunk(void *context, int64_t chunk, int thread)
+{
+    const attn_run *run = context;
+    const nb_work *w = run->step->work;
+    const nb_attn_task *t = &w->tasks[chunk];
+    const nb_attn_args args = ready_args(run, t, thread);
+    w->kernels->attn_merge(&args, t->parts);
+    observe_task(run, t, &args);
 }
 
 static void attend(const nb_step *step, int64_t index)
 {
     const nb_work *w = step->work;
     const nb_layer *layer = &w->model->layers[index];
-    attn_run run = {.step = step,
-                    .layer = layer,
-                    .index = index,
-                    .scale = 1.0f / sqrtf((float)w->model->config.head_dim)};
+    attn_run run = {.step = step, .layer = layer, .index = index};
     if (step->n_inputs > 0 && step->inputs[0].seq->pool->cell == NB_KV_INT8)
         run.q_bits = layer->q.mode == NB_COMPUTE_I8 ? 8 : layer->q.mode == NB_COMPUTE_I16 ? 16 : 0;
     const int64_t n_enter = (step->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
+    const bool splits = step->n_splits > 0;
     const nb_stage stages[] = {
         {.n_chunks = step->tasks_store ? 0 : n_enter, .task = enter_chunk},
-        {.n_chunks = step->n_tasks, .task = attend_chunk},
+        {.n_chunks = splits ? step->n_splits : step->n_tasks,
+         .task = splits ? split_chunk : attend_chunk},
+        {.n_chunks = splits ? step->n_tasks : 0, .task = merge_chunk},
     };
-    nb_pool_run_stages(w->pool, stages, 2, &run);
+    nb_pool_run_stages(w->pool, stages, 3, &run);
 }
 
 /* ---- the block ---- */

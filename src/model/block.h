@@ -11,6 +11,9 @@ typedef struct nb_attn_task {
     int64_t first_row; /* of the step's rows: the input's first token */
     int64_t begin;     /* first token of the task within the input */
     int n_q, kv_head;
+    /* when splits are shared out: */
+    int64_t first_split; /* of all tasks' splits, in the order of tasks */
+    float *parts;
 } nb_attn_task;
 
 typedef struct {
@@ -20,9 +23,15 @@ typedef struct {
     /* Every input fits into one task per KV head, as in decode: then the task rotates and stores
      * the keys and values that it is about to read, and nobody waits for anybody else's. */
     bool tasks_store;
+    /* So few tasks that threads would idle behind the longest: then they share out the splits of
+     * the tasks, n_splits in all; else 0. */
+    int64_t n_splits;
 } nb_step;
 
 int64_t nb_tokens_per_attn_task(const nb_config *c);
+/* Floats of work->parts: the parts of this many decoding tasks for each thread. */
+#define NB_SPLIT_TASKS 8
+int64_t nb_attn_parts_floats(const nb_config *c, int64_t n_ctx, int n_threads);
 /* Fills step->work->tasks; inputs and n_inputs are set. */
 void nb_step_plan_attention(nb_step *step);
 

@@ -20,69 +20,82 @@ const char *nb_op_name(nb_op op)
     return names[op];
 }
 
+/* Of one thread, in whole cache lines. */
+static int64_t scratch_floats(const nb_model *m)
+{
+    return (nb_attn_scratch_floats((int)m->config.head_dim, m->n_ctx) + 15) / 16 * 16;
+}
+
+static int64_t normed_floats(const nb_config *c)
+{
+    return (NB_ROWS_MAX * c->d_model + 15) / 16 * 16;
+}
+
 int64_t nb_work_bytes(const nb_model *model, int n_threads, int64_t max_tokens)
 {
     const nb_config *c = &model->config;
     const int64_t floats = 2 * c->d_model + 2 * c->n_heads * c->head_dim +
                            2 * c->n_kv_heads * c->head_dim + 2 * c->d_ff;
-    const int64_t per_thread =
-        nb_attn_scratch_floats((int)c->head_dim, model->n_ctx) + NB_ROWS_MAX * c->d_model;
-    return (4 * floats + 16) * max_tokens + nb_linears_packed_bytes(c, max_tokens) +
-           4 * n_threads * per_thread;
+    const int64_t per_row = 4 * floats + 16 + c->n_kv_heads * (int64_t)sizeof(struct nb_attn_task);
+    return per_row * max_tokens + nb_linears_packed_bytes(c, max_tokens) +
+           4 * n_threads * (scratch_floats(model) + normed_floats(c)) +
+           4 * nb_attn_parts_floats(c, model->n_ctx, n_threads);
 }
 
 nb_status nb_work_init(nb_work *work, const nb_model *model, const nb_kernels *kernels,
                        nb_pool *pool, int64_t max_tokens, nb_err *err)
 {
     const nb_config *c = &model->config;
-    *work = (nb_work){.model = model, .kernels = kernels, .pool = pool, .max_tokens = max_tokens};
+    const int64_t n_threads = nb_pool_n_threads(pool);
+    nb_work *w = work;
+    *w = (nb_work){.model = model,
+                   .kernels = kernels,
+                   .pool = pool,
+                   .max_tokens = max_tokens,
+                   .scratch_floats = scratch_floats(model),
+                   .normed_floats = normed_floats(c),
+                   .parts_floats = nb_attn_parts_floats(c, model->n_ctx, (int)n_threads),
+                   /* Every started tile of an input is a task: at most one for each token. */
+                   .n_tasks_max = max_tokens * c->n_kv_heads};
     const int64_t d_q = c->n_heads * c->head_dim, d_kv = c->n_kv_heads * c->head_dim;
     const struct {
-        float **out;
-        int64_t width;
-    } buffers[] = {{&work->x, c->d_model}, {&work->h, c->d_model}, {&work->q, d_q},
-                   {&work->k, d_kv},       {&work->v, d_kv},       {&work->att, d_q},
-                   {&work->gate, c->d_ff}, {&work->up, c->d_ff}};
-    nb_status s = NB_OK;
-    for (size_t i = 0; s == NB_OK && i < sizeof buffers / sizeof *buffers; i++)
-        s = nb_alloc((void **)buffers[i].out, (size_t)max_tokens,
-                     (size_t)buffers[i].width * sizeof(float), err);
-    if (s == NB_OK)
-        s = nb_alloc(&work->packed, 1, (size_t)nb_linears_packed_bytes(c, max_tokens), err);
-    work->scratch_floats = nb_attn_scratch_floats((int)c->head_dim, model->n_ctx);
-    work->scratch_floats = (work->scratch_floats + 15) / 16 * 16;
-    if (s == NB_OK)
-        s = nb_alloc((void **)&work->scratch, (size_t)nb_pool_n_threads(pool),
-                     (size_t)work->scratch_floats * sizeof(float), err);
-    work->normed_floats = (NB_ROWS_MAX * c->d_model + 15) / 16 * 16;
-    if (s == NB_OK)
-        s = nb_alloc((void **)&work->normed, (size_t)nb_pool_n_threads(pool),
-                     (size_t)work->normed_floats * sizeof(float), err);
-    if (s == NB_OK)
-        s = NB_ALLOC(&work->row_input, max_tokens, err);
-    if (s == NB_OK)
-        s = NB_ALLOC(&work->row_pos, max_tokens, err);
-    /* One task per started tile of every input: at most one tile of one token each. */
-    work->n_tasks_max = max_tokens * c->n_kv_heads;
-    if (s == NB_OK)
-        s = nb_alloc((void **)&work->tasks, (size_t)work->n_tasks_max, sizeof *work->tasks, err);
-    if (s != NB_OK) {
-        nb_work_free(work);
-        return nb_context(err, "buffers for steps of %lld tokens", (long long)max_tokens);
+        void *out;
+        int64_t count, size;
+    } buffers[] = {
+        {&w->x, max_tokens, 4 * c->d_model},
+        {&w->h, max_tokens, 4 * c->d_model},
+        {&w->q, max_tokens, 4 * d_q},
+        {&w->k, max_tokens, 4 * d_kv},
+        {&w->v, max_tokens, 4 * d_kv},
+        {&w->att, max_tokens, 4 * d_q},
+        {&w->gate, max_tokens, 4 * c->d_ff},
+        {&w->up, max_tokens, 4 * c->d_ff},
+        {&w->packed, 1, nb_linears_packed_bytes(c, max_tokens)},
+        {&w->normed, n_threads, 4 * w->normed_floats},
+        {&w->scratch, n_threads, 4 * w->scratch_floats},
+        {&w->parts, w->parts_floats, 4},
+        {&w->row_input, max_tokens, sizeof *w->row_input},
+        {&w->row_pos, max_tokens, sizeof *w->row_pos},
+        {&w->tasks, w->n_tasks_max, sizeof *w->tasks},
+    };
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        const nb_status s =
+            nb_alloc(buffers[i].out, (size_t)buffers[i].count, (size_t)buffers[i].size, err);
+        if (s != NB_OK) {
+            nb_work_free(w);
+            return nb_context(err, "buffers for steps of %lld tokens", (long long)max_tokens);
+        }
     }
     return NB_OK;
 }
 
 void nb_work_free(nb_work *work)
 {
-    float *buffers[] = {work->x,   work->h,    work->q,  work->k,       work->v,
-                        work->att, work->gate, work->up, work->scratch, work->normed};
+    void *buffers[] = {work->x,       work->h,     work->q,         work->k,       work->v,
+                       work->att,     work->gate,  work->up,        work->packed,  work->normed,
+                       work->scratch, work->parts, work->row_input, work->row_pos, work->tasks};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
         nb_free(buffers[i]);
-    nb_free(work->packed);
-    nb_free(work->row_input);
-    nb_free(work->row_pos);
-    nb_free(work->tasks);
     *work = (nb_work){0};
 }
 

@@ -53,6 +53,8 @@ typedef struct {
     int64_t *row_input, *row_pos;               /* of each row of the step */
     float *scratch;                             /* attention, per thread */
     int64_t scratch_floats;                     /* of one thread */
+    float *parts;                               /* of attention, when threads share its splits */
+    int64_t parts_floats;
     struct nb_attn_task *tasks;
     int64_t n_tasks_max;
     nb_observer observer; /* see is NULL unless the owner sets it */

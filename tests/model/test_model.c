@@ -740,7 +740,7 @@ static void making_buffers_survives_every_allocation_failure(void **state)
         assert_int_equal(s, NB_MEMORY);
         assert_memory_equal(err.text, "buffers for steps of 16 tokens: ", 32);
     }
-    assert_int_equal(n, 15);
+    assert_int_equal(n, 16);
     nb_model_close(&m);
     nb_store_close(store);
 }
