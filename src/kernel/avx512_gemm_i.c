@@ -27,10 +27,10 @@ INLINE void prefetch_to_write(const float *y)
     __asm__ volatile("prefetchw %0" : : "m"(*y));
 }
 
-/* Few tokens read weights at the speed of memory. Where segments are short, the hardware asks for
- * lines too late: codes are asked for this many bytes ahead. Past the end of a panel lies the next
- * one, and past the last one a prefetch is without effect. The hint keeps what is read once from
- * driving the activations out of the first-level cache. */
+/* Few tokens read weights at the speed of memory. Where segments of 4-bit codes are short, the
+ * hardware asks for lines too late: codes are asked for this many bytes ahead. Past the end of a
+ * panel lies the next one, and past the last one a prefetch is without effect. The hint keeps what
+ * is read once from driving the activations out of the first-level cache. */
 #define AHEAD_BYTES  8192
 #define AHEAD_TOKENS 2
 INLINE void prefetch_codes(const uint8_t *w, int bytes)
@@ -48,7 +48,9 @@ INLINE codes8 load_codes(const uint8_t *w, const nb_panel_kind kind, __m512i tab
 {
     if (kind == NB_PANEL_U8)
         return (codes8){_mm512_loadu_si512(w), _mm512_loadu_si512(w + 64)};
-    const __m512i low = _mm512_set1_epi8(15), both = _mm512_loadu_si512(w);
+    const __m512i low = _mm512_set1_epi8(15);
+    __m512i both = _mm512_loadu_si512(w);
+    __asm__("" : "+v"(both)); /* loaded once, not by both operations */
     const __m512i a = _mm512_and_si512(both, low);
     const __m512i b = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
     if (kind == NB_PANEL_U4)
@@ -56,66 +58,65 @@ INLINE codes8 load_codes(const uint8_t *w, const nb_panel_kind kind, __m512i tab
     return (codes8){_mm512_shuffle_epi8(table, a), _mm512_shuffle_epi8(table, b)};
 }
 
-/* Adds the products of 8 * n8 columns with one plane. Columns 4 to 7 go to sums of their own, T
+/* The products of 8 columns at `w` with a plane at `x`. Columns 4 to 7 go to sums of their own, T
  * further on, if `split`. */
-INLINE void add_plane(__m512i *acc, const uint8_t *w, int64_t ahead, const int8_t *x, int64_t n8,
-                      const nb_panel_kind kind, __m512i table, const int T, const bool split)
+INLINE void add8(__m512i *acc, codes8 c, const int8_t *x, const int T, const bool split)
 {
-    const int bytes = kind == NB_PANEL_U8 ? 128 : 64, second = split ? T : 0;
-    for (int64_t g = 0; g < n8; g++, w += bytes, x += 8 * T) {
-        if (T <= AHEAD_TOKENS)
-            prefetch_codes(w + ahead, bytes);
+    const int second = split ? T : 0;
+    UNROLL
+    for (int t = 0; t < T; t++)
+        acc[t] = dot_bcst(acc[t], c.a, x + 4 * t);
+    UNROLL
+    for (int t = 0; t < T; t++)
+        acc[second + t] = dot_bcst(acc[second + t], c.b, x + 4 * (T + t));
+}
+
+/* Adds the products of 8 * n8 columns: with `hi` to acc, and if there is a `lo`, to acc_lo. */
+INLINE void add_columns(__m512i *acc, __m512i *acc_lo, const uint8_t *w, int64_t ahead,
+                        const int8_t *hi, const int8_t *lo, int64_t n8, const nb_panel_kind kind,
+                        __m512i table, const int T, const bool split, const bool both)
+{
+    const int bytes = kind == NB_PANEL_U8 ? 128 : 64;
+    /* Few tokens: four at a time, because the loop itself would take a third of the time. */
+    const int step = T <= AHEAD_TOKENS ? 4 : 1;
+    for (; n8 >= step; n8 -= step) {
+        UNROLL
+        for (int i = 0; i < step; i++, w += bytes, hi += 8 * T, lo += 8 * T) {
+            if (T <= AHEAD_TOKENS)
+                prefetch_codes(w + ahead, bytes);
+            const codes8 c = load_codes(w, kind, table);
+            add8(acc, c, hi, T, split);
+            if (both)
+                add8(acc_lo, c, lo, T, split);
+        }
+    }
+    for (; n8 > 0; n8--, w += bytes, hi += 8 * T, lo += 8 * T) {
         const codes8 c = load_codes(w, kind, table);
-        UNROLL
-        for (int t = 0; t < T; t++)
-            acc[t] = dot_bcst(acc[t], c.a, x + 4 * t);
-        UNROLL
-        for (int t = 0; t < T; t++)
-            acc[second + t] = dot_bcst(acc[second + t], c.b, x + 4 * (T + t));
+        add8(acc, c, hi, T, split);
+        if (both)
+            add8(acc_lo, c, lo, T, split);
     }
 }
 
-/* The same with both planes of i16. */
-INLINE void add_planes(__m512i *acc, __m512i *acc_lo, const uint8_t *w, int64_t ahead,
-                       const int8_t *hi, const int8_t *lo, int64_t n8, const nb_panel_kind kind,
-                       __m512i table, const int T, const bool split)
-{
-    const int bytes = kind == NB_PANEL_U8 ? 128 : 64, second = split ? T : 0;
-    for (int64_t g = 0; g < n8; g++, w += bytes, hi += 8 * T, lo += 8 * T) {
-        if (T <= AHEAD_TOKENS)
-            prefetch_codes(w + ahead, bytes);
-        const codes8 c = load_codes(w, kind, table);
-        UNROLL
-        for (int t = 0; t < T; t++) {
-            acc[t] = dot_bcst(acc[t], c.a, hi + 4 * t);
-            acc_lo[t] = dot_bcst(acc_lo[t], c.a, lo + 4 * t);
-        }
-        UNROLL
-        for (int t = 0; t < T; t++) {
-            acc[second + t] = dot_bcst(acc[second + t], c.b, hi + 4 * (T + t));
-            acc_lo[second + t] = dot_bcst(acc_lo[second + t], c.b, lo + 4 * (T + t));
-        }
-    }
-}
-
-/* What the sums of one panel and segment start from: -z * xsum, so that nothing is left to correct
- * at the end. `start` and `xsum` are at the segment. */
+/* What the sums of a segment start from: -z * xsum, so that nothing is left to correct at the end.
+ * `start` and `xsum` are at the segment. With `high`, acc holds the sums of the high plane and
+ * becomes 256 times as much and that start. */
 INLINE void start_sums(__m512i *acc, const nb_panels *w, int64_t at, const int32_t *start,
-                       const int32_t *xsum, const int T)
+                       const int32_t *xsum, const bool high, const int T)
 {
+    UNROLL
+    for (int t = 0; t < T; t++)
+        acc[t] = high ? _mm512_slli_epi32(acc[t], 8) : _mm512_setzero_si512();
     if (w->zeros != NULL) {
-        const __m512i minus_z = _mm512_sub_epi32(_mm512_setzero_si512(), load_zeros(w, at));
+        const __m512i z = load_zeros(w, at);
         UNROLL
         for (int t = 0; t < T; t++)
-            acc[t] = _mm512_mullo_epi32(minus_z, _mm512_set1_epi32(xsum[t]));
+            acc[t] = _mm512_sub_epi32(acc[t], _mm512_mullo_epi32(z, _mm512_set1_epi32(xsum[t])));
     } else if (start != NULL) {
         UNROLL
         for (int t = 0; t < T; t++)
-            acc[t] = _mm512_set1_epi32(start[t]);
-    } else {
-        UNROLL
-        for (int t = 0; t < T; t++)
-            acc[t] = _mm512_setzero_si512();
+            acc[t] = high ? _mm512_add_epi32(acc[t], _mm512_set1_epi32(start[t]))
+                          : _mm512_set1_epi32(start[t]);
     }
 }
 
@@ -141,7 +142,7 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
     const bool split = T <= (wide ? 2 : 4);
     const int n_sums = split ? 2 * T : T, bytes = kind == NB_PANEL_U8 ? 128 : 64;
     const int64_t n_pad8 = w->k_pad / 8, seg8 = (xt->seg_len + 7) / 8;
-    const int64_t ahead = xt->seg_len <= 64 ? AHEAD_BYTES : 64;
+    const int64_t ahead = kind != NB_PANEL_U8 && xt->seg_len <= 64 ? AHEAD_BYTES : 64;
     const __m512i table =
         _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)w->table)); /* of T4 */
     const uint8_t *codes = w->codes + p * w->panel_bytes;
@@ -163,30 +164,26 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, const n
         const int64_t n8 = g + seg8 < n_pad8 ? seg8 : n_pad8 - g;
         __m512i acc[NB_TILE_MAX];
         if (!wide) {
-            start_sums(acc, w, at, start, xsum, T);
+            start_sums(acc, w, at, start, xsum, false, T);
             clear(acc, T, n_sums);
-            add_plane(acc, codes, ahead, hi, n8, kind, table, T, split);
+            add_columns(acc, acc, codes, ahead, hi, hi, n8, kind, table, T, split, false);
             join(acc, split, T);
         } else if (T <= 8) { /* x = 256 hi + lo */
             __m512i acc_lo[NB_TILE_MAX];
             clear(acc, 0, n_sums);
-            start_sums(acc_lo, w, at, start, xsum, T);
+            start_sums(acc_lo, w, at, start, xsum, false, T);
             clear(acc_lo, T, n_sums);
-            add_planes(acc, acc_lo, codes, ahead, hi, lo, n8, kind, table, T, split);
+            add_columns(acc, acc_lo, codes, ahead, hi, lo, n8, kind, table, T, split, true);
             join(acc, split, T);
             join(acc_lo, split, T);
             UNROLL
             for (int t = 0; t < T; t++)
                 acc[t] = _mm512_add_epi32(_mm512_slli_epi32(acc[t], 8), acc_lo[t]);
         } else { /* the high plane's sums shifted, then the low plane */
-            __m512i begin[NB_TILE_MAX];
             clear(acc, 0, T);
-            add_plane(acc, codes, ahead, hi, n8, kind, table, T, false);
-            start_sums(begin, w, at, start, xsum, T);
-            UNROLL
-            for (int t = 0; t < T; t++)
-                acc[t] = _mm512_add_epi32(_mm512_slli_epi32(acc[t], 8), begin[t]);
-            add_plane(acc, codes, ahead, lo, n8, kind, table, T, false);
+            add_columns(acc, acc, codes, ahead, hi, hi, n8, kind, table, T, false, false);
+            start_sums(acc, w, at, start, xsum, true, T);
+            add_columns(acc, acc, codes, ahead, lo, lo, n8, kind, table, T, false, false);
         }
         const __m512 sw = load_params(w->scales, w->scale_type, at);
         UNROLL
