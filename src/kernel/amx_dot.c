@@ -31,8 +31,9 @@ typedef struct {
     int64_t step; /* columns of one multiply; it divides 64 and the segments */
     int64_t panel;
     int n_panels;
-    /* Of each panel: signed codes [columns / 4][16][4], zeros after the last to a multiple of 64;
-     * and whether some zero point is too large to have been subtracted there. */
+    /* Of each panel: signed codes [columns / 4][16][4], after the last of which a multiply may
+     * meet anything, because the activations are 0 there; and whether some zero point is too large
+     * to have been subtracted. */
     int8_t *codes[PANELS];
     bool left[PANELS];
 } block;
@@ -61,7 +62,6 @@ static bool unpack(int8_t *out, const nb_panels *w, int64_t p, int64_t begin, in
     const __m512i table =
         _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)w->table)); /* T4 only */
     const uint8_t *panel = w->codes + p * w->panel_bytes;
-    const int64_t pad = (end - begin + 63) / 64 * 64;
     bool left = false;
     int64_t k = begin;
     while (k < end) {
@@ -90,10 +90,6 @@ static bool unpack(int8_t *out, const nb_panels *w, int64_t p, int64_t begin, in
             _mm512_storeu_si512(out + 64, _mm512_sub_epi8(b, sub));
         }
     }
-    for (; k < begin + pad; k += 8, out += 128) {
-        _mm512_storeu_si512(out, _mm512_setzero_si512());
-        _mm512_storeu_si512(out + 64, _mm512_setzero_si512());
-    }
     return left;
 }
 
@@ -119,36 +115,38 @@ static void set_shapes(tile_shapes *shapes, int n_tok, int n_tok_2, int64_t step
 
 /* ---- short segments ---- */
 
+/* The next segment to be multiplied. */
 typedef struct {
-    const int8_t *hi, *lo, *w; /* of the next segment to be multiplied */
-    int64_t row_stride, step, seg_len, left;
+    const int8_t *hi, *lo, *w;
+    int64_t left; /* columns of the block, this segment's among them */
 } feed;
 
-/* Multiplies the next segment into the registers of `side`. */
-INLINE void feed_segment(feed *f, const int side, const bool wide)
+/* Multiplies it into the registers of `side`. */
+INLINE void feed_segment(feed *f, int64_t seg_len, int64_t step, int64_t row_stride, const int side,
+                         const bool wide)
 {
-    const int64_t n = f->left < f->seg_len ? f->left : f->seg_len;
-    const int64_t stride = f->row_stride, step = f->step;
+    const int64_t n = f->left < seg_len ? f->left : seg_len;
     const int8_t *hi = f->hi, *lo = f->lo, *w = f->w, *end = hi + n;
 #define PLANE(c, a, b, plane)                                                                      \
-    TILE_LOAD(a, plane, stride);                                                                   \
+    TILE_LOAD(a, plane, row_stride);                                                               \
     TILE_DOT(c, a, b)
     if (side == 0) {
         TILE_ZERO(0);
         if (wide)
             TILE_ZERO(1);
-        for (; hi < end; hi += step, lo += step, w += step * NB_PANEL_ROWS) {
+        do {
             TILE_LOAD(6, w, 64);
             PLANE(0, 4, 6, hi);
             if (wide) {
                 PLANE(1, 5, 6, lo);
             }
-        }
+            hi += step, lo += step, w += step * NB_PANEL_ROWS;
+        } while (hi < end);
     } else {
         TILE_ZERO(2);
         if (wide)
             TILE_ZERO(3);
-        for (; hi < end; hi += step, lo += step, w += step * NB_PANEL_ROWS) {
+        do {
             TILE_LOAD(7, w, 64);
             if (wide) {
                 PLANE(2, 4, 7, hi);
@@ -156,12 +154,14 @@ INLINE void feed_segment(feed *f, const int side, const bool wide)
             } else {
                 PLANE(2, 5, 7, hi);
             }
-        }
+            hi += step, lo += step, w += step * NB_PANEL_ROWS;
+        } while (hi < end);
     }
 #undef PLANE
-    f->hi += n;
-    f->lo += n;
-    f->w += n * NB_PANEL_ROWS;
+    /* Further than the end after the last segment: nothing is fed any more. */
+    f->hi = hi;
+    f->lo = lo;
+    f->w = w;
     f->left -= n;
 }
 
@@ -179,64 +179,49 @@ INLINE void store_sums(int32_t (*sums)[NB_ROWS_MAX][16], const int side, const b
     }
 }
 
-/* Where the scaling of a panel by a tile of tokens has come to. */
+/* Where the scales of a segment are, for a panel by a tile of tokens. */
 typedef struct {
-    const nb_panels *w;
-    const nb_xtile *x;
-    int64_t k, w_end, x_end; /* columns: of this segment, of the scales' next ones */
-    int64_t at;              /* of the weight's scale */
+    int64_t at; /* of the weight's */
     const float *scale;
     const int32_t *xsum;
+    int64_t w_left, x_left; /* segments, this one among them, that the scales hold for */
 } cursor;
+
+static int64_t ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
 
 INLINE cursor cursor_at(const nb_panels *w, int64_t p, const nb_xtile *x, int64_t k)
 {
     const int64_t w_seg = k / w->seg_len, x_seg = k / x->x_seg_len;
-    return (cursor){.w = w,
-                    .x = x,
-                    .k = k,
-                    .w_end = (w_seg + 1) * w->seg_len,
-                    .x_end = (x_seg + 1) * x->x_seg_len,
-                    .at = (p * w->n_segs + w_seg) * NB_PANEL_ROWS,
+    return (cursor){.at = (p * w->n_segs + w_seg) * NB_PANEL_ROWS,
                     .scale = x->scale + x_seg * x->n_tok,
-                    .xsum = x->xsum + k / x->seg_len * x->n_tok};
-}
-
-/* Segments nest, so the weight's and the activations' numbers advance one at a time. */
-INLINE void cursor_next(cursor *c)
-{
-    c->k += c->x->seg_len;
-    c->xsum += c->x->n_tok;
-    if (c->k == c->w_end) {
-        c->w_end += c->w->seg_len;
-        c->at += NB_PANEL_ROWS;
-    }
-    if (c->k == c->x_end) {
-        c->x_end += c->x->x_seg_len;
-        c->scale += c->x->n_tok;
-    }
+                    .xsum = x->xsum + k / x->seg_len * x->n_tok,
+                    .w_left = ceil_div((w_seg + 1) * w->seg_len - k, x->seg_len),
+                    .x_left = ceil_div((x_seg + 1) * x->x_seg_len - k, x->seg_len)};
 }
 
 /* Subtracts what unpack left of the zero points: (z - offset) * xsum. */
-static void subtract_left(int32_t (*sums)[16], const cursor *c)
+static void subtract_left(int32_t (*sums)[16], const nb_panels *w, int64_t at, const int32_t *xsum,
+                          int n_tok)
 {
-    const __m512i zeros = zeros_at(c->w, c->at);
-    const __m512i rest = _mm512_sub_epi32(zeros, offsets_of(c->w, zeros));
-    for (int t = 0; t < c->x->n_tok; t++) {
-        const __m512i much = _mm512_mullo_epi32(rest, _mm512_set1_epi32(c->xsum[t]));
+    const __m512i zeros = zeros_at(w, at);
+    const __m512i rest = _mm512_sub_epi32(zeros, offsets_of(w, zeros));
+    for (int t = 0; t < n_tok; t++) {
+        const __m512i much = _mm512_mullo_epi32(rest, _mm512_set1_epi32(xsum[t]));
         _mm512_store_si512(sums[t], _mm512_sub_epi32(_mm512_load_si512(sums[t]), much));
     }
 }
 
 /* The float steps of one segment. Rows past the tile's tokens hold anything and are computed too:
  * a loop of known length keeps the totals in registers. */
-INLINE void scale_segment(__m512 *total, int32_t (*sums)[NB_ROWS_MAX][16], cursor *c, bool left,
-                          const bool wide, const bool mins)
+INLINE void scale_segment(__m512 *total, int32_t (*sums)[NB_ROWS_MAX][16], const nb_panels *w,
+                          const cursor *c, int n_tok, bool left, const bool wide, const bool mins)
 {
     if (left)
-        subtract_left(sums[wide], c);
-    const int n_tok = c->x->n_tok;
-    const __m512 sw = load_params(c->w->scales, c->w->scale_type, c->at);
+        subtract_left(sums[wide], w, c->at, c->xsum, n_tok);
+    const __m512 sw = load_params(w->scales, w->scale_type, c->at);
     _Alignas(64) float copy[16], xs[16];
     const float *sx = c->scale;
     if (n_tok < NB_ROWS_MAX || mins) { /* sixteen of them, wherever the array ends */
@@ -257,56 +242,63 @@ INLINE void scale_segment(__m512 *total, int32_t (*sums)[NB_ROWS_MAX][16], curso
                                    _mm512_mul_ps(sw, _mm512_set1_ps(sx[t])), total[t]);
     }
     if (mins) {
-        const __m512 m = load_params(c->w->mins, c->w->scale_type, c->at);
+        const __m512 m = load_params(w->mins, w->scale_type, c->at);
         UNROLL
         for (int t = 0; t < NB_ROWS_MAX; t++)
             total[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(xs[t]), total[t]);
     }
-    cursor_next(c);
 }
 
 /* Panel j of the block by a tile of tokens; y is at its first token. */
 INLINE void strip(float *y, int64_t ldy, const block *b, int j, const nb_xtile *x, const bool wide,
                   const bool mins)
 {
-    const int64_t p = b->panel + j;
-    const int64_t n = (b->end - b->begin + x->seg_len - 1) / x->seg_len;
+    const nb_panels *w = b->w;
+    const int64_t p = b->panel + j, seg_len = x->seg_len, step = b->step, stride = x->row_stride;
+    const int64_t n = ceil_div(b->end - b->begin, seg_len);
+    const int64_t w_per = ceil_div(w->seg_len, seg_len), x_per = ceil_div(x->x_seg_len, seg_len);
     const int n_tok = x->n_tok;
-    const __mmask16 rows = lanes(b->w->n_rows - p * NB_PANEL_ROWS);
+    const __mmask16 rows = lanes(w->n_rows - p * NB_PANEL_ROWS);
+    const bool resumed = b->begin > 0, left = b->left[j];
     y += p * NB_PANEL_ROWS;
     __m512 total[NB_ROWS_MAX];
     UNROLL
     for (int t = 0; t < NB_ROWS_MAX; t++)
-        total[t] = b->begin > 0 && t < n_tok ? _mm512_maskz_loadu_ps(rows, y + t * ldy)
-                                             : _mm512_setzero_ps();
+        total[t] =
+            resumed && t < n_tok ? _mm512_maskz_loadu_ps(rows, y + t * ldy) : _mm512_setzero_ps();
     _Alignas(64) int32_t sums[2][2][NB_ROWS_MAX][16]; /* [side][plane] */
     feed f = {.hi = x->hi + b->begin,
               .lo = (wide ? x->lo : x->hi) + b->begin,
               .w = b->codes[j],
-              .row_stride = x->row_stride,
-              .step = b->step,
-              .seg_len = x->seg_len,
               .left = b->end - b->begin};
-    cursor c = cursor_at(b->w, p, x, b->begin);
-    const bool left = b->left[j];
-    feed_segment(&f, 0, wide);
+    cursor c = cursor_at(w, p, x, b->begin);
+    feed_segment(&f, seg_len, step, stride, 0, wide);
     if (n > 1)
-        feed_segment(&f, 1, wide);
+        feed_segment(&f, seg_len, step, stride, 1, wide);
     store_sums(sums[0], 0, wide);
+    /* Segment s: its sums are in memory, those of s + 1 in registers; s + 2 is next. */
+#define SEGMENT(s, side, other)                                                                    \
+    if ((s) + 2 < n)                                                                               \
+        feed_segment(&f, seg_len, step, stride, side, wide);                                       \
+    if ((s) + 1 < n)                                                                               \
+        store_sums(sums[other], other, wide);                                                      \
+    scale_segment(total, sums[side], w, &c, n_tok, left, wide, mins);                              \
+    c.xsum += n_tok; /* segments nest, so the others advance one at a time */                      \
+    if (--c.w_left == 0) {                                                                         \
+        c.w_left = w_per;                                                                          \
+        c.at += NB_PANEL_ROWS;                                                                     \
+    }                                                                                              \
+    if (--c.x_left == 0) {                                                                         \
+        c.x_left = x_per;                                                                          \
+        c.scale += n_tok;                                                                          \
+    }
     for (int64_t s = 0; s < n; s += 2) {
-        if (s + 2 < n)
-            feed_segment(&f, 0, wide);
-        if (s + 1 < n)
-            store_sums(sums[1], 1, wide);
-        scale_segment(total, sums[0], &c, left, wide, mins);
+        SEGMENT(s, 0, 1)
         if (s + 1 == n)
             break;
-        if (s + 3 < n)
-            feed_segment(&f, 1, wide);
-        if (s + 2 < n)
-            store_sums(sums[0], 0, wide);
-        scale_segment(total, sums[1], &c, left, wide, mins);
+        SEGMENT(s + 1, 1, 0)
     }
+#undef SEGMENT
     UNROLL
     for (int t = 0; t < NB_ROWS_MAX; t++) {
         if (t < n_tok)
@@ -354,7 +346,7 @@ static void settle(float *y, int64_t ldy, int32_t (*sums)[16], const block *b, i
     }
     const cursor c = cursor_at(w, p, x, seg_begin);
     if (b->left[j])
-        subtract_left(sums, &c);
+        subtract_left(sums, w, c.at, c.xsum, x->n_tok);
     const __m512 sw = load_params(w->scales, w->scale_type, c.at);
     const __m512 m =
         w->mins != NULL ? load_params(w->mins, w->scale_type, c.at) : _mm512_setzero_ps();
@@ -433,9 +425,9 @@ static int64_t common_step(int64_t seg_len)
  * does, or in a row of one segment anywhere. */
 static int64_t block_length(int64_t n_cols, int64_t unit)
 {
-    const int64_t most = NB_ROWS_BLOCK / unit * unit, n_blocks = (n_cols + most - 1) / most;
-    const int64_t equal = (n_cols + n_blocks - 1) / n_blocks;
-    return (equal + unit - 1) / unit * unit;
+    const int64_t most = NB_ROWS_BLOCK / unit * unit, n_blocks = ceil_div(n_cols, most);
+    const int64_t equal = ceil_div(n_cols, n_blocks);
+    return ceil_div(equal, unit) * unit;
 }
 
 static void strip_all(float *y, int64_t ldy, const block *b, const nb_xtile *tiles,

@@ -305,6 +305,11 @@ amx_kind amx_begin(unsigned isa)
     return AMX_EMULATED;
 }
 
+bool amx_configured(void)
+{
+    return state.configured;
+}
+
 void amx_end(void)
 {
     if (!in_place)
@@ -330,6 +335,11 @@ amx_kind amx_begin(unsigned isa)
 
 void amx_end(void)
 {
+}
+
+bool amx_configured(void)
+{
+    return false;
 }
 #endif
 

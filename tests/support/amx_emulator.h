@@ -28,6 +28,8 @@ void amx_end(void);
 const char *amx_fault(void);
 /* It was wanted: amx_end shall not fail over it. */
 void amx_expect_fault(void);
+/* The calling thread's tiles have shapes: emulated ones, that is. */
+bool amx_configured(void);
 /* Instructions emulated since amx_begin, by all threads; of those, multiplies. */
 int64_t amx_n_instructions(void);
 int64_t amx_n_products(void);
