@@ -145,35 +145,41 @@ INLINE __m512 decode_column(__m512i dwords, int i, const decoder *d, const bool 
     return mins ? _mm512_fmadd_ps(d->scale, q, d->min) : _mm512_mul_ps(d->scale, q);
 }
 
-/* Up to `left` columns of those in the dwords. */
-INLINE void decode_group(float *out, const uint8_t *dwords, int64_t left, const decoder *d,
-                         const bool nibbles, const bool zeros, const bool mins)
+/* Columns [first, last) of those in the dwords. */
+INLINE void decode_group(float *out, const uint8_t *dwords, int64_t first, int64_t last,
+                         const decoder *d, const bool nibbles, const bool zeros, const bool mins)
 {
     const __m512i v = _mm512_loadu_si512(dwords);
     const int count = nibbles ? 8 : 4;
     UNROLL
     for (int i = 0; i < count; i++)
-        if (i < left)
-            _mm512_storeu_ps(out + i * NB_PANEL_ROWS, decode_column(v, i, d, nibbles, zeros, mins));
+        if (i >= first && i < last)
+            _mm512_storeu_ps(out + (i - first) * NB_PANEL_ROWS,
+                             decode_column(v, i, d, nibbles, zeros, mins));
 }
 
-/* Columns [k0, k0 + n) of a panel of codes, as binary32 [k][16]. k0 is a multiple of 128, and a
- * segment ends at a multiple of 8 columns or at the end of the row. */
+/* Columns [k0, k0 + n) of a panel of codes, as binary32 [k][16]. k0 is a multiple of 128. */
 INLINE void dequantize_columns(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n,
                                const bool nibbles, const bool zeros, const bool mins)
 {
     const int count = nibbles ? 8 : 4;
-    const uint8_t *codes = w->codes + p * w->panel_bytes + k0 / count * 64;
+    const uint8_t *codes = w->codes + p * w->panel_bytes;
     const __m512 table = nibble_table(w);
     for (int64_t k = k0; k < k0 + n;) {
         const int64_t seg = k / w->seg_len, at = (p * w->n_segs + seg) * NB_PANEL_ROWS;
         const int64_t seg_end = (seg + 1) * w->seg_len, end = seg_end < k0 + n ? seg_end : k0 + n;
         const decoder d = decoder_at(w, at, table, nibbles, zeros, mins);
-        for (; k + count <= end; k += count, out += count * NB_PANEL_ROWS, codes += 64)
-            decode_group(out, codes, count, &d, nibbles, zeros, mins);
-        if (k < end) /* the end of the row */
-            decode_group(out, codes, end - k, &d, nibbles, zeros, mins);
-        k = end;
+        while (k < end) {
+            const int64_t group = k / count * count,
+                          last = end - group < count ? end - group : count;
+            const uint8_t *dwords = codes + group / count * 64;
+            if (last - (k - group) == count)
+                decode_group(out, dwords, 0, count, &d, nibbles, zeros, mins);
+            else /* another segment, or the row's end, cuts the group */
+                decode_group(out, dwords, k - group, last, &d, nibbles, zeros, mins);
+            out += (group + last - k) * NB_PANEL_ROWS;
+            k = group + last;
+        }
     }
 }
 
@@ -317,7 +323,8 @@ void nb_avx512_gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, 
     {decode_panels_##name##_1, decode_panels_##name##_2, decode_panels_##name##_3},
     static decode_panels_fn *const kinds[8][DECODE_TOKENS] = {FOR_EACH_CODES(X)};
 #undef X
-    if (w->n_segs > 0 && n_tiles == 1 && tiles->n_tok <= DECODE_TOKENS)
+    const bool whole_groups = w->n_segs == 1 || w->seg_len % 8 == 0;
+    if (w->n_segs > 0 && whole_groups && n_tiles == 1 && tiles->n_tok <= DECODE_TOKENS)
         kinds[codes_kind(w)][tiles->n_tok - 1](y + tile_first[0] * ldy, ldy, w, begin, end,
                                                tiles->f);
     else
