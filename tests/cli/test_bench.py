@@ -232,6 +232,90 @@ class Bench(lib.Case):
         self.assertIn("nibble: warning: %s: key 'bos_token_id' is no id" % self.path("w"), done.err)
 
 
+# What stands in the place of nibble: speeds that tell by which flags they came about.
+FAKE_NIBBLE = r"""#!/bin/sh
+echo "$@" >>"$0.calls"
+case "$*" in *llama2-7b*) echo "nibble: no memory" >&2; exit 4 ;; esac
+line() {
+    printf '{"prefill_tok_s": %s, "decode_tok_s": 250.5, "depth": %s, "isa": "avx512", ' "$1" "$2"
+    printf '"prefill_peak_share": 0.5, "decode_read_share": 0.905, "batch_decode_tok_s": %s, ' "$3"
+    printf '"batch_peak_share": {"16": 0.25}, "limits": {"int8_gop_s": 900.0, "int8_unit": "vpdpbusd", '
+    printf '"fma_gflop_s": 200.0, "read_gb_s": 30.0}}\n'
+}
+case "$*" in
+*4096*) line 1600 0 '{}' && line 900 4096 '{}' ;;
+*avx2*) line 99.94 0 '{"16": null}' ;;
+*) line 3000 0 '{"16": 1500.4}' ;;
+esac
+"""
+FAKE_PEER = """#!/bin/sh
+echo '[{"n_prompt": 512, "n_gen": 0, "avg_ts": 1500.5},'
+echo '{"n_prompt": 0, "n_gen": 64, "avg_ts": 190.25}]'
+"""
+FAKE_BATCHED = """#!/bin/sh
+echo "|    PP |  TG |  B |  N_KV | T_PP s | S_PP t/s | T_TG s | S_TG t/s |  T s |  S t/s |"
+echo "|-------|-----|----|-------|--------|----------|--------|----------|------|--------|"
+echo "|   128 |  32 | 16 |  2560 |  1.000 |   813.25 |  1.000 |   383.00 | 2.00 | 999.00 |"
+"""
+TABLE = """\
+| tok/s | prefill 512 (of the multiply peak) | decode 1 (of the read bandwidth) | \
+decode 16 sequences, total (of the multiply peak) | peer: prefill | decode 1 | decode 16 |
+|---|---|---|---|---|---|---|
+| SmolLM2-135M, 4-bit | 3000 (50 %) | 250 (90 %) | 1500 (25 %) | 1500 | 190 | 383 |
+| Llama-3.2-1B shape, 4-bit g32 | 3000 (50 %) | 250 (90 %) | 1500 (25 %) | - | - | - |
+| Llama-3.2-1B shape, 4-bit g128 | 3000 (50 %) | 250 (90 %) | 1500 (25 %) | - | - | - |
+| Llama-3.2-1B shape, 8-bit | 3000 (50 %) | 250 (90 %) | 1500 (25 %) | - | - | - |
+| Llama-2-7B shape, 4-bit g128 | - | - | - | - | - | - |
+| SmolLM2-135M, 4-bit, INT8 cache: prefill of 4096, decode behind it | 1600 (50 %) | 250 (90 %) | - | 813 | 383 | - |
+| SmolLM2-135M, 4-bit, AVX2 | 99.9 (50 %) | 250 (90 %) | - | - | - | - |
+| Llama-3.2-1B shape, 4-bit g32, AVX2 | 99.9 (50 %) | 250 (90 %) | - | - | - | - |
+
+3 threads, avx512, medians of 2 rounds. This machine, in the same runs: 900 int8 Gop/s (vpdpbusd), \
+200 Gflop/s, read 30.0 GB/s.
+"""
+
+
+class Script(lib.Case):
+    """scripts/bench.sh, with programs in the place of nibble and its peers."""
+
+    def script(self, **env):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../scripts/bench.sh")
+        return subprocess.run(["sh", script, self.path("")], text=True, capture_output=True,
+                              env=lib.environment(THREADS="3", ROUNDS="2", **env))
+
+    def program(self, name, text):
+        path = self.write(name, text)
+        os.chmod(path, 0o755)
+        return path
+
+    def test_the_table(self):
+        self.program("nibble", FAKE_NIBBLE)
+        done = self.script(PEER_BENCH=self.program("peer", FAKE_PEER), PEER_135M="small.gguf",
+                           PEER_BATCHED=self.program("batched", FAKE_BATCHED))
+        self.assertEqual(done.stdout, TABLE)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(self.path("nibble.calls")) as f:
+            calls = f.read().splitlines()
+        self.assertEqual(len(calls), 16)
+        self.assertEqual(calls[:8], calls[8:])  # rows take turns
+        self.assertEqual(calls[2], "bench --shape llama3.2-1b --scheme W4A16:g128 --compute i8 "
+                                   "--batch 16 --threads 3 --repeat 3 --json --quiet")
+
+    def test_without_peers_and_with_some_rows(self):
+        self.program("nibble", FAKE_NIBBLE)
+        done = self.script(ROWS="135M.*AVX2|8-bit")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([line.count("|") for line in done.stdout.splitlines()], [5, 5, 5, 5, 0, 0])
+
+    def test_nothing_measured_is_a_failure(self):
+        self.assertEqual(self.script().returncode, 1)
+        self.program("nibble", FAKE_NIBBLE)
+        self.assertEqual(self.script(ROWS="7B").returncode, 1)
+        done = self.script(ROWS="no such row")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("no row's name matches", done.stderr)
+
+
 def limit_memory():
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
