@@ -348,7 +348,7 @@ static void sharing_a_base_changes_nothing(void **state)
 static void scores_do_not_depend_on_threads_or_instructions(void **state)
 {
     (void)state;
-    static const unsigned isas[] = {0, NB_ISA_AVX2, NB_ISA_AVX2 | NB_ISA_AVX512};
+    static const unsigned isas[] = {0, NB_ISA_AVX2, NB_ISA_AVX2 | NB_ISA_AVX512, NB_ISA_NEON};
     nb_score want = {0};
     int n = 0;
     for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {

@@ -1,4 +1,5 @@
 /* The forward pass: against `transformers`, and against itself in every way it can be cut. */
+#include "support/amx_emulator.h"
 #include "support/golden.h"
 #include "support/scratch.h"
 
@@ -29,6 +30,8 @@ typedef struct {
     nb_kv_pool kv;
 } fixture;
 
+enum { AMX_WAY = NB_ISA_AVX2 | NB_ISA_AVX512 | NB_ISA_AMX };
+
 static void open_model(fixture *f, const char *path, nb_compute_choice compute, unsigned isa,
                        int threads, nb_kv_format cell)
 {
@@ -37,6 +40,10 @@ static void open_model(fixture *f, const char *path, nb_compute_choice compute, 
     must(nb_store_open(&f->store, path, &err), &err);
     must(nb_pool_open(&f->pool, threads, &err), &err);
     nb_kernels_init(&f->kernels, isa);
+#if defined(__x86_64__)
+    if (isa == AMX_WAY) /* also where it is emulated */
+        nb_kernels_amx_dot(&f->kernels);
+#endif
     must(nb_model_open(&f->model, f->store, &(nb_model_options){compute, 64}, f->pool, &err), &err);
     must(nb_work_init(&f->work, &f->model, &f->kernels, f->pool, 128, &err), &err);
     must(nb_kv_pool_init(&f->kv, &f->model.config, cell, 64, &err), &err);
@@ -195,7 +202,15 @@ static void write_quantized(const char *from, const char *to, const nb_format *f
     nb_store_close(store);
 }
 
-static const unsigned isas[] = {0, NB_ISA_AVX2, NB_ISA_AVX2 | NB_ISA_AVX512};
+static const unsigned isas[] = {0, NB_ISA_AVX2, NB_ISA_AVX2 | NB_ISA_AVX512, AMX_WAY, NB_ISA_NEON};
+
+static int64_t n_products; /* of emulated tiles */
+
+/* The machine has it, or can do as if; amx_end ends it. */
+static bool way_begins(unsigned isa)
+{
+    return isa == AMX_WAY ? amx_begin(nb_cpu_isa()) != AMX_ABSENT : (nb_cpu_isa() & isa) == isa;
+}
 
 /* All ways to compute the same logits; `what` names the model in a failure. */
 static int64_t check_matrix(const char *path, const char *what, nb_compute_choice compute,
@@ -206,7 +221,7 @@ static int64_t check_matrix(const char *path, const char *what, nb_compute_choic
     float *want = NULL;
     int64_t n_ways = 0;
     for (size_t isa = 0; isa < sizeof isas / sizeof *isas; isa++) {
-        if ((nb_cpu_isa() & isas[isa]) != isas[isa])
+        if (!way_begins(isas[isa]))
             continue;
         for (size_t t = 0; t < sizeof threads / sizeof *threads; t++) {
             fixture f;
@@ -227,6 +242,10 @@ static int64_t check_matrix(const char *path, const char *what, nb_compute_choic
             }
             free(got);
             close_model(&f);
+        }
+        if (isas[isa] == AMX_WAY) {
+            n_products += amx_n_products();
+            amx_end();
         }
     }
     free(want);
@@ -275,6 +294,8 @@ static void logits_are_the_same_bits_however_they_are_computed(void **state)
         free(tokens);
     }
     assert_true(n_ways >= 12 * (int64_t)(N_NAMES + 4 * sizeof schemes / sizeof *schemes));
+    const bool emulated = (nb_cpu_isa() & AMX_WAY) == (NB_ISA_AVX2 | NB_ISA_AVX512);
+    assert_int_equal(n_products > 0, emulated);
 }
 
 /* What else is in the batch does not matter, nor where a sequence's pages lie. */
