@@ -360,8 +360,7 @@ static tile_f_fn *const tiles_wide[3][3] = {[NB_PANEL_F32] = WIDE_ROW(F32),
                                             [NB_PANEL_BF16] = WIDE_ROW(BF16),
                                             [NB_PANEL_F16] = WIDE_ROW(F16)};
 
-/* Columns [k0, k0 + n) of a panel of codes, as binary32 [k][16]. k0 is a multiple of 128, and a
- * segment ends at a multiple of 8 columns or at the end of the row. */
+/* Columns [k0, k0 + n) of a panel of codes, as binary32 [k][16]. k0 is a multiple of 128. */
 INLINE void dequantize_columns(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n,
                                const nb_panel_kind kind)
 {
@@ -378,8 +377,8 @@ INLINE void dequantize_columns(float *out, const nb_panels *w, int64_t p, int64_
             const float32x4_t m =
                 w->mins != NULL ? load_params(w->mins, w->scale_type, at) : vdupq_n_f32(0);
             const int32x4_t z = load_zeros(w, at, bias);
-            for (; k < end; k += count) {
-                const uint8x16_t bytes = vld1q_u8(panel + k / count * 64 + 16 * j);
+            for (int64_t g = k / count * count; g < end; g += count) {
+                const uint8x16_t bytes = vld1q_u8(panel + g / count * 64 + 16 * j);
                 UNROLL
                 for (int i = 0; i < count; i++) {
                     const int32x4_t four = vreinterpretq_s32_s8(unpack(bytes, i >= 4, table, kind));
@@ -387,8 +386,8 @@ INLINE void dequantize_columns(float *out, const nb_panels *w, int64_t p, int64_
                     const int32x4_t code =
                         vshrq_n_s32(vshlq_s32(four, vdupq_n_s32(24 - 8 * (i % 4))), 24);
                     const float32x4_t q = vcvtq_f32_s32(vsubq_s32(code, z));
-                    if (k + i < end)
-                        vst1q_f32(out + (k - k0 + i) * NB_PANEL_ROWS + 4 * j,
+                    if (g + i >= k && g + i < end) /* the segment's own */
+                        vst1q_f32(out + (g - k0 + i) * NB_PANEL_ROWS + 4 * j,
                                   w->mins == NULL ? vmulq_f32(s, q) : vfmaq_f32(m, s, q));
                 }
             }
