@@ -107,87 +107,261 @@ static bool needs_decoding(const nb_mat *m)
     return m->fmt->int_form == NULL && m->fmt->block_len > 1;
 }
 
+/* ---- sixteen rows become one panel ----
+ *
+ * Rows are read sixteen bytes at a time and turned in registers, so that a panel is written once
+ * and in order. Row by row, each cache line of the panel was touched sixteen times. */
+
+typedef uint8_t bytes16 __attribute__((vector_size(16)));
+typedef uint16_t halves8 __attribute__((vector_size(16)));
+typedef uint32_t words4 __attribute__((vector_size(16)));
+
+/* Four rows of four words become four columns. */
+static inline void turn_words(words4 v[4])
+{
+    const words4 ac = __builtin_shufflevector(v[0], v[2], 0, 4, 1, 5);
+    const words4 bd = __builtin_shufflevector(v[1], v[3], 0, 4, 1, 5);
+    const words4 ac2 = __builtin_shufflevector(v[0], v[2], 2, 6, 3, 7);
+    const words4 bd2 = __builtin_shufflevector(v[1], v[3], 2, 6, 3, 7);
+    v[0] = __builtin_shufflevector(ac, bd, 0, 4, 1, 5);
+    v[1] = __builtin_shufflevector(ac, bd, 2, 6, 3, 7);
+    v[2] = __builtin_shufflevector(ac2, bd2, 0, 4, 1, 5);
+    v[3] = __builtin_shufflevector(ac2, bd2, 2, 6, 3, 7);
+}
+
+/* Four words each of four rows, `stride` bytes apart. */
+static inline void load_and_turn(words4 v[4], const uint8_t *row, int64_t stride)
+{
+    for (int j = 0; j < 4; j++)
+        memcpy(&v[j], row + j * stride, sizeof v[j]);
+    turn_words(v);
+}
+
+/* Words of 16 rows, word k of row i to word 16 * k + i; n_words is a multiple of 4. */
+static void turn_f32(uint8_t *out, const uint8_t *rows, int64_t stride, int64_t n_words)
+{
+    for (int64_t k = 0; k < n_words; k += 4, out += 256) {
+        for (int i = 0; i < NB_PANEL_ROWS; i += 4) {
+            words4 v[4];
+            load_and_turn(v, rows + i * stride + 4 * k, stride);
+            for (int j = 0; j < 4; j++)
+                memcpy(out + 64 * j + 4 * i, &v[j], sizeof v[j]);
+        }
+    }
+}
+
+/* The same for halves; n_halves is a multiple of 8. A word of the turned rows holds columns 2k and
+ * 2k + 1 of one row: the even halves of two vectors are eight rows of one column. */
+static void turn_f16(uint8_t *out, const uint8_t *rows, int64_t stride, int64_t n_halves)
+{
+    for (int64_t k = 0; k < n_halves; k += 8, out += 256) {
+        for (int i = 0; i < NB_PANEL_ROWS; i += 8) {
+            words4 v[4], w[4];
+            load_and_turn(v, rows + i * stride + 2 * k, stride);
+            load_and_turn(w, rows + (i + 4) * stride + 2 * k, stride);
+            for (int j = 0; j < 4; j++) {
+                const halves8 a = (halves8)v[j], b = (halves8)w[j];
+                const halves8 even = __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+                const halves8 odd = __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+                memcpy(out + 64 * j + 2 * i, &even, sizeof even);
+                memcpy(out + 64 * j + 32 + 2 * i, &odd, sizeof odd);
+            }
+        }
+    }
+}
+
+/* Codes of 16 rows, `offset` added, to bytes; k_pad is a multiple of 8, and the rows may be read up
+ * to the next multiple of 16. */
+static void turn_u8(uint8_t *out, const uint8_t *rows, int64_t stride, int64_t k_pad, int offset)
+{
+    const bytes16 add = (bytes16){0} + (uint8_t)offset;
+    for (int64_t k = 0; k < k_pad; k += 16, out += 256) {
+        const int n = k + 16 <= k_pad ? 4 : 2;
+        for (int i = 0; i < NB_PANEL_ROWS; i += 4) {
+            words4 v[4];
+            load_and_turn(v, rows + i * stride + k, stride);
+            for (int j = 0; j < n; j++) {
+                const bytes16 stored = (bytes16)v[j] + add;
+                memcpy(out + 64 * j + 4 * i, &stored, sizeof stored);
+            }
+        }
+    }
+}
+
+/* The same to nibbles. Stored codes are at most 15: shifting whole words moves no bit of one into
+ * its neighbour. */
+static void turn_u4(uint8_t *out, const uint8_t *rows, int64_t stride, int64_t k_pad, int offset)
+{
+    const bytes16 add = (bytes16){0} + (uint8_t)offset;
+    for (int64_t k = 0; k < k_pad; k += 16, out += 128) {
+        const int n = k + 16 <= k_pad ? 2 : 1;
+        for (int i = 0; i < NB_PANEL_ROWS; i += 4) {
+            words4 v[4];
+            load_and_turn(v, rows + i * stride + k, stride);
+            for (int j = 0; j < n; j++) {
+                const words4 low = (words4)((bytes16)v[2 * j] + add);
+                const words4 high = (words4)((bytes16)v[2 * j + 1] + add);
+                const words4 both = low | high << 4;
+                memcpy(out + 64 * j + 4 * i, &both, sizeof both);
+            }
+        }
+    }
+}
+
+/* ---- plain numbers ---- */
+
 static void pack_plain(const nb_panels *p, const nb_mat *m, int64_t panel, uint8_t *scratch)
 {
-    const int64_t first = panel * NB_PANEL_ROWS;
+    const int64_t first = panel * NB_PANEL_ROWS, n = p->n_cols;
     const int rows = (int)(m->n_rows - first < NB_PANEL_ROWS ? m->n_rows - first : NB_PANEL_ROWS);
+    const bool wide = p->kind == NB_PANEL_F32;
     uint8_t *out = p->codes + panel * p->panel_bytes;
-    for (int i = 0; i < rows; i++) {
+    int64_t turned = 0;
+    if (rows == NB_PANEL_ROWS && !needs_decoding(m)) {
+        turned = wide ? n / 4 * 4 : n / 8 * 8;
+        if (wide)
+            turn_f32(out, nb_mat_row(m, first), m->row_bytes, turned);
+        else
+            turn_f16(out, nb_mat_row(m, first), m->row_bytes, turned);
+    }
+    for (int i = 0; i < rows && turned < n; i++) {
         const uint8_t *row = nb_mat_row(m, first + i);
         if (needs_decoding(m)) {
             m->fmt->decode_row(m, first + i, (float *)(void *)scratch);
             row = scratch;
         }
-        if (p->kind == NB_PANEL_F32) {
-            for (int64_t k = 0; k < p->n_cols; k++)
+        for (int64_t k = turned; k < n; k++) {
+            if (wide)
                 memcpy(out + 4 * (k * NB_PANEL_ROWS + i), row + 4 * k, 4);
-        } else {
-            for (int64_t k = 0; k < p->n_cols; k++)
+            else
                 memcpy(out + 2 * (k * NB_PANEL_ROWS + i), row + 2 * k, 2);
         }
     }
 }
 
-/* What is added to a code to store it: so that the lowest is stored as 0. */
+/* ---- codes ---- */
+
+/* What is added to a code to store it: the lowest is stored as 0. */
 static int stored_offset(const nb_panels *p)
 {
     return p->kind == NB_PANEL_T4 ? 0 : p->zero_const;
 }
 
-/* Row i of a panel of codes, from signed codes. */
-static void interleave(const nb_panels *p, uint8_t *panel, int i, const int8_t *code)
+/* Sixteen rows in their integer form; scratch memory of one thread. Row i of an array begins at
+ * i times its stride. */
+typedef struct {
+    float *scale, *min;
+    int16_t *zero;
+    int8_t *code;
+    int64_t params, code_stride; /* strides */
+} rows_form;
+
+/* The strides keep arrays aligned, and are no large powers of two, so that sixteen rows do not
+ * compete for the same few lines of a cache. */
+static int64_t params_stride(const nb_panels *p)
 {
-    if (p->kind == NB_PANEL_U8) {
-        uint8_t *out = panel + 4 * i;
-        for (int64_t k = 0; k < p->k_pad; k += 4, out += 64) {
-            uint32_t four;
-            memcpy(&four, code + k, 4);
-            four ^= 0x80808080u; /* code + 128, byte by byte */
-            memcpy(out, &four, 4);
+    return round_up(p->n_segs, 16) + 16;
+}
+
+static int64_t code_stride(const nb_panels *p)
+{
+    return round_up(p->k_pad, 64) + 64;
+}
+
+static size_t rows_form_bytes(const nb_panels *p)
+{
+    const int64_t parameters = (int64_t)(2 * sizeof(float) + sizeof(int16_t)) * params_stride(p);
+    return (size_t)(NB_PANEL_ROWS * (parameters + code_stride(p)));
+}
+
+static rows_form rows_form_in(const nb_panels *p, uint8_t *scratch)
+{
+    rows_form f = {.params = params_stride(p), .code_stride = code_stride(p)};
+    f.scale = (float *)(void *)scratch;
+    f.min = f.scale + NB_PANEL_ROWS * f.params;
+    f.zero = (int16_t *)(void *)(f.min + NB_PANEL_ROWS * f.params);
+    f.code = (int8_t *)(void *)(f.zero + NB_PANEL_ROWS * f.params);
+    return f;
+}
+
+/* Reads the rows of a panel. Padding columns and missing rows hold the code that is stored as 0,
+ * and missing rows parameters of 0. */
+static void read_rows(const rows_form *f, const nb_panels *p, const nb_mat *m, int64_t first)
+{
+    for (int i = 0; i < NB_PANEL_ROWS; i++) {
+        const int64_t at = i * f->params;
+        const nb_int_row row = {.scale = f->scale + at,
+                                .min = f->min + at,
+                                .zero = f->zero + at,
+                                .code = f->code + i * f->code_stride};
+        int64_t known = 0;
+        if (first + i < m->n_rows) {
+            m->fmt->int_row(m, first + i, &row);
+            known = p->n_cols;
+        } else {
+            memset(row.scale, 0, (size_t)p->n_segs * sizeof *row.scale);
+            if (p->mins != NULL)
+                memset(row.min, 0, (size_t)p->n_segs * sizeof *row.min);
+            for (int64_t s = 0; p->zeros != NULL && s < p->n_segs; s++)
+                row.zero[s] = (int16_t)-p->zero_const;
         }
-        return;
+        memset(row.code + known, -stored_offset(p), (size_t)(f->code_stride - known));
     }
-    const uint32_t lowest = 0x01010101u * (uint32_t)stored_offset(p);
-    uint8_t *out = panel + 4 * i;
-    for (int64_t k = 0; k < p->k_pad; k += 8, out += 64) {
-        uint32_t a, b;
-        memcpy(&a, code + k, 4);
-        memcpy(&b, code + k + 4, 4);
-        /* code - code_lo lies in 0..15 in every byte, so adding modulo 256 without carries
-         * between bytes is what is wanted: split even and odd bytes. */
-        const uint32_t even = 0x00ff00ffu;
-        a = (((a & even) + (lowest & even)) & even) | (((a & ~even) + (lowest & ~even)) & ~even);
-        b = (((b & even) + (lowest & even)) & even) | (((b & ~even) + (lowest & ~even)) & ~even);
-        const uint32_t both = a | b << 4;
-        memcpy(out, &both, 4);
+}
+
+static void halves_of(uint16_t *restrict h, const float *restrict v)
+{
+    for (int i = 0; i < 4 * NB_PANEL_ROWS; i++)
+        h[i] = nb_f16_from_f32(v[i]);
+}
+
+static void bf16_of(uint16_t *restrict h, const float *restrict v)
+{
+    for (int i = 0; i < 4 * NB_PANEL_ROWS; i++)
+        h[i] = nb_bf16_from_f32(v[i]);
+}
+
+/* Element s of row i to element 16 * s + i, four segments at a time; rows may be read up to the
+ * next multiple of 4. */
+static void put_floats(const nb_panels *p, void *out, int64_t panel, const float *rows,
+                       int64_t stride)
+{
+    const int64_t n = p->n_segs, size = NB_PANEL_ROWS * (int64_t)nb_float_bytes(p->scale_type);
+    uint8_t *to = (uint8_t *)out + panel * n * size;
+    for (int64_t s = 0; s < n; s += 4, to += 4 * size) {
+        float v[4 * NB_PANEL_ROWS];
+        uint16_t h[4 * NB_PANEL_ROWS];
+        turn_f32((uint8_t *)v, (const uint8_t *)(rows + s), 4 * stride, 4);
+        if (p->scale_type == NB_F16)
+            halves_of(h, v);
+        else if (p->scale_type == NB_BF16)
+            bf16_of(h, v);
+        const size_t bytes = (size_t)((n - s < 4 ? n - s : 4) * size);
+        if (p->scale_type == NB_F32)
+            memcpy(to, v, bytes);
+        else
+            memcpy(to, h, bytes);
     }
 }
 
 static void pack_codes(const nb_panels *p, const nb_mat *m, int64_t panel, uint8_t *scratch)
 {
-    const int64_t first = panel * NB_PANEL_ROWS;
-    const int rows = (int)(m->n_rows - first < NB_PANEL_ROWS ? m->n_rows - first : NB_PANEL_ROWS);
-    const size_t params = (size_t)round_up(p->n_segs, 16);
-    const nb_int_row row = {.scale = (float *)(void *)scratch,
-                            .min = (float *)(void *)scratch + params,
-                            .zero = (int16_t *)(void *)(scratch + 8 * params),
-                            .code = (int8_t *)scratch + 10 * params};
-    uint8_t *codes = p->codes + panel * p->panel_bytes;
+    const rows_form f = rows_form_in(p, scratch);
+    read_rows(&f, p, m, panel * NB_PANEL_ROWS);
+    uint8_t *out = p->codes + panel * p->panel_bytes;
+    const uint8_t *codes = (const uint8_t *)f.code;
+    if (p->kind == NB_PANEL_U8)
+        turn_u8(out, codes, f.code_stride, p->k_pad, stored_offset(p));
+    else
+        turn_u4(out, codes, f.code_stride, p->k_pad, stored_offset(p));
+    put_floats(p, p->scales, panel, f.scale, f.params);
+    if (p->mins != NULL)
+        put_floats(p, p->mins, panel, f.min, f.params);
     const int64_t base = panel * p->n_segs * NB_PANEL_ROWS;
-    /* Padding columns hold the lowest code, so that the stored byte or nibble is 0. */
-    memset(row.code + p->n_cols, -stored_offset(p), (size_t)(p->k_pad - p->n_cols));
-    for (int i = 0; i < rows; i++) {
-        m->fmt->int_row(m, first + i, &row);
-        interleave(p, codes, i, row.code);
-        for (int64_t s = 0; s < p->n_segs; s++) {
-            const int64_t at = base + s * NB_PANEL_ROWS + i;
-            nb_float_put(p->scales, p->scale_type, at, row.scale[s]);
-            if (p->zeros != NULL)
-                p->zeros[at] = (int16_t)(row.zero[s] + p->zero_const);
-            if (p->mins != NULL)
-                nb_float_put(p->mins, p->scale_type, at, row.min[s]);
-        }
-    }
+    for (int64_t s = 0; p->zeros != NULL && s < p->n_segs; s++)
+        for (int i = 0; i < NB_PANEL_ROWS; i++)
+            p->zeros[base + s * NB_PANEL_ROWS + i] =
+                (int16_t)(f.zero[i * f.params + s] + p->zero_const);
 }
 
 static void pack_task(void *context, int64_t chunk, int thread)
@@ -206,7 +380,7 @@ nb_status nb_panels_pack(nb_panels *p, const nb_mat *m, nb_pool *pool, nb_err *e
     assert(p->n_rows == m->n_rows && p->n_cols == m->n_cols);
     pack_job job = {.p = p, .m = m};
     if (p->n_segs > 0)
-        job.scratch_bytes = (size_t)round_up(10 * round_up(p->n_segs, 16) + p->k_pad, 64);
+        job.scratch_bytes = rows_form_bytes(p);
     else if (needs_decoding(m))
         job.scratch_bytes = (size_t)round_up(4 * p->n_cols, 64);
     if (job.scratch_bytes > 0) {

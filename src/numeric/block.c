@@ -79,16 +79,24 @@ static void low_unpack(int8_t *restrict code, const uint8_t *restrict low, int z
         code[j + 16] = (int8_t)((low[j] >> 4) - zero);
 }
 
-/* Byte j of `spread` holds bit j % 8 of its own; the byte of `high` is copied under all eight. */
+/* Adds 16 to the codes whose bit is set, eight at a time: a byte of `high` is copied into the eight
+ * bytes of a word, of which each keeps its own bit, and adding 127 carries any bit into the top. */
 static void high_unpack(int8_t *restrict code, const uint8_t *restrict high)
 {
-    static const uint8_t spread[BLOCK] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128,
-                                          1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-    uint8_t bits[BLOCK];
-    for (int k = 0; k < 4; k++)
-        memset(bits + 8 * k, high[k], 8);
+    for (int k = 0; k < 4; k++) {
+        const uint64_t bits = high[k] * 0x0101010101010101u & 0x8040201008040201u;
+        const uint64_t set = (bits + 0x7f7f7f7f7f7f7f7fu) & 0x8080808080808080u;
+        uint64_t eight;
+        memcpy(&eight, code + 8 * k, sizeof eight);
+        eight |= set >> 3;
+        memcpy(code + 8 * k, &eight, sizeof eight);
+    }
+}
+
+static void subtract(int8_t *code, int zero)
+{
     for (int j = 0; j < BLOCK; j++)
-        code[j] = (int8_t)(code[j] + ((bits[j] & spread[j]) != 0 ? 16 : 0));
+        code[j] = (int8_t)(code[j] - zero);
 }
 
 static void q4_0_unpack(const void *block, int8_t *code)
@@ -103,8 +111,9 @@ static void q4_1_unpack(const void *block, int8_t *code)
 
 static void q5_0_unpack(const void *block, int8_t *code)
 {
-    low_unpack(code, ((const q5_0_block *)block)->low, 16);
+    low_unpack(code, ((const q5_0_block *)block)->low, 0);
     high_unpack(code, ((const q5_0_block *)block)->high);
+    subtract(code, 16);
 }
 
 static void q5_1_unpack(const void *block, int8_t *code)
@@ -138,9 +147,14 @@ static void values_with_min(float *restrict y, const int8_t *restrict code, floa
 }
 
 /* All blocks begin with d, followed by m where there is one. */
+static inline uint16_t half_bits(const uint8_t *block, int i)
+{
+    return ((const uint16_t *)(const void *)block)[i];
+}
+
 static inline float half_at(const uint8_t *block, int i)
 {
-    return nb_f16_to_f32(((const uint16_t *)(const void *)block)[i]);
+    return nb_f16_to_f32(half_bits(block, i));
 }
 
 ROWS rows_decode(const nb_mat *m, int64_t r, float *y, unpack_fn *unpack, bool has_min)
@@ -157,16 +171,34 @@ ROWS rows_decode(const nb_mat *m, int64_t r, float *y, unpack_fn *unpack, bool h
     }
 }
 
+/* Parameters are converted this many at a time, side by side. */
+#define BATCH 16
+
+static void halves_widen(float *restrict out, const uint16_t *restrict h, int64_t n)
+{
+    float wide[BATCH];
+    for (int b = 0; b < BATCH; b++)
+        wide[b] = nb_f16_to_f32(h[b]);
+    memcpy(out, wide, (size_t)n * sizeof *wide);
+}
+
 ROWS rows_int(const nb_mat *m, int64_t r, const nb_int_row *out, unpack_fn *unpack, bool has_min)
 {
     assert(m->n_cols % BLOCK == 0);
     const uint8_t *block = nb_mat_row(m, r);
     const int64_t n_blocks = m->n_cols / BLOCK;
-    for (int64_t b = 0; b < n_blocks; b++, block += m->fmt->block_bytes) {
-        unpack(block, out->code + b * BLOCK);
-        out->scale[b] = half_at(block, 0);
+    uint16_t d[BATCH] = {0}, min[BATCH] = {0};
+    for (int64_t first = 0; first < n_blocks; first += BATCH) {
+        const int64_t n = n_blocks - first < BATCH ? n_blocks - first : BATCH;
+        for (int64_t b = 0; b < n; b++, block += m->fmt->block_bytes) {
+            unpack(block, out->code + (first + b) * BLOCK);
+            d[b] = half_bits(block, 0);
+            if (has_min)
+                min[b] = half_bits(block, 1);
+        }
+        halves_widen(out->scale + first, d, n);
         if (has_min)
-            out->min[b] = half_at(block, 1);
+            halves_widen(out->min + first, min, n);
     }
 }
 

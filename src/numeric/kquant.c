@@ -129,17 +129,26 @@ static void q3_k_parameters(const void *block, float *restrict scale, float *res
     }
 }
 
-static void six_bit_parameters(uint16_t d16, uint16_t dmin16, const uint8_t *scales,
-                               float *restrict scale, float *restrict min)
+/* y[k] = factor * u[k]: integers and products are made side by side. */
+static void eight_products(float *restrict y, uint64_t u, float factor)
 {
-    const float d = nb_f16_to_f32(d16), dmin = nb_f16_to_f32(dmin16);
-    for (int k = 0; k < 4; k++) {
-        const int a = scales[k], z = scales[k + 4], low = scales[k + 8];
-        scale[k] = d * (float)(a & 63);
-        min[k] = -(dmin * (float)(z & 63));
-        scale[k + 4] = d * (float)((low & 15) | a >> 6 << 4);
-        min[k + 4] = -(dmin * (float)(low >> 4 | z >> 6 << 4));
-    }
+    uint8_t byte[8];
+    memcpy(byte, &u, sizeof byte);
+    for (int k = 0; k < 8; k++)
+        y[k] = factor * (float)byte[k];
+}
+
+static void six_bit_parameters(uint16_t d, uint16_t dmin, const uint8_t *scales, float *scale,
+                               float *min)
+{
+    uint32_t a, z, low;
+    memcpy(&a, scales, sizeof a);
+    memcpy(&z, scales + 4, sizeof z);
+    memcpy(&low, scales + 8, sizeof low);
+    const uint32_t sc_high = (low & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u);
+    const uint32_t mn_high = (low >> 4 & 0x0f0f0f0fu) | (z >> 2 & 0x30303030u);
+    eight_products(scale, (uint64_t)sc_high << 32 | (a & 0x3f3f3f3fu), nb_f16_to_f32(d));
+    eight_products(min, (uint64_t)mn_high << 32 | (z & 0x3f3f3f3fu), -nb_f16_to_f32(dmin));
 }
 
 static void q4_k_parameters(const void *block, float *scale, float *min)

@@ -5,7 +5,8 @@
  *   f16        s eeeee mmmmmmmmmm                      bias 15
  *   bf16       s eeeeeeee mmmmmmm                      bias 127: the upper half of a binary32
  *
- * All cases are computed and one is selected, so that a loop over these becomes vector code. */
+ * All cases are computed and one is selected by a mask, so that a loop over these becomes vector
+ * code: of a choice between two expressions, gcc 12 makes a branch at -O2 and gives up. */
 #ifndef NB_NUMERIC_MINIFLOAT_H
 #define NB_NUMERIC_MINIFLOAT_H
 
@@ -27,6 +28,13 @@ static inline uint32_t nb_f32_bits(float f)
     return u;
 }
 
+/* a where `take_a`, else b. */
+static inline uint32_t nb_select_u32(bool take_a, uint32_t a, uint32_t b)
+{
+    const uint32_t mask = 0u - (uint32_t)take_a;
+    return (a & mask) | (b & ~mask);
+}
+
 static inline float nb_bf16_to_f32(uint16_t h)
 {
     return nb_f32_from_bits((uint32_t)h << 16);
@@ -46,9 +54,9 @@ static inline float nb_f16_to_f32(uint16_t h)
     /* 2^-14 (1 + m/1024) - 2^-14 is exact, and touches no subnormal operand, which some
      * processors handle a hundred times slower. */
     const float tiny = nb_f32_from_bits(0x38800000u | (wide & 0x7fffffu)) - 0x1p-14f;
-    const uint32_t finite = rest < 0x400u ? nb_f32_bits(tiny) : wide + 0x38000000u;
-    const uint32_t special = wide | 0x7f800000u | (rest > 0x7c00u ? 0x400000u : 0u);
-    return nb_f32_from_bits(sign | (rest < 0x7c00u ? finite : special));
+    const uint32_t finite = nb_select_u32(rest < 0x400u, nb_f32_bits(tiny), wide + 0x38000000u);
+    const uint32_t special = wide | 0x7f800000u | (uint32_t)(rest > 0x7c00u) << 22;
+    return nb_f32_from_bits(sign | nb_select_u32(rest < 0x7c00u, finite, special));
 }
 
 /* |x| >= 65520 becomes infinity. */
@@ -59,9 +67,10 @@ static inline uint16_t nb_f16_from_f32(float f)
      */
     const uint32_t tiny = nb_f32_bits(nb_f32_from_bits(mag) + 0.5f) - 0x3f000000u;
     const uint32_t normal = (mag - 0x38000000u + 0xfffu + ((mag >> 13) & 1u)) >> 13;
-    const uint32_t finite = mag < 0x38800000u ? tiny : normal;
-    const uint32_t special = mag > 0x7f800000u ? 0x7e00u | ((mag >> 13) & 0x3ffu) : 0x7c00u;
-    return (uint16_t)(sign | (mag < 0x477ff000u ? finite : special));
+    const uint32_t finite = nb_select_u32(mag < 0x38800000u, tiny, normal);
+    const uint32_t nan = 0x7e00u | ((mag >> 13) & 0x3ffu);
+    const uint32_t special = nb_select_u32(mag > 0x7f800000u, nan, 0x7c00u);
+    return (uint16_t)(sign | nb_select_u32(mag < 0x477ff000u, finite, special));
 }
 
 /* Element i of an array of `type`. */

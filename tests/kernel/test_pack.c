@@ -70,7 +70,7 @@ static void check_values(const nb_mat *m)
 }
 
 /* What kernels may count on besides the values: padding codes are 0, rows that do not exist have
- * codes and scales of 0. */
+ * codes, scales, minima and zero points of 0. */
 static void check_padding(const nb_mat *m)
 {
     nb_panels p = pack(m);
@@ -88,6 +88,7 @@ static void check_padding(const nb_mat *m)
             const int64_t at = (r / 16 * p.n_segs + s) * 16 + i;
             assert_true(nb_float_get(p.scales, p.scale_type, at) == 0);
             assert_true(p.mins == NULL || nb_float_get(p.mins, p.scale_type, at) == 0);
+            assert_true(p.zeros == NULL || p.zeros[at] == 0);
         }
         for (int64_t k = 0; r >= m->n_rows && p.n_segs == 0 && k < m->n_cols; k++) {
             const nb_float_type t = p.kind == NB_PANEL_F32   ? NB_F32
@@ -120,7 +121,7 @@ static void plain_and_block_formats_are_packed_as_they_decode(void **state)
             continue;
         n_formats++;
         static const int64_t plain[] = {1, 3, 7, 8, 9, 15, 31, 33, 64, 129};
-        static const int64_t blocks[] = {1, 2, 3, 5, 9};
+        static const int64_t blocks[] = {1, 2, 3, 5, 9, 18};
         const bool block = (*f)->block_len > 1;
         const size_t n = block ? sizeof blocks / sizeof *blocks : sizeof plain / sizeof *plain;
         for (size_t c = 0; c < n; c++) {

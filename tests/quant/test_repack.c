@@ -101,6 +101,25 @@ static void blocks_there_and_back(void **state)
     }
 }
 
+/* What a code of a table stands for is an 8-bit code; four bits do not hold it. */
+static void codes_of_a_table(void **state)
+{
+    (void)state;
+    static const nb_format *const targets[] = {&nb_format_q8_0, &nb_format_int8};
+    for (uint64_t seed = 0; seed < 20; seed++) {
+        matrix places, to;
+        shape(&places, &nb_format_iq4_nl, 64, 0, NB_F16, false);
+        fill_blocks(&places, seed);
+        for (int t = 0; t < 2; t++) {
+            shape(&to, targets[t], 64, 32, NB_F16, false);
+            assert_true(repack_all(&to, &places));
+            assert_same_values(&places, &to);
+        }
+        shape(&to, &nb_format_q4_0, 64, 0, NB_F16, false);
+        assert_false(repack_all(&to, &places));
+    }
+}
+
 /* Wide groups repeat their scale in every block. */
 static void wide_groups_to_blocks(void **state)
 {
@@ -205,11 +224,9 @@ static void refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(blocks_there_and_back),
-        cmocka_unit_test(wide_groups_to_blocks),
-        cmocka_unit_test(narrow_codes),
-        cmocka_unit_test(scales_fit_or_are_refused),
-        cmocka_unit_test(refused),
+        cmocka_unit_test(codes_of_a_table),          cmocka_unit_test(blocks_there_and_back),
+        cmocka_unit_test(wide_groups_to_blocks),     cmocka_unit_test(narrow_codes),
+        cmocka_unit_test(scales_fit_or_are_refused), cmocka_unit_test(refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
