@@ -68,14 +68,15 @@ typedef struct nb_lm nb_lm;
 
 typedef struct {
     int threads;         /* 0: all processors this process may run on; at most 256 */
-    const char *isa;     /* "scalar", "avx2", "avx512"; NULL or "auto": the best there is */
+    const char *isa;     /* "scalar", "avx2", "avx512", "amx", "neon"; NULL or "auto": the best */
     const char *compute; /* "f", "i8", "i16"; NULL or "auto": what the model's formats say */
     const char *kv;      /* "f16", "f32", "bf16", "int8"; NULL: f16 */
     int64_t n_ctx;       /* tokens a session can hold; 0: the model's own, at most 8192 */
 } nb_lm_options;
 
 /* Opens a .gguf file or a Hugging Face folder and loads its weights. NB_DATA and NB_UNSUPPORTED
- * name the file and what is wrong with it; NB_USAGE: options. */
+ * name the file and what is wrong with it; NB_USAGE: options, an instruction set that this machine
+ * lacks among them. */
 NB_API nb_status nb_lm_open(nb_lm **out, const char *path, const nb_lm_options *options,
                             nb_err *err);
 /* Close the sessions first. NULL is fine. */

@@ -22,7 +22,7 @@ nb_status nb_runtime_open(nb_runtime *rt, const nb_args *args, nb_err *err)
 {
     *rt = (nb_runtime){0};
     unsigned mask;
-    NB_TRY(nb_isa_parse(nb_args_text(args, "isa"), &mask, err));
+    NB_TRY(nb_isa_choose(nb_args_text(args, "isa"), &mask, err));
     int64_t threads = nb_args_int(args, "threads");
     if (threads == 0) /* auto */
         threads = n_processors();

@@ -56,7 +56,7 @@ static nb_status open_threads(nb_lm *lm, const nb_lm_options *o, nb_err *err)
         return nb_fail(err, NB_USAGE, "%d threads: there may be 1 to %d, or 0 for all processors",
                        o->threads, NB_POOL_MAX_THREADS);
     unsigned mask;
-    NB_TRY(nb_isa_parse(o->isa != NULL ? o->isa : "auto", &mask, err));
+    NB_TRY(nb_isa_choose(o->isa != NULL ? o->isa : "auto", &mask, err));
     nb_kernels_init(&lm->kernels, mask);
     return nb_pool_open(&lm->pool, o->threads > 0 ? o->threads : n_processors(), err);
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import pty
 import signal
 import struct
@@ -54,6 +55,12 @@ class Run(lib.Case):
         other = self.run_json(*args, "--compute", "f")
         self.assertEqual((first["compute"], other["compute"]), ("i8", "f"))
         self.assertNotEqual(other["logits_hash"], first["logits_hash"])
+
+    def test_what_the_machine_lacks_is_refused_by_name(self):
+        name = "avx2" if platform.machine() == "aarch64" else "neon"
+        done = lib.nibble("run", self.model, "x", "--isa", name)
+        self.assertEqual((done.code, done.out), (2, ""))
+        self.assertIn(f"this machine has no {name}: its best is ", done.err)
 
     def test_a_prompt_comes_from_anywhere(self):
         prompt = "the \u20ac end\n"

@@ -11,6 +11,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#if defined(__aarch64__)
+#define FOREIGN_ISA "avx2"
+#else
+#define FOREIGN_ISA "neon"
+#endif
+
 static nb_lm *must_open(const char *name, const tiny_model *how, const nb_lm_options *options)
 {
     nb_err err = {0};
@@ -75,6 +81,7 @@ static void bad_options_and_files_are_refused(void **state)
         {{.threads = -1}, path, NB_USAGE, "-1 threads"},
         {{.threads = 257}, path, NB_USAGE, "257 threads"},
         {{.isa = "sse9"}, path, NB_USAGE, "sse9"},
+        {{.isa = FOREIGN_ISA}, path, NB_USAGE, "this machine has no " FOREIGN_ISA},
         {{.compute = "i4"}, path, NB_USAGE, "compute has no value 'i4'"},
         {{.kv = "q8"}, path, NB_USAGE, "kv has no value 'q8'"},
         {{.n_ctx = -5}, path, NB_USAGE, "a context of -5 tokens"},
