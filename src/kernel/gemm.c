@@ -169,7 +169,9 @@ bool nb_xpack(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *k, nb
 int64_t nb_gemm_chunk_panels(const nb_panels *w, int64_t n_tok)
 {
     const int64_t bytes = 16384 / (1 + n_tok / 8), n = bytes / w->panel_bytes;
-    return n < 2 ? 2 : n;
+    /* Float tiles of few tokens take four panels at once, to have enough chains under way. */
+    const int64_t least = w->n_segs == 0 && n_tok <= 6 ? 4 : 2;
+    return n < least ? least : n;
 }
 
 void nb_gemm_panels(const nb_kernels *k, const nb_xpacked *x, const nb_gemm_job *job, int64_t begin,
