@@ -333,10 +333,10 @@ static void expect_sensible(const float *x, int64_t n, const nb_format *fmt, nb_
     assert_true(s > 0 && s <= FLT_MAX);
     /* No coarser than the rule says: its 16-bit rounding, or the least number of the type. */
     static const float least[] = {0x1p-149f, 0x1p-24f, 0x1p-133f};
-    double min = 0, max = 0;
+    double min = 0, max = 0; /* not by fmin and fmax, on which gcc 12 fails for 64-bit ARM */
     for (int64_t i = 0; i < n; i++) {
-        min = fmin(min, (double)x[i]);
-        max = fmax(max, (double)x[i]);
+        min = (double)x[i] < min ? (double)x[i] : min;
+        max = (double)x[i] > max ? (double)x[i] : max;
     }
     const double span = (double)(1 << fmt->bits) - 1;
     const double rule = asymmetric ? (max - min) / span : fmax(-min, max) / (span / 2);
