@@ -37,8 +37,9 @@ typedef struct {
     float q_scale[NB_ATTN_ROWS];
     int32_t q_start[NB_ATTN_ROWS];
     /* the current split */
-    int64_t first;                              /* its first position */
-    const uint8_t *keys[PAGES], *values[PAGES]; /* NULL: seen by no row */
+    int64_t first;                                          /* its first position */
+    const uint8_t *keys[PAGES], *values[PAGES];             /* NULL: seen by no row */
+    const uint8_t *keys_ahead[PAGES], *values_ahead[PAGES]; /* what to ask for meanwhile */
     float k_scales[NB_KV_SPLIT], v_scales[NB_KV_SPLIT];
     nb_attn_part part;
     tile tiles[NB_ATTN_ROWS];
@@ -102,21 +103,62 @@ static void load_scales(float *out, const uint8_t *page, int head_dim)
         v16_store(out + i, v16_load_f16(scales + i));
 }
 
+/* Keys of page i of the sequence, and values. */
+static const uint8_t *page_at(const nb_attn_args *a, int64_t i)
+{
+    return a->kv.arena + (size_t)a->kv.table[i] * a->kv.page_bytes +
+           (size_t)a->kv_head * a->kv.head_bytes + a->kv.k_offset;
+}
+
+static const uint8_t *values_of(const nb_attn_args *a, const uint8_t *keys)
+{
+    return keys + ((ptrdiff_t)a->kv.v_offset - (ptrdiff_t)a->kv.k_offset);
+}
+
+/* The order in which few rows read pages: keys first, first + 1 ... last of the split, its values,
+ * keys of the next split. While one is read, the second after it is asked for; of keys, as many
+ * further as a tile reads at once. */
+static void plan_ahead(attention *at, int64_t split, int64_t first, int64_t last)
+{
+    const nb_kv_view *kv = &at->a->kv;
+    const int64_t next = (split + 1) * PAGES;
+    const bool more = next * NB_KV_PAGE < at->a->pos0 + at->a->n_q;
+    const int64_t d_keys = V16_FEW_VECS(at->n_rows) > 4 ? 4 : 2, d_values = 2;
+    for (int64_t i = first; i <= last; i++) {
+        const int64_t k = i + d_keys, v = i + d_values;
+        at->keys_ahead[i] = k <= last                      ? at->keys[k]
+                            : first + k - last - 1 <= last ? at->values[first + k - last - 1]
+                                                           : at->values[last];
+        at->values_ahead[i] = v <= last ? at->values[v]
+                              : more    ? page_at(at->a, next) /* one more may not exist */
+                                        : at->values[last];
+    }
+    for (int64_t i = next; kv->format == NB_KV_INT8 && i < next + PAGES; i++) {
+        if (i * NB_KV_PAGE >= at->a->pos0 + at->a->n_q)
+            break;
+        const uint8_t *scales = page_at(at->a, i) + nb_kv_scales_at(kv->head_dim);
+        ask_for(scales, 64);
+        ask_for(values_of(at->a, scales), 64);
+    }
+}
+
 static void split_start(attention *at, int64_t split)
 {
     const nb_kv_view *kv = &at->a->kv;
     at->first = split * NB_KV_SPLIT;
     const cells sees = rows_see(at, 0, at->n_rows);
     for (int64_t i = 0; i < PAGES; i++) {
-        at->keys[i] = at->values[i] = NULL;
+        at->keys[i] = at->values[i] = at->keys_ahead[i] = NULL;
         if (i < sees.begin / NB_KV_PAGE || i * NB_KV_PAGE >= sees.end)
             continue; /* the table may have no entry for it */
-        const int64_t page = kv->table[split * PAGES + i];
-        const uint8_t *bytes =
-            kv->arena + (size_t)page * kv->page_bytes + (size_t)at->a->kv_head * kv->head_bytes;
-        at->keys[i] = bytes + kv->k_offset;
-        at->values[i] = bytes + kv->v_offset;
-        if (kv->format == NB_KV_INT8) {
+        at->keys[i] = page_at(at->a, split * PAGES + i);
+        at->values[i] = values_of(at->a, at->keys[i]);
+        at->keys_ahead[i] = at->keys[i];
+    }
+    if (at->few && sees.begin < sees.end)
+        plan_ahead(at, split, sees.begin / NB_KV_PAGE, (sees.end - 1) / NB_KV_PAGE);
+    for (int64_t i = 0; i < PAGES; i++) {
+        if (at->keys[i] != NULL && kv->format == NB_KV_INT8) {
             load_scales(at->k_scales + i * NB_KV_PAGE, at->keys[i], kv->head_dim);
             load_scales(at->v_scales + i * NB_KV_PAGE, at->values[i], kv->head_dim);
         }
@@ -129,13 +171,14 @@ static void split_start(attention *at, int64_t split)
 /* The keys of `vecs` blocks of 16 positions from block b on; blocks that no row of the tile sees
  * repeat one that some do. */
 static void key_blocks(const attention *at, cells sees, int64_t b, int vecs, size_t block_bytes,
-                       const uint8_t **keys)
+                       const uint8_t **keys, const uint8_t **ahead)
 {
     const int64_t first = sees.begin / LANES, last = (sees.end - 1) / LANES;
     const int64_t per_page = NB_KV_PAGE / LANES;
     for (int v = 0; v < vecs; v++) {
         const int64_t i = b + v < first ? first : b + v > last ? last : b + v;
         keys[v] = at->keys[i / per_page] + (size_t)(i % per_page) * block_bytes;
+        ahead[v] = at->keys_ahead[i / per_page] + (size_t)(i % per_page) * block_bytes;
     }
 }
 
@@ -144,10 +187,10 @@ static void tile_int_scores(const attention *at, const tile *t)
     const int64_t n_groups = (at->a->kv.head_dim + 3) / 4;
     const int vecs = INT_VECS(t->rows);
     for (int64_t b = t->sees.begin / LANES / vecs * vecs; b * LANES < t->sees.end; b += vecs) {
-        const uint8_t *keys[MAX_VECS];
-        key_blocks(at, t->sees, b, vecs, (size_t)n_groups * 64, keys);
+        const uint8_t *keys[MAX_VECS], *ahead[MAX_VECS];
+        key_blocks(at, t->sees, b, vecs, (size_t)n_groups * 64, keys, ahead);
         int_score[t->rows](at->scores + t->row * STRIDE + b * LANES, at->q + t->row * Q_STRIDE,
-                           at->q_start + t->row, at->q_scale + t->row, keys,
+                           at->q_start + t->row, at->q_scale + t->row, keys, ahead,
                            at->k_scales + b * LANES, n_groups, at->a->q_bits == 16);
     }
 }
@@ -159,14 +202,16 @@ static void tile_few_scores(const attention *at, const tile *t)
     const size_t cell = cell_bytes(kv->format);
     const int vecs = V16_FEW_VECS(t->rows);
     for (int64_t b = t->sees.begin / LANES / vecs * vecs; b * LANES < t->sees.end; b += vecs) {
-        const uint8_t *keys[MAX_VECS];
-        key_blocks(at, t->sees, b, vecs, LANES * cell, keys);
+        const uint8_t *keys[MAX_VECS], *ahead[MAX_VECS];
+        key_blocks(at, t->sees, b, vecs, LANES * cell, keys, ahead);
         for (int64_t d = 0; d < head_dim; d += NB_CHUNK_K) {
             const int64_t n = head_dim - d < NB_CHUNK_K ? head_dim - d : NB_CHUNK_K;
             few_score[kv->format][t->rows](at->scores + t->row * STRIDE + b * LANES,
-                                           at->q + t->row * Q_STRIDE + d, keys, n, d == 0);
-            for (int v = 0; v < vecs; v++)
+                                           at->q + t->row * Q_STRIDE + d, keys, ahead, n, d == 0);
+            for (int v = 0; v < vecs; v++) {
                 keys[v] += NB_CHUNK_K * NB_KV_PAGE * cell;
+                ahead[v] += NB_CHUNK_K * NB_KV_PAGE * cell;
+            }
         }
     }
 }
@@ -278,7 +323,7 @@ static bool values_finite(const attention *at, cells range)
         v16 top = v16_zero();
         for (int64_t d = 0; d < kv->head_dim; d += WIDE) {
             float value[WIDE];
-            widen_values(value, at->values, NULL, c, c + 1, kv->head_dim, d, kv->format);
+            widen_values(value, at->values, at->v_scales, c, c + 1, kv->head_dim, d, kv->format);
             top = v16_max_bits(v16_load(value), top);
             if (d + LANES < kv->head_dim)
                 top = v16_max_bits(v16_load(value + LANES), top);
@@ -329,8 +374,8 @@ static void tile_few_values(const attention *at, const tile *t, cells cut)
     if (see.begin < see.end)
         few_value[kv->format][t->rows](at->part.o + t->row * at->part.row_floats,
                                        at->part.row_floats, t->sees.begin >= cut.begin,
-                                       at->scores + t->row * STRIDE, at->values, at->v_scales,
-                                       see.begin, see.end, kv->head_dim);
+                                       at->scores + t->row * STRIDE, at->values, at->values_ahead,
+                                       at->v_scales, see.begin, see.end, kv->head_dim);
 }
 
 static void values(attention *at)

@@ -47,10 +47,21 @@ V16_INLINE v16 load_cells(const uint8_t *cells, int64_t i, nb_kv_format format)
     return v16_load((const float *)(const void *)cells + i);
 }
 
+/* Asks for the n bytes at p, part of a page that will be read soon: pages of a sequence lie far
+ * apart, and no processor guesses which is next. Into the second cache, because that has more
+ * misses in flight than the first: 20 GB/s where the first gets 13. */
+V16_INLINE void ask_for(const uint8_t *p, size_t n)
+{
+    for (size_t i = 0; i < n; i += 64)
+        __builtin_prefetch(p + i, 0, 2);
+}
+
 /* One chunk of A2 over n dimensions, for the 16 positions whose cells of its first dimension start
- * at keys[v]: s[r][16 v ...] gets its sum, or has it added unless `first`. */
-V16_INLINE void score_tile(float *s, const float *q, const uint8_t *const *keys, int64_t n,
-                           bool first, int rows, int vecs, nb_kv_format format)
+ * at keys[v]: s[r][16 v ...] gets its sum, or has it added unless `first`. Asks for the same cells
+ * of the pages at ahead[v], unless NULL, where a pair of vectors is a page. */
+V16_INLINE void score_tile(float *s, const float *q, const uint8_t *const *keys,
+                           const uint8_t *const *ahead, int64_t n, bool first, int rows, int vecs,
+                           nb_kv_format format)
 {
     v16 sum[V16_TILE_ROWS][MAX_VECS];
     V16_UNROLL
@@ -64,6 +75,10 @@ V16_INLINE void score_tile(float *s, const float *q, const uint8_t *const *keys,
         V16_UNROLL
         for (int v = 0; v < vecs; v++)
             key[v] = load_cells(keys[v], d * NB_KV_PAGE, format);
+        V16_UNROLL
+        for (int v = 0; v < vecs && ahead != NULL; v += 2)
+            ask_for(ahead[v] + (size_t)d * NB_KV_PAGE * cell_bytes(format),
+                    NB_KV_PAGE * cell_bytes(format));
         V16_UNROLL
         for (int r = 0; r < rows; r++) {
             const v16 one = v16_set1(q[r * Q_STRIDE + d]);
@@ -85,11 +100,12 @@ V16_INLINE void score_tile(float *s, const float *q, const uint8_t *const *keys,
 /* One cut of A2 over the cells [begin, end) of the split, in which row r weighs cell c with
  * e[r][c]; o[r][16 v ...] gets its sum, or has it added unless `first`. pages[i] + offset is where
  * the cells of page i have this tile's first dimension, `stride` cells from one position to the
- * next; scales are those of the split's cells, for INT8. */
+ * next; scales are those of the split's cells, for INT8. Asks for the same cells of the pages
+ * ahead[i], unless NULL. */
 V16_INLINE void value_tile(float *o, int64_t o_stride, bool first, const float *e,
-                           const uint8_t *const *pages, size_t offset, const float *scales,
-                           int64_t begin, int64_t end, int64_t stride, int rows, int vecs,
-                           nb_kv_format format)
+                           const uint8_t *const *pages, const uint8_t *const *ahead, size_t offset,
+                           const float *scales, int64_t begin, int64_t end, int64_t stride,
+                           int rows, int vecs, nb_kv_format format)
 {
     v16 sum[V16_TILE_ROWS][MAX_VECS];
     V16_UNROLL
@@ -100,8 +116,12 @@ V16_INLINE void value_tile(float *o, int64_t o_stride, bool first, const float *
     }
     for (int64_t c = begin; c < end;) {
         const uint8_t *values = pages[c / NB_KV_PAGE] + offset;
+        const uint8_t *asked = ahead != NULL ? ahead[c / NB_KV_PAGE] + offset : NULL;
         const int64_t stop = (c / NB_KV_PAGE + 1) * NB_KV_PAGE;
         for (; c < end && c < stop; c++) {
+            if (ahead != NULL)
+                ask_for(asked + (size_t)(c % NB_KV_PAGE * stride) * cell_bytes(format),
+                        (size_t)(vecs * LANES) * cell_bytes(format));
             v16 value[MAX_VECS];
             V16_UNROLL
             for (int v = 0; v < vecs; v++) {
@@ -143,7 +163,7 @@ typedef void wide_value_fn(float *o, int64_t o_stride, bool first, const float *
         for (int v = 0; v < 2; v += V16_TILE_VECS) {                                               \
             const uint8_t *const at[2] = {(const uint8_t *)(keys + v * LANES),                     \
                                           (const uint8_t *)(keys + LANES)};                        \
-            score_tile(s + v * LANES, q, at, n, first, rows, V16_TILE_VECS, NB_KV_F32);            \
+            score_tile(s + v * LANES, q, at, NULL, n, first, rows, V16_TILE_VECS, NB_KV_F32);      \
         }                                                                                          \
     }                                                                                              \
     static void wide_value_##rows(float *o, int64_t o_stride, bool first, const float *e,          \
@@ -153,11 +173,11 @@ typedef void wide_value_fn(float *o, int64_t o_stride, bool first, const float *
         const size_t vec_bytes = LANES * sizeof(float);                                            \
         int v = 0;                                                                                 \
         for (; v + V16_TILE_VECS <= n_vecs; v += V16_TILE_VECS)                                    \
-            value_tile(o + v * LANES, o_stride, first, e, pages, (size_t)v * vec_bytes, NULL,      \
-                       begin, end, WIDE, rows, V16_TILE_VECS, NB_KV_F32);                          \
+            value_tile(o + v * LANES, o_stride, first, e, pages, NULL, (size_t)v * vec_bytes,      \
+                       NULL, begin, end, WIDE, rows, V16_TILE_VECS, NB_KV_F32);                    \
         if (v < n_vecs)                                                                            \
-            value_tile(o + v * LANES, o_stride, first, e, pages, (size_t)v * vec_bytes, NULL,      \
-                       begin, end, WIDE, rows, 1, NB_KV_F32);                                      \
+            value_tile(o + v * LANES, o_stride, first, e, pages, NULL, (size_t)v * vec_bytes,      \
+                       NULL, begin, end, WIDE, rows, 1, NB_KV_F32);                                \
     }
 V16_TILES(TILE)
 #undef TILE
@@ -172,45 +192,47 @@ static wide_value_fn *const wide_value[V16_TILE_ROWS + 1] = {NULL, V16_TILES(TIL
 /* ---- tiles of few rows, on the cells as they lie ---- */
 
 /* As score_tile, for V16_FEW_VECS(rows) vectors. */
-typedef void few_score_fn(float *s, const float *q, const uint8_t *const *keys, int64_t n,
-                          bool first);
+typedef void few_score_fn(float *s, const float *q, const uint8_t *const *keys,
+                          const uint8_t *const *ahead, int64_t n, bool first);
 /* As value_tile, for all whole vectors of the head. */
 typedef void few_value_fn(float *o, int64_t o_stride, bool first, const float *e,
-                          const uint8_t *const *pages, const float *scales, int64_t begin,
-                          int64_t end, int64_t head_dim);
+                          const uint8_t *const *pages, const uint8_t *const *ahead,
+                          const float *scales, int64_t begin, int64_t end, int64_t head_dim);
 
 V16_INLINE void few_values(float *o, int64_t o_stride, bool first, const float *e,
-                           const uint8_t *const *pages, const float *scales, int64_t begin,
-                           int64_t end, int64_t head_dim, int rows, nb_kv_format format)
+                           const uint8_t *const *pages, const uint8_t *const *ahead,
+                           const float *scales, int64_t begin, int64_t end, int64_t head_dim,
+                           int rows, nb_kv_format format)
 {
     const size_t cell = cell_bytes(format);
     const int vecs = V16_FEW_VECS(rows);
     int64_t d = 0;
     for (; d + vecs * LANES <= head_dim; d += vecs * LANES)
-        value_tile(o + d, o_stride, first, e, pages, (size_t)d * cell, scales, begin, end, head_dim,
-                   rows, vecs, format);
+        value_tile(o + d, o_stride, first, e, pages, ahead, (size_t)d * cell, scales, begin, end,
+                   head_dim, rows, vecs, format);
     if (vecs == 8 && d + 4 * LANES <= head_dim) {
-        value_tile(o + d, o_stride, first, e, pages, (size_t)d * cell, scales, begin, end, head_dim,
-                   rows, 4, format);
+        value_tile(o + d, o_stride, first, e, pages, ahead, (size_t)d * cell, scales, begin, end,
+                   head_dim, rows, 4, format);
         d += 4 * LANES;
     }
     for (; d + LANES <= head_dim; d += LANES)
-        value_tile(o + d, o_stride, first, e, pages, (size_t)d * cell, scales, begin, end, head_dim,
-                   rows, 1, format);
+        value_tile(o + d, o_stride, first, e, pages, ahead, (size_t)d * cell, scales, begin, end,
+                   head_dim, rows, 1, format);
 }
 
 #define FEW_SCORE(rows, format)                                                                    \
     static void few_score_##format##_##rows(float *s, const float *q, const uint8_t *const *keys,  \
-                                            int64_t n, bool first)                                 \
+                                            const uint8_t *const *ahead, int64_t n, bool first)    \
     {                                                                                              \
-        score_tile(s, q, keys, n, first, rows, V16_FEW_VECS(rows), NB_KV_##format);                \
+        score_tile(s, q, keys, ahead, n, first, rows, V16_FEW_VECS(rows), NB_KV_##format);         \
     }
 #define FEW_VALUE(rows, format)                                                                    \
-    static void few_value_##format##_##rows(                                                       \
-        float *o, int64_t o_stride, bool first, const float *e, const uint8_t *const *pages,       \
-        const float *scales, int64_t begin, int64_t end, int64_t head_dim)                         \
+    static void few_value_##format##_##rows(float *o, int64_t o_stride, bool first,                \
+                                            const float *e, const uint8_t *const *pages,           \
+                                            const uint8_t *const *ahead, const float *scales,      \
+                                            int64_t begin, int64_t end, int64_t head_dim)          \
     {                                                                                              \
-        few_values(o, o_stride, first, e, pages, scales, begin, end, head_dim, rows,               \
+        few_values(o, o_stride, first, e, pages, ahead, scales, begin, end, head_dim, rows,        \
                    NB_KV_##format);                                                                \
     }
 #define TILE(rows)                                                                                 \
@@ -289,27 +311,35 @@ static float value_of(const uint8_t *cells, int64_t i, nb_kv_format format)
     return nb_float_get(cells, NB_F32, i);
 }
 
+V16_INLINE v16 load_value(const uint8_t *cells, int64_t i, float scale, nb_kv_format format)
+{
+    const v16 value = load_cells(cells, i, format);
+    return format == NB_KV_INT8 ? v16_mul(value, v16_set1(scale)) : value;
+}
+
 V16_INLINE void widen_values_as(float *out, const uint8_t *const *pages, const float *scales,
                                 int64_t begin, int64_t end, int64_t head_dim, int64_t d0,
                                 nb_kv_format format)
 {
-    const int64_t left = head_dim - d0, n = left < WIDE ? left : WIDE;
-    for (int64_t c = begin; c < end; c++, out += WIDE) {
-        const uint8_t *cells = pages[c / NB_KV_PAGE];
-        const int64_t at = c % NB_KV_PAGE * head_dim + d0;
-        for (int64_t d = 0; d < n; d += LANES) {
-            v16 value;
-            if (d + LANES <= n) {
-                value = load_cells(cells, at + d, format);
-            } else { /* the end of the head, perhaps of all memory */
-                float rest[LANES] = {0};
-                for (int64_t i = d; i < n; i++)
-                    rest[i - d] = value_of(cells, at + i, format);
-                value = v16_load(rest);
-            }
-            if (format == NB_KV_INT8)
-                value = v16_mul(value, v16_set1(scales[c]));
-            v16_store(out + d, value);
+    const int64_t n = head_dim - d0;
+    for (int64_t c = begin; c < end;) {
+        const uint8_t *cells = pages[c / NB_KV_PAGE] + (size_t)d0 * cell_bytes(format);
+        const int64_t stop = (c / NB_KV_PAGE + 1) * NB_KV_PAGE;
+        for (; n >= WIDE && c < end && c < stop; c++, out += WIDE) {
+            const int64_t at = c % NB_KV_PAGE * head_dim;
+            v16_store(out, load_value(cells, at, scales[c], format));
+            v16_store(out + LANES, load_value(cells, at + LANES, scales[c], format));
+        }
+        for (; c < end && c < stop; c++, out += WIDE) {
+            const int64_t at = c % NB_KV_PAGE * head_dim, whole = n < LANES ? 0 : LANES;
+            float rest[LANES] = {0}; /* the end of the head, perhaps of all memory */
+            for (int64_t d = whole; d < n; d++)
+                rest[d - whole] =
+                    value_of(cells, at + d, format) * (format == NB_KV_INT8 ? scales[c] : 1.0f);
+            if (whole > 0)
+                v16_store(out, load_value(cells, at, scales[c], format));
+            if (whole < n)
+                v16_store(out + whole, v16_load(rest));
         }
     }
 }

@@ -60,15 +60,16 @@ V16_INLINE void int_tile(float *s, const float *q, const int32_t *start, const f
 }
 
 typedef void int_score_fn(float *s, const float *q, const int32_t *start, const float *q_scale,
-                          const uint8_t *const *keys, const float *scales, int64_t n_groups,
-                          bool wide);
+                          const uint8_t *const *keys, const uint8_t *const *ahead,
+                          const float *scales, int64_t n_groups, bool wide);
 /* Three rows at a time: 12 registers of sums. */
 #define TILE(rows)                                                                                 \
     static void int_score_##rows(float *s, const float *q, const int32_t *start,                   \
                                  const float *q_scale, const uint8_t *const *keys,                 \
-                                 const float *scales, int64_t n_groups, bool wide)                 \
+                                 const uint8_t *const *ahead, const float *scales,                 \
+                                 int64_t n_groups, bool wide)                                      \
     {                                                                                              \
-        (void)wide;                                                                                \
+        (void)wide, (void)ahead;                                                                   \
         enum { FIRST = (rows) < 3 ? (rows) : 3, REST = (rows)-FIRST };                             \
         int_tile(s, q, start, q_scale, keys[0], scales, n_groups, FIRST);                          \
         if (REST > 0)                                                                              \

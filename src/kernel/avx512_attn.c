@@ -30,13 +30,16 @@ V16_INLINE __m512i dot_bcst(__m512i acc, __m512i w, const int8_t *x)
 }
 
 V16_INLINE void int_sums(__m512i sum[][4], const int8_t *q, const uint8_t *const *keys,
-                         int64_t n_groups, int rows, int vecs)
+                         const uint8_t *const *ahead, int64_t n_groups, int rows, int vecs)
 {
     for (int64_t g = 0; g < n_groups; g++) {
         __m512i key[4];
         V16_UNROLL
         for (int v = 0; v < vecs; v++)
             key[v] = _mm512_loadu_si512(keys[v] + 64 * g);
+        V16_UNROLL
+        for (int v = 0; v < vecs && ahead != NULL; v++)
+            ask_for(ahead[v] + 64 * g, 64);
         V16_UNROLL
         for (int r = 0; r < rows; r++) {
             V16_UNROLL
@@ -48,8 +51,8 @@ V16_INLINE void int_sums(__m512i sum[][4], const int8_t *q, const uint8_t *const
 
 /* s[r][16 v ...] = A3 over the head, for the 16 positions of panel keys[v] with those scales. */
 V16_INLINE void int_tile(float *s, const float *q, const int32_t *start, const float *q_scale,
-                         const uint8_t *const *keys, const float *scales, int64_t n_groups,
-                         bool wide, int rows, int vecs)
+                         const uint8_t *const *keys, const uint8_t *const *ahead,
+                         const float *scales, int64_t n_groups, bool wide, int rows, int vecs)
 {
     const int8_t *hi = (const int8_t *)q;
     __m512i sum[V16_TILE_ROWS][4];
@@ -59,7 +62,7 @@ V16_INLINE void int_tile(float *s, const float *q, const int32_t *start, const f
         for (int v = 0; v < vecs; v++)
             sum[r][v] = wide ? _mm512_setzero_si512() : _mm512_set1_epi32(start[r]);
     }
-    int_sums(sum, hi, keys, n_groups, rows, vecs);
+    int_sums(sum, hi, keys, rows <= 6 ? ahead : NULL, n_groups, rows, vecs);
     if (wide) {
         V16_UNROLL
         for (int r = 0; r < rows; r++) {
@@ -68,7 +71,7 @@ V16_INLINE void int_tile(float *s, const float *q, const int32_t *start, const f
                 sum[r][v] =
                     _mm512_add_epi32(_mm512_slli_epi32(sum[r][v], 8), _mm512_set1_epi32(start[r]));
         }
-        int_sums(sum, hi + NB_ATTN_MAX_DIM, keys, n_groups, rows, vecs);
+        int_sums(sum, hi + NB_ATTN_MAX_DIM, keys, NULL, n_groups, rows, vecs);
     }
     V16_UNROLL
     for (int v = 0; v < vecs; v++) {
@@ -81,14 +84,15 @@ V16_INLINE void int_tile(float *s, const float *q, const int32_t *start, const f
 }
 
 typedef void int_score_fn(float *s, const float *q, const int32_t *start, const float *q_scale,
-                          const uint8_t *const *keys, const float *scales, int64_t n_groups,
-                          bool wide);
+                          const uint8_t *const *keys, const uint8_t *const *ahead,
+                          const float *scales, int64_t n_groups, bool wide);
 #define TILE(rows)                                                                                 \
     static void int_score_##rows(float *s, const float *q, const int32_t *start,                   \
                                  const float *q_scale, const uint8_t *const *keys,                 \
-                                 const float *scales, int64_t n_groups, bool wide)                 \
+                                 const uint8_t *const *ahead, const float *scales,                 \
+                                 int64_t n_groups, bool wide)                                      \
     {                                                                                              \
-        int_tile(s, q, start, q_scale, keys, scales, n_groups, wide, rows, INT_VECS(rows));        \
+        int_tile(s, q, start, q_scale, keys, ahead, scales, n_groups, wide, rows, INT_VECS(rows)); \
     }
 V16_TILES(TILE)
 #undef TILE

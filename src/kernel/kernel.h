@@ -205,7 +205,7 @@ typedef void nb_kv_store_fn(const nb_kv_view *kv, int64_t pos, int head, int n_h
  * that width, and a score is fl((float)isum * fl(s_q * s_k)) with the exact sum of code products.
  * Cells that a query may not see are never read for it. `scratch` holds
  * nb_attn_scratch_floats(head_dim, pos0 + n_q) floats; head_dim <= NB_ATTN_MAX_DIM. */
-#define NB_ATTN_ROWS    24
+#define NB_ATTN_ROWS    48
 #define NB_ATTN_MAX_DIM 512
 typedef struct {
     const float *q;

@@ -66,14 +66,15 @@ V16_INLINE void int_tile(float *s, const float *q, const float *q_scale, const u
 }
 
 typedef void int_score_fn(float *s, const float *q, const int32_t *start, const float *q_scale,
-                          const uint8_t *const *keys, const float *scales, int64_t n_groups,
-                          bool wide);
+                          const uint8_t *const *keys, const uint8_t *const *ahead,
+                          const float *scales, int64_t n_groups, bool wide);
 #define TILE(rows)                                                                                 \
     static void int_score_##rows(float *s, const float *q, const int32_t *start,                   \
                                  const float *q_scale, const uint8_t *const *keys,                 \
-                                 const float *scales, int64_t n_groups, bool wide)                 \
+                                 const uint8_t *const *ahead, const float *scales,                 \
+                                 int64_t n_groups, bool wide)                                      \
     {                                                                                              \
-        (void)start; /* signed codes need none */                                                  \
+        (void)start, (void)ahead; /* signed codes need none */                                     \
         int_tile(s, q, q_scale, keys[0], scales, n_groups, wide, rows);                            \
     }
 V16_TILES(TILE)
