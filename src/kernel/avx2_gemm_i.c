@@ -104,11 +104,19 @@ INLINE void next_segment(cursor *c, const nb_panels *w, const nb_xtile *x)
     }
 }
 
-/* ---- one token by two registers of codes ---- */
+/* ---- tiles ---- */
 
-/* Adds (with `first`, sets) the products of the four bytes at x (or the pair of 16-bit numbers, by
- * MULTIPLY and ADD) by the codes of 16 rows. In assembly, because compilers move broadcasts and
- * products up and rearrange the additions until nothing fits in 16 registers, each in its own way.
+/* Cuts tokens into tiles of nearly equal width: how many of `left` the next one takes. */
+static int next_tile(int left, int widest)
+{
+    const int n_tiles = (left + widest - 1) / widest;
+    return (left + n_tiles - 1) / n_tiles;
+}
+
+/* Adds (with `first`, sets) the products of one token by two registers of codes: of the four bytes
+ * at x, or the pair of 16-bit numbers, as MULTIPLY and ADD say. In assembly, because compilers move
+ * broadcasts and products up and rearrange the additions until nothing fits in 16 registers, each
+ * in its own way.
  */
 #define DEFINE_STEP(name, MULTIPLY, ADD)                                                           \
     INLINE void name(__m256i *sum, const __m256i *code, const void *x, const bool first)           \
@@ -265,13 +273,6 @@ X(3)
         name##_1, name##_2, name##_3, name##_4, name##_5, name##_6                                 \
     }
 
-    /* Cuts n tokens into tiles of nearly equal width: how many of `left` the next one takes. */
-    static int next_tile(int left, int widest)
-{
-    const int n_tiles = (left + widest - 1) / widest;
-    return (left + n_tiles - 1) / n_tiles;
-}
-
 static void gemm_narrow(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int64_t end,
                         const nb_xtile *x)
 {
@@ -421,7 +422,8 @@ typedef void wide_fn(const wide_block *a, int64_t p, int t0, int32_t *sums, floa
 X(1)
 X(2)
 X(3)
-X(4) X(5) X(6)
+X(4)
+X(5) X(6)
 #undef X
 #undef DEFINE
 

@@ -32,14 +32,6 @@ INLINE __m256i bcast(const void *x)
     return _mm256_set1_epi32(v);
 }
 
-/* v, computed here: without it compilers rearrange long chains of integer additions into trees of
- * products that no longer fit in registers. */
-INLINE __m256i pin(__m256i v)
-{
-    __asm__("" : "+x"(v));
-    return v;
-}
-
 /* Lanes [0, n) of 8 are in. */
 INLINE __m256i lane_mask(int64_t n)
 {
