@@ -59,6 +59,7 @@ struct nb_pool {
     int64_t n_chunks; /* of all stages */
     uint32_t n_shares;
     void *context;
+    int64_t n_runs;
     backoff back;
     /* Chunks not yet claimed. A worker that was descheduled between looking and claiming may find
      * the count of a later job; then its claim is one on that job, which it reads only afterwards.
@@ -276,6 +277,11 @@ int nb_pool_n_active(const nb_pool *pool)
     return (int)atomic_load(&((nb_pool *)(uintptr_t)pool)->n_active);
 }
 
+int64_t nb_pool_n_runs(const nb_pool *pool)
+{
+    return pool->n_runs;
+}
+
 /* ---- giving way ---- */
 
 static long involuntary_switches(void)
@@ -355,6 +361,7 @@ void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, voi
     }
     pool->context = context;
     pool->n_chunks = n_chunks;
+    pool->n_runs++;
     atomic_store(&pool->n_left, (uint32_t)n_chunks);
     atomic_store_explicit(&pool->n_unclaimed, (uint32_t)n_chunks, memory_order_release);
     announce(pool);

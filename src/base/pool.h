@@ -24,6 +24,8 @@ int nb_pool_n_threads(const nb_pool *pool);
 void nb_pool_back_off(nb_pool *pool, bool on);
 /* Threads that take part at the moment: at most n_threads. */
 int nb_pool_n_active(const nb_pool *pool);
+/* Runs so far that called the other threads: what a step costs in synchronisation. */
+int64_t nb_pool_n_runs(const nb_pool *pool);
 
 /* Runs task(context, chunk, thread) for every chunk in [0, n_chunks), on all threads including
  * the caller's; returns when all are done. `thread` is in [0, n_threads): index scratch with it.

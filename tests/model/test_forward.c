@@ -336,6 +336,42 @@ static void a_sequence_does_not_feel_its_neighbours(void **state)
     close_model(&f);
 }
 
+/* A block calls the other threads five times, in prefill and in decode, for one sequence and for
+ * several; and the output layer once. */
+static void a_block_synchronises_five_times(void **state)
+{
+    (void)state;
+    nb_err err;
+    char path[1024];
+    model_path(path, sizeof path, "smollm");
+    fixture f;
+    open_model(&f, path, NB_COMPUTE_AUTO, NB_ISA_ALL, 2, NB_KV_F16);
+    int64_t n;
+    int32_t *tokens = load_tokens("smollm", &n, NULL);
+    float *hidden = malloc((size_t)(2 * f.model.config.d_model) * 4);
+    float *logits = malloc((size_t)(2 * f.model.config.vocab_size) * 4);
+    nb_kv_seq seqs[2];
+    for (int s = 0; s < 2; s++)
+        must(nb_kv_seq_init(&seqs[s], &f.kv, 64, &err), &err);
+    for (int step = 0; step < 8; step++) {
+        const int64_t n_tokens = step % 4 == 0 ? 16 : 1, n_inputs = 1 + step / 4;
+        const nb_step_input in[2] = {{&seqs[0], tokens, n_tokens, 1},
+                                     {&seqs[1], tokens, n_tokens, 1}};
+        const int64_t before = nb_pool_n_runs(f.pool);
+        must(nb_forward(&f.work, in, n_inputs, hidden, &err), &err);
+        const int64_t blocks = nb_pool_n_runs(f.pool) - before;
+        assert_in_range(blocks, 1, 5 * f.model.config.n_layers);
+        nb_logits(&f.work, hidden, n_inputs, logits);
+        assert_in_range(nb_pool_n_runs(f.pool) - before - blocks, 0, 1);
+    }
+    for (int s = 0; s < 2; s++)
+        nb_kv_seq_free(&seqs[s]);
+    free(hidden);
+    free(logits);
+    free(tokens);
+    close_model(&f);
+}
+
 /* A step that cannot run changes nothing. */
 static void a_refused_step_leaves_everything_as_it_was(void **state)
 {
@@ -404,6 +440,7 @@ int main(void)
         cmocka_unit_test(logits_agree_with_transformers),
         cmocka_unit_test(logits_are_the_same_bits_however_they_are_computed),
         cmocka_unit_test(a_sequence_does_not_feel_its_neighbours),
+        cmocka_unit_test(a_block_synchronises_five_times),
         cmocka_unit_test(a_refused_step_leaves_everything_as_it_was),
         cmocka_unit_test(opening_survives_every_allocation_failure),
     };
