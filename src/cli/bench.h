@@ -5,8 +5,9 @@
 #include "cli/runtime.h"
 #include "kernel/limits.h"
 
-#define NB_BENCH_STEP  512 /* tokens of a prompt that are fed at once, and the most sequences */
-#define NB_BENCH_LISTS 16  /* numbers in a list of depths or batches */
+#define NB_BENCH_STEP      512 /* tokens of a prompt that are fed at once, and the most sequences */
+#define NB_BENCH_LISTS     16  /* numbers in a list of depths or batches */
+#define NB_BENCH_CHECK_CTX 48  /* positions that the check needs */
 
 typedef struct {
     int64_t of[NB_BENCH_LISTS];

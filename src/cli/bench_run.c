@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "base/rng.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,17 +27,21 @@ bool nb_bench_fits(const nb_bench *b, int64_t n_seqs, int64_t depth)
     return nb_bench_kv_bytes(b, n_seqs, batch_positions(b, depth)) <= b->kv_room;
 }
 
-/* Sequences of the check: enough to fill a batch, few enough for one step. */
+/* Sequences of the check: enough to fill a batch, few enough for one step, of two pages at most. */
 #define CHECK_SEQS   3
 #define CHECK_TOKENS 9
 #define CHECK_MOST   (NB_BENCH_STEP / CHECK_TOKENS)
+static_assert(CHECK_TOKENS + NB_KV_PAGE + 1 <= NB_BENCH_CHECK_CTX, "the longest of them");
+static_assert(CHECK_MOST + (CHECK_MOST + 3) / 4 * NB_KV_PAGE <= NB_BENCH_STEP,
+              "they fit in a step");
 
 /* Pages for the largest thing that will be run. */
 static int64_t pages_wanted(const nb_bench *b)
 {
     const nb_bench_wants *w = &b->wants;
     int64_t n = nb_kv_pages_for(w->n_ctx);
-    n = n < b->n_seqs ? b->n_seqs : n; /* the check: a page each */
+    const int64_t checked = b->n_seqs < CHECK_MOST ? b->n_seqs : CHECK_MOST;
+    n = n < 2 * checked ? 2 * checked : n;
     for (int d = 0; d < w->depths.n; d++) {
         for (int i = 0; i < w->batches.n; i++) {
             const int64_t batch = w->batches.of[i], depth = w->depths.of[d];
@@ -162,10 +167,13 @@ static nb_status disagree(const char *what, nb_err *err)
     return nb_fail(err, NB_DATA, "%s disagree: this is a fault of nibble", what);
 }
 
-/* Sequence s begins with 1 to 9 tokens of its own, and goes on with the token behind them. */
-static int64_t check_length(int64_t s)
+/* Tokens that sequence s of the check takes in each of its steps: prompts of 1 to 9 tokens, then a
+ * page more for some of them, so that pages of a sequence do not lie in a row, then one more each.
+ */
+#define CHECK_STEPS 3
+static int64_t check_count(int64_t s, int step)
 {
-    return 1 + s % CHECK_TOKENS;
+    return step == 0 ? 1 + s % CHECK_TOKENS : step == 1 && s % 4 == 0 ? NB_KV_PAGE : 1;
 }
 
 static nb_status check_batch(nb_bench *b, nb_err *err)
@@ -173,12 +181,12 @@ static nb_status check_batch(nb_bench *b, nb_err *err)
     const int64_t vocab = b->o.model.config.vocab_size;
     const int64_t n = b->n_seqs < CHECK_MOST ? b->n_seqs : CHECK_MOST;
     forget(b, n, 0);
-    for (int64_t s = 0; s < n; s++)
-        b->inputs[s] = (nb_step_input){&b->seqs[s], b->tokens + s, check_length(s), 0};
-    NB_TRY(step(b, n, err));
-    for (int64_t s = 0; s < n; s++)
-        b->inputs[s] = (nb_step_input){&b->seqs[s], b->tokens + s + check_length(s), 1, 1};
-    NB_TRY(step(b, n, err));
+    for (int i = 0; i < CHECK_STEPS; i++) {
+        for (int64_t s = 0; s < n; s++)
+            b->inputs[s] = (nb_step_input){&b->seqs[s], b->tokens + s + b->seqs[s].n,
+                                           check_count(s, i), i == CHECK_STEPS - 1};
+        NB_TRY(step(b, n, err));
+    }
     nb_logits(&b->work, b->hidden, n, b->logits);
     const int64_t looked_at[] = {0, n / 2, n - 1};
     uint64_t hash[3];
@@ -187,8 +195,11 @@ static nb_status check_batch(nb_bench *b, nb_err *err)
     forget(b, n, 0);
     for (int i = 0; i < 3; i++) {
         const int64_t s = looked_at[i];
+        int64_t length = 0;
+        for (int at = 0; at < CHECK_STEPS; at++)
+            length += check_count(s, at);
         forget(b, 1, 0);
-        NB_TRY(feed(b, s, check_length(s) + 1, NB_BENCH_STEP, err));
+        NB_TRY(feed(b, s, length, NB_BENCH_STEP, err));
         if (nb_logits_hash(b->logits, vocab, 0) != hash[i])
             return disagree("a batch and its sequences alone", err);
     }

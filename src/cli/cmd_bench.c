@@ -133,7 +133,7 @@ static nb_status read_wants(nb_bench_wants *w, const nb_args *args, nb_err *err)
     NB_TRY(read_list(&w->depths, "depth", nb_args_text(args, "depth"), 0, MAX_DEPTH, err));
     if (strcmp(nb_args_text(args, "batch"), "none") != 0)
         NB_TRY(read_list(&w->batches, "batch", nb_args_text(args, "batch"), 1, NB_BENCH_STEP, err));
-    int64_t longest = max64(max64(w->prompt, w->gen), 16); /* 16: the check's */
+    int64_t longest = max64(max64(w->prompt, w->gen), NB_BENCH_CHECK_CTX);
     if (w->batches.n > 0)
         longest = max64(longest, w->batch_prompt + w->batch_gen);
     for (int i = 0; i < w->depths.n; i++)

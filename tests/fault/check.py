@@ -37,6 +37,11 @@ def main():
         model = lib.write_gguf(os.path.join(folder, "tiny.gguf"), lib.TinyModel(), "q4_0", "q8_0")
         done = subprocess.run([nibble, "verify", model, "-n", "40", "--json"], capture_output=True,
                               text=True, timeout=300)
+    if axis in ("cut", "batch"):  # what bench checks, too, before it times
+        timed = subprocess.run([nibble, "bench", "--shape", "2x64,2/1x32,96,300", "-r", "1"],
+                               capture_output=True, text=True, timeout=300)
+        if timed.returncode != 1 or "disagree: this is a fault" not in timed.stderr:
+            sys.exit("%s: bench ended with %d: %s" % (fault, timed.returncode, timed.stderr))
     if not done.stdout:
         sys.exit("%s: verify said nothing: %s" % (fault, done.stderr))
     result = json.loads(done.stdout)
