@@ -48,7 +48,8 @@ fi
     exit 1
 }
 
-# peer NUMBER MODEL BUILD: prefill and decode, then the batch; what fails leaves a gap in the table.
+# peer NUMBER MODEL BUILD: prefill and decode, then the batch; what fails leaves a gap in the table. Some
+# builds write the batch's table to standard error.
 peer() {
     bench=${PEER_BENCH:-} batched=${PEER_BATCHED:-}
     if [ "$3" = avx2 ]; then bench=${PEER_BENCH_AVX2:-} batched=${PEER_BATCHED_AVX2:-}; fi
@@ -56,7 +57,7 @@ peer() {
     if [ "$3" = depth ]; then
         # shellcheck disable=SC2086
         [ -z "$batched" ] || $batched -m "$2" -c 4640 -npp 4096 -ntg 32 -npl 1 -t "$threads" \
-            ${PEER_FLAGS:-} 2>>"$work/log" >>"$work/peer-depth.$1" || true
+            ${PEER_FLAGS:-} 2>&1 | tee -a "$work/log" | grep '^|' >>"$work/peer-depth.$1" || true
         return 0
     fi
     # shellcheck disable=SC2086
@@ -65,7 +66,7 @@ peer() {
     [ -z "$bench" ] || echo >>"$work/peer-bench.$1"
     # shellcheck disable=SC2086
     [ -z "$batched" ] || $batched -m "$2" -c 2560 -npp 128 -ntg 32 -npl 16 -t "$threads" \
-        ${PEER_FLAGS:-} 2>>"$work/log" >>"$work/peer-batch.$1" || true
+        ${PEER_FLAGS:-} 2>&1 | tee -a "$work/log" | grep '^|' >>"$work/peer-batch.$1" || true
 }
 
 round=1
