@@ -142,6 +142,32 @@ INLINE void segment_sums(int32x4_t *acc, const uint8_t *w, const int8_t *x, int6
     }
 }
 
+/* acc -= (z - bias) * xsum, for the segment whose parameters begin at `at`: before the products, so
+ * that a zero point common to all rows costs one product a token. */
+INLINE void subtract_zeros(int32x4_t *acc, const nb_panels *w, int64_t at, const int32_t *xsum,
+                           int32_t bias, const int R, const int T)
+{
+    if (w->zeros == NULL) {
+        const uint32_t z = (uint32_t)w->zero_const - (uint32_t)bias;
+        UNROLL
+        for (int t = 0; t < T; t++) {
+            const int32x4_t product = vdupq_n_s32((int32_t)(z * (uint32_t)xsum[t]));
+            UNROLL
+            for (int j = 0; j < R; j++)
+                acc[t * R + j] = vsubq_s32(acc[t * R + j], product);
+        }
+        return;
+    }
+    UNROLL
+    for (int j = 0; j < R; j++) {
+        const int32x4_t z =
+            vsubq_s32(vmovl_s16(vld1_s16(w->zeros + at + 4 * j)), vdupq_n_s32(bias));
+        UNROLL
+        for (int t = 0; t < T; t++)
+            acc[t * R + j] = vmlsq_n_s32(acc[t * R + j], z, xsum[t]);
+    }
+}
+
 /* Rows [row0, row0 + 4 * R) of panel p, by all T tokens of the tile. */
 INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, int row0,
                    const nb_xtile *xt, const nb_panel_kind kind, const int R, const int T)
@@ -175,22 +201,23 @@ INLINE void tile_i(float *y, int64_t ldy, const nb_panels *w, int64_t p, int row
         UNROLL
         for (int i = 0; i < R * T; i++)
             acc[i] = vdupq_n_s32(0);
-        segment_sums(acc, codes + g * group8_bytes, xt->hi + x_at, n8, T, table, kind, R, T);
+        const int8_t *low = xt->hi;
         if (xt->lo != NULL) { /* x = 256 hi + lo */
+            segment_sums(acc, codes + g * group8_bytes, xt->hi + x_at, n8, T, table, kind, R, T);
             UNROLL
             for (int i = 0; i < R * T; i++)
                 acc[i] = vshlq_n_s32(acc[i], 8);
-            segment_sums(acc, codes + g * group8_bytes, xt->lo + x_at, n8, T, table, kind, R, T);
+            low = xt->lo;
         }
+        subtract_zeros(acc, w, at, xsum, bias, R, T);
+        segment_sums(acc, codes + g * group8_bytes, low + x_at, n8, T, table, kind, R, T);
         UNROLL
         for (int j = 0; j < R; j++) {
-            const int32x4_t z = load_zeros(w, at + 4 * j, bias);
             const float32x4_t sw = load_params(w->scales, w->scale_type, at + 4 * j);
             UNROLL
             for (int t = 0; t < T; t++) {
                 const int i = t * R + j;
-                const float32x4_t isum = vcvtq_f32_s32(vmlsq_n_s32(acc[i], z, xsum[t]));
-                total[i] = vfmaq_f32(total[i], isum, vmulq_n_f32(sw, sx[t]));
+                total[i] = vfmaq_f32(total[i], vcvtq_f32_s32(acc[i]), vmulq_n_f32(sw, sx[t]));
             }
             if (w->mins != NULL) {
                 const float32x4_t m = load_params(w->mins, w->scale_type, at + 4 * j);
