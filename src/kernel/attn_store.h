@@ -19,42 +19,33 @@ V16_INLINE float largest(const float *x, int64_t n)
         top = v16_max_bits(v16_load(x + d), top);
     if (d < n)
         top = v16_max_bits(v16_load_n(x + d, n - d), top);
-    float lanes[16];
-    v16_store(lanes, top);
-    uint32_t most = 0;
-    for (int i = 0; i < 16; i++)
-        most = nb_f32_bits(lanes[i]) > most ? nb_f32_bits(lanes[i]) : most;
-    return nb_f32_from_bits(most);
+    return nb_f32_from_bits(v16_top_bits(top));
 }
 
-/* codes[i] = clamp(rne(x * inv), -qmax, qmax), then zeros to a multiple of 16; all zero where inv
- * is. Returns their sum. */
-V16_INLINE int32_t codes_of(int32_t *codes, const float *x, int64_t n, float inv, float qmax)
+/* clamp(x * inv, -qmax, qmax) of elements [d, d + 16) of n, and zeros past them. qmax is an
+ * integer, so that the clamp may come before rounding. */
+V16_INLINE v16 scaled(const float *x, int64_t d, int64_t n, float inv, float qmax)
 {
-    int32_t sum = 0;
-    for (int64_t d = 0; d < n; d += 16) {
-        if (inv == 0) { /* x may be anything */
-            memset(codes + d, 0, 16 * sizeof *codes);
-            continue;
-        }
-        v16 q = v16_mul(d + 16 <= n ? v16_load(x + d) : v16_load_n(x + d, n - d), v16_set1(inv));
-        q = v16_max(q, v16_set1(-qmax)); /* qmax is an integer: it may be met before rounding */
-        q = v16_sub(v16_zero(), v16_max(v16_sub(v16_zero(), q), v16_set1(-qmax)));
-        v16_store_i32(codes + d, q);
-        for (int i = 0; i < 16; i++)
-            sum += codes[d + i];
-    }
-    return sum;
+    const v16 limit = v16_set1(-qmax), zero = v16_zero();
+    const v16 q = v16_mul(d + 16 <= n ? v16_load(x + d) : v16_load_n(x + d, n - d), v16_set1(inv));
+    return v16_sub(zero, v16_max(v16_sub(zero, v16_max(q, limit)), limit));
 }
 
-/* The scale of a head of the cache, as stored, and the codes taken with it. */
-V16_INLINE uint16_t quantize_head(int32_t *codes, const float *x, int64_t n)
+/* A head of the cache: the scale as stored, and the codes taken with it, then zeros to a multiple
+ * of 16. */
+V16_INLINE uint16_t quantize_head(int8_t *codes, const float *x, int64_t n)
 {
     const float absmax = largest(x, n), exact = absmax / 127.0f;
     const bool bad = !(absmax < INFINITY);
     const uint16_t stored = bad ? 0x7e00 : nb_f16_from_f32(exact < 65504.0f ? exact : 65504.0f);
     const float s = nb_f16_to_f32(stored);
-    codes_of(codes, x, n, bad || s == 0 ? 0.0f : 1.0f / s, 127.0f);
+    if (bad || s == 0) { /* then x may be anything */
+        memset(codes, 0, (size_t)(n + 15) / 16 * 16);
+        return stored;
+    }
+    const float inv = 1.0f / s;
+    for (int64_t d = 0; d < n; d += 16)
+        v16_store_i8(codes + d, scaled(x, d, n, inv, 127.0f));
     return stored;
 }
 
@@ -63,21 +54,19 @@ static void store_int8(const nb_kv_view *kv, uint8_t *keys, uint8_t *values, int
 {
     const int64_t head_dim = kv->head_dim, n_groups = (head_dim + 3) / 4;
     const size_t scale_at = nb_kv_scales_at(kv->head_dim) + (size_t)in_page * 2;
-    int32_t codes[NB_ATTN_MAX_DIM + 16];
+    int8_t codes[NB_ATTN_MAX_DIM];
     const uint16_t k_scale = quantize_head(codes, k, head_dim);
     memcpy(keys + scale_at, &k_scale, sizeof k_scale);
     uint8_t *key = keys + (in_page / 16 * n_groups * 16 + in_page % 16) * 4;
     for (int64_t g = 0; g < n_groups; g++, key += 64) {
-        uint8_t four[4];
-        for (int i = 0; i < 4; i++)
-            four[i] = (uint8_t)(codes[4 * g + i] + 128);
-        memcpy(key, four, sizeof four);
+        uint32_t four;
+        memcpy(&four, codes + 4 * g, sizeof four);
+        four ^= 0x80808080u; /* code + 128 */
+        memcpy(key, &four, sizeof four);
     }
     const uint16_t v_scale = quantize_head(codes, v, head_dim);
     memcpy(values + scale_at, &v_scale, sizeof v_scale);
-    int8_t *value = (int8_t *)values + in_page * head_dim;
-    for (int64_t d = 0; d < head_dim; d++)
-        value[d] = (int8_t)codes[d];
+    memcpy(values + in_page * head_dim, codes, (size_t)head_dim);
 }
 
 static void store_f32(float *keys, float *values, const float *k, const float *v, int64_t head_dim)

@@ -102,6 +102,15 @@ V16_INLINE void v16_store_i32(int32_t *p, v16 x)
     _mm256_storeu_si256((__m256i *)(p + 8), _mm256_cvtps_epi32(x.hi));
 }
 
+/* The same as bytes; |x| < 128. */
+V16_INLINE void v16_store_i8(int8_t *p, v16 x)
+{
+    const __m256i lo = _mm256_cvtps_epi32(x.lo), hi = _mm256_cvtps_epi32(x.hi);
+    const __m256i halves = _mm256_permute4x64_epi64(_mm256_packs_epi32(lo, hi), 0xd8);
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(halves),
+                                                   _mm256_extracti128_si256(halves, 1)));
+}
+
 V16_INLINE __m256 v8_max_bits(__m256 x, __m256 m)
 {
     const __m256i magnitude =
@@ -113,6 +122,15 @@ V16_INLINE __m256 v8_max_bits(__m256 x, __m256 m)
 V16_INLINE v16 v16_max_bits(v16 x, v16 m)
 {
     return (v16){v8_max_bits(x.lo, m.lo), v8_max_bits(x.hi, m.hi)};
+}
+
+/* The lane with the largest bits, as signed integers. */
+V16_INLINE uint32_t v16_top_bits(v16 x)
+{
+    const __m256i a = _mm256_max_epi32(_mm256_castps_si256(x.lo), _mm256_castps_si256(x.hi));
+    const __m128i b = _mm_max_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+    const __m128i c = _mm_max_epi32(b, _mm_shuffle_epi32(b, 0x4e));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
 }
 
 typedef struct {

@@ -83,12 +83,24 @@ V16_INLINE void v16_store_i32(int32_t *p, v16 x)
     _mm512_storeu_si512(p, _mm512_cvtps_epi32(x));
 }
 
+/* The same as bytes; |x| < 128. */
+V16_INLINE void v16_store_i8(int8_t *p, v16 x)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
 /* The larger bits of m and |x|, as integers: no NaN is lost. */
 V16_INLINE v16 v16_max_bits(v16 x, v16 m)
 {
     const __m512i magnitude =
         _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
     return _mm512_castsi512_ps(_mm512_max_epi32(magnitude, _mm512_castps_si512(m)));
+}
+
+/* The lane with the largest bits, as signed integers. */
+V16_INLINE uint32_t v16_top_bits(v16 x)
+{
+    return (uint32_t)_mm512_reduce_max_epi32(_mm512_castps_si512(x));
 }
 
 /* Lanes below n, 0 <= n <= 15. */

@@ -121,6 +121,16 @@ V16_INLINE void v16_store_i32(int32_t *p, v16 x)
     vst1q_s32(p + 12, vcvtnq_s32_f32(x.d));
 }
 
+/* The same as bytes; |x| < 128. */
+V16_INLINE void v16_store_i8(int8_t *p, v16 x)
+{
+    const int16x8_t lo =
+        vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x.a)), vmovn_s32(vcvtnq_s32_f32(x.b)));
+    const int16x8_t hi =
+        vcombine_s16(vmovn_s32(vcvtnq_s32_f32(x.c)), vmovn_s32(vcvtnq_s32_f32(x.d)));
+    vst1q_s8(p, vcombine_s8(vmovn_s16(lo), vmovn_s16(hi)));
+}
+
 V16_INLINE float32x4_t v4_max_bits(float32x4_t x, float32x4_t m)
 {
     const uint32x4_t magnitude = vandq_u32(vreinterpretq_u32_f32(x), vdupq_n_u32(0x7fffffff));
@@ -131,6 +141,14 @@ V16_INLINE float32x4_t v4_max_bits(float32x4_t x, float32x4_t m)
 V16_INLINE v16 v16_max_bits(v16 x, v16 m)
 {
     return V16_EACH_2(v4_max_bits, x, m);
+}
+
+/* The lane with the largest bits; none has a sign. */
+V16_INLINE uint32_t v16_top_bits(v16 x)
+{
+    const uint32x4_t ab = vmaxq_u32(vreinterpretq_u32_f32(x.a), vreinterpretq_u32_f32(x.b));
+    const uint32x4_t cd = vmaxq_u32(vreinterpretq_u32_f32(x.c), vreinterpretq_u32_f32(x.d));
+    return vmaxvq_u32(vmaxq_u32(ab, cd));
 }
 
 /* The first n elements, 0 <= n <= 15, the rest +0; memory past them is not touched. */

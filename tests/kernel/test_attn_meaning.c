@@ -8,41 +8,63 @@
 /* ---- what a query may not see ---- */
 
 /* NaN and infinity at a position spoil the queries that see it and no others, in every table. */
+static void poisoned_position(check_run *run, const nb_kernels *k, const scene *s, int64_t at,
+                              bool values_only)
+{
+    cache c = cache_open(s, k);
+    float *clean = open_out(s, &c), *out = open_out(s, &c);
+    attend(run, "clean", s, &c, k, 0, s->n_q, clean);
+    float *key = check_floats(s->head_dim), *value = check_floats(s->head_dim);
+    for (int d = 0; d < s->head_dim; d++) {
+        key[d] = values_only ? 0.5f : NAN;
+        value[d] = values_only ? (d == 20 ? NAN : 0.25f) : d % 2 ? NAN : INFINITY;
+    }
+    k->kv_store(&c.view, at, 0, 1, key, value);
+    attend(run, "poisoned", s, &c, k, 0, s->n_q, out);
+    for (int t = 0; t < s->n_q; t++) {
+        const int64_t pos = s->pos0 + t;
+        const bool sees = pos >= at && (s->window == 0 || pos < at + s->window);
+        for (int d = 0; d < s->n_group * s->head_dim; d++) {
+            if (sees)
+                assert_true(isnan(out[t * c.ld + d]) || (values_only && d % s->head_dim != 20));
+            else
+                check_same_f32(run, "unseen", &out[t * c.ld + d], &clean[t * c.ld + d], 1);
+        }
+    }
+    check_free(key);
+    check_free(value);
+    check_free(clean);
+    check_free(out);
+    cache_close(run, "poison", &c);
+}
+
+/* Many rows and few, with and without a window; positions that all, some, one and no query sees,
+ * at the edges of the call and of a split. */
 static void poisoned_positions(const nb_kernels *k)
 {
-    for (int i = 0; i < 24; i++) {
-        const nb_kv_format cell = (nb_kv_format)(i / 2 % 4);
-        const int window = i % 2 * 4, n_group = i / 8 == 0 ? 2 : 1, n_q = i / 8 == 2 ? 6 : 12;
-        const scene s = {cell, 1,      64,           n_group, n_q,
-                         252,  window, CHECK_RANDOM, 5,       cell == NB_KV_INT8 ? 8 : 0};
-        cache c = cache_open(&s, k);
-        check_run run = {.name = "poison"};
-        float *clean = open_out(&s, &c), *out = open_out(&s, &c);
-        attend(&run, "clean", &s, &c, k, 0, s.n_q, clean);
-        float *key = check_floats(64), *value = check_floats(64);
-        for (int d = 0; d < 64; d++) {
-            key[d] = NAN;
-            value[d] = d % 2 ? INFINITY : NAN;
-        }
-        k->kv_store(&c.view, 256, 0, 1, key, value); /* the first of a split */
-        attend(&run, "poisoned", &s, &c, k, 0, s.n_q, out);
-        for (int t = 0; t < s.n_q; t++) {
-            const int64_t pos = s.pos0 + t;
-            const bool sees = pos >= 256 && (window == 0 || pos < 256 + window);
-            for (int d = 0; d < n_group * s.head_dim; d++) {
-                if (sees)
-                    assert_true(isnan(out[t * c.ld + d]));
-                else
-                    check_same_f32(&run, "unseen", &out[t * c.ld + d], &clean[t * c.ld + d], 1);
-            }
-        }
-        check_finish(&run);
-        check_free(key);
-        check_free(value);
-        check_free(clean);
-        check_free(out);
-        cache_close(&run, "poison", &c);
+    static const struct {
+        int n_q, n_group;
+    } rows[] = {{12, 2}, {12, 1}, {5, 1}, {2, 3}};
+    check_run run = {.name = "poison"};
+    for (int i = 0; i < 4 * 4 * 2; i++) {
+        const nb_kv_format cell = (nb_kv_format)(i % 4);
+        const int n_q = rows[i / 4 % 4].n_q, window = i / 16 * 4;
+        const scene s = {.cell = cell,
+                         .n_kv_heads = 1,
+                         .head_dim = 72,
+                         .n_group = rows[i / 4 % 4].n_group,
+                         .n_q = n_q,
+                         .pos0 = 252,
+                         .window = window,
+                         .kind = CHECK_RANDOM,
+                         .seed = 5,
+                         .q_bits = cell == NB_KV_INT8 ? 8 : 0};
+        const int64_t last = s.pos0 + n_q - 1, places[] = {last - 1, last, 249, 250, 252, 253, 256};
+        for (int p = 0; p < 14; p++)
+            if (places[p / 2] <= last)
+                poisoned_position(&run, k, &s, places[p / 2], p % 2 == 0);
     }
+    check_finish(&run);
 }
 
 /* Equal scores and small integers: every sum is exact, so one cell lost or seen twice shows. */
