@@ -405,10 +405,9 @@ static void quantize_query(attention *at, int row, const float *q)
     const float qmax = at->a->q_bits == 8 ? 127.0f : 32639.0f;
     const float absmax = largest(q, n);
     const bool bad = !isfinite(absmax), none = absmax < 0x1p-100f;
-    int32_t codes[NB_ATTN_MAX_DIM] = {0}, sum = 0;
-    const float inv = qmax / absmax;
-    for (int64_t d = 0; d < n && !bad && !none; d += LANES)
-        v16_store_i32(codes + d, scaled(q, d, n, inv, qmax));
+    int32_t codes[NB_ATTN_MAX_DIM], sum = 0;
+    for (int64_t d = 0; d < n; d += LANES) /* q may be anything where it has no codes */
+        v16_store_i32(codes + d, bad || none ? v16_zero() : scaled(q, d, n, qmax / absmax, qmax));
     for (int64_t d = 0; d < n; d++)
         sum += codes[d];
     at->q_scale[row] = bad ? nb_f32_from_bits(0x7fc00000u) : none ? 0.0f : absmax / qmax;
