@@ -31,9 +31,11 @@ typedef struct {
  * (uneven chunks make waits, too), one thread less runs for a while: then the stranger has a CPU,
  * and nobody waits for half-done chunks. */
 typedef struct {
-    bool on;
+    nb_switches_fn *lost; /* NULL: off */
     double window_start, stalled;
-    long switches;       /* involuntary, at the window's start */
+    double last;         /* when the last stall ended */
+    long switches;       /* involuntary ones, at the window's start or before */
+    long last_switches;  /* and when the last stall ended */
     double hold, resume; /* how long one thread less, and until when */
     int n_runs;          /* since the clock was last read */
 } backoff;
@@ -290,10 +292,15 @@ static long involuntary_switches(void)
     return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : 0;
 }
 
+void nb_pool_back_off_by(nb_pool *pool, nb_switches_fn *lost)
+{
+    pool->back = (backoff){.lost = lost, .hold = HOLD_FIRST};
+    set_active(pool, (uint32_t)pool->n_threads);
+}
+
 void nb_pool_back_off(nb_pool *pool, bool on)
 {
-    pool->back = (backoff){.on = on, .hold = HOLD_FIRST};
-    set_active(pool, (uint32_t)pool->n_threads);
+    nb_pool_back_off_by(pool, on ? involuntary_switches : NULL);
 }
 
 /* After a run in which the caller waited for `stalled` seconds, most often 0. */
@@ -311,20 +318,23 @@ static void give_way(nb_pool *pool, double stalled)
     if (stalled == 0)
         return;
     const double now = nb_clock();
-    if (now - stalled - b->window_start > 5 * WINDOW_SECONDS) { /* the last stall is long ago */
+    const long so_far = b->lost();
+    if (now - stalled - b->window_start > 5 * WINDOW_SECONDS) { /* a window begins */
         /* What came before did not stall: the holds may be short again after a quiet time. */
         if (now - b->resume > 2 * b->hold)
             b->hold = HOLD_FIRST;
         b->window_start = now - stalled;
         b->stalled = 0;
-        b->switches = involuntary_switches() - 1; /* this stall's own */
+        /* A CPU was lost before this stall began, since the last one unless that is long ago. */
+        b->switches = now - stalled - b->last < 1.0 ? b->last_switches : so_far - 1;
     }
+    b->last = now;
+    b->last_switches = so_far;
     b->stalled += stalled;
     const double elapsed = now - b->window_start;
     if (elapsed < WINDOW_SECONDS || n_active <= 1)
         return;
-    const long switches = involuntary_switches() - b->switches;
-    if (b->stalled > STALLED_SHARE * elapsed && switches >= 2) {
+    if (b->stalled > STALLED_SHARE * elapsed && so_far - b->switches >= 2) {
         b->resume = now + b->hold;
         b->hold = 2 * b->hold < HOLD_LONGEST ? 2 * b->hold : HOLD_LONGEST;
         b->n_runs = 0;
@@ -332,7 +342,7 @@ static void give_way(nb_pool *pool, double stalled)
     }
     b->window_start = now;
     b->stalled = 0;
-    b->switches += switches;
+    b->switches = so_far;
 }
 
 /* ---- runs ---- */
@@ -366,7 +376,7 @@ void nb_pool_run_stages(nb_pool *pool, const nb_stage *stages, int n_stages, voi
     atomic_store_explicit(&pool->n_unclaimed, (uint32_t)n_chunks, memory_order_release);
     announce(pool);
     const double stalled = work(pool, 0) + await(pool, 0);
-    if (pool->back.on)
+    if (pool->back.lost != NULL)
         give_way(pool, stalled);
 }
 

@@ -22,6 +22,9 @@ int nb_pool_n_threads(const nb_pool *pool);
  * the thread is worth. All threads are tried again after a tenth of a second, then after twice
  * that, up to 1.6 s. Off at first. */
 void nb_pool_back_off(nb_pool *pool, bool on);
+/* The same by another count of CPUs lost so far; NULL: off. For tests. */
+typedef long nb_switches_fn(void);
+void nb_pool_back_off_by(nb_pool *pool, nb_switches_fn *lost);
 /* Threads that take part at the moment: at most n_threads. */
 int nb_pool_n_active(const nb_pool *pool);
 /* Runs so far that called the other threads: what a step costs in synchronisation. */

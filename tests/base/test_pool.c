@@ -6,7 +6,6 @@
 #include "base/fpenv.h"
 #include "base/pool.h"
 
-#include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -319,62 +318,70 @@ static void stages_run_one_after_the_other(void **state)
 
 /* ---- giving way ---- */
 
-static atomic_bool burning;
-
-static void *burn(void *unused)
+static long many_lost(void)
 {
-    (void)unused;
-    while (atomic_load_explicit(&burning, memory_order_relaxed))
-        continue;
-    return NULL;
+    static long lost;
+    return lost += 5;
 }
 
-static void spin_a_while(void *context, int64_t chunk, int thread)
+static long none_lost(void)
 {
-    for (volatile int i = 0; i < 20000; i++)
-        continue;
+    return 7;
+}
+
+static void slower_on_others(void *context, int64_t chunk, int thread)
+{
+    nap(thread == 0 ? 300 : 3000);
     mark(context, chunk, thread);
 }
 
-/* Strangers on every CPU: sooner or later fewer threads take part, every chunk still runs once, and
- * all of them are back when the pool is told not to give way. */
+/* Runs in which chunks of other threads take longer; the fewest threads that were active. */
+static int fewest_active(nb_pool *pool, int runs)
+{
+    int fewest = nb_pool_n_active(pool);
+    for (int run = 0; run < runs; run++) {
+        job j;
+        job_open(&j, 4, nb_pool_n_threads(pool));
+        nb_pool_run(pool, j.n_chunks, slower_on_others, &j);
+        check_job(&j, 1);
+        job_close(&j);
+        const int active = nb_pool_n_active(pool);
+        assert_in_range(active, 1, nb_pool_n_threads(pool));
+        fewest = active < fewest ? active : fewest;
+    }
+    return fewest;
+}
+
+/* The caller waits and CPUs are lost meanwhile: one thread less, then another, down to the caller
+ * alone. Waits alone, as uneven chunks make them, are no reason; nor is anything when it is off. */
 static void a_pool_gives_way_to_strangers(void **state)
 {
     (void)state;
-    nb_pool *pool = pool_of(4);
-    assert_int_equal(nb_pool_n_active(pool), 4);
-    pthread_t strangers[8];
-    const int n = 8;
-    atomic_store(&burning, true);
-    for (int i = 0; i < n; i++)
-        assert_int_equal(pthread_create(&strangers[i], NULL, burn, NULL), 0);
-    for (int round = 0; round < 2; round++) { /* without giving way, then with */
-        nb_pool_back_off(pool, round == 1);
-        int fewest = 4;
-        for (int run = 0; run < (round == 0 ? 50 : 20000) && fewest == 4; run++) {
-            job j;
-            job_open(&j, 13, 4);
-            nb_pool_run(pool, j.n_chunks, spin_a_while, &j);
-            check_job(&j, 1);
-            job_close(&j);
-            const int active = nb_pool_n_active(pool);
-            fewest = active < fewest ? active : fewest;
+    nb_pool *pool = pool_of(3);
+    assert_int_equal(fewest_active(pool, 20), 3);
+    nb_pool_back_off_by(pool, none_lost);
+    assert_int_equal(fewest_active(pool, 20), 3);
+    nb_pool_back_off_by(pool, many_lost);
+    int fewest = 3;
+    for (int round = 0; round < 100 && fewest > 1; round++)
+        fewest = fewest_active(pool, 20);
+    assert_int_equal(fewest, 1);
+    /* After a while all are tried again. */
+    for (int round = 0; round < 1000 && nb_pool_n_active(pool) < 3; round++) {
+        nap(4000);
+        job j;
+        job_open(&j, 5, 3);
+        for (int run = 1; run <= 100; run++) {
+            nb_pool_run(pool, j.n_chunks, mark, &j);
+            check_job(&j, run);
         }
-        if (round == 0)
-            assert_int_equal(fewest, 4);
-        else
-            assert_in_range(fewest, 1, 3);
+        job_close(&j);
     }
+    assert_int_equal(nb_pool_n_active(pool), 3);
+    nb_pool_back_off(pool, true); /* by the system's own count: whatever it says, all chunks run */
+    fewest_active(pool, 20);
     nb_pool_back_off(pool, false);
-    assert_int_equal(nb_pool_n_active(pool), 4);
-    atomic_store(&burning, false);
-    for (int i = 0; i < n; i++)
-        pthread_join(strangers[i], NULL);
-    job j;
-    job_open(&j, 1000, 4);
-    nb_pool_run(pool, j.n_chunks, mark, &j);
-    check_job(&j, 1);
-    job_close(&j);
+    assert_int_equal(nb_pool_n_active(pool), 3);
     nb_pool_close(pool);
 }
 
