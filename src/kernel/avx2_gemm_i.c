@@ -414,22 +414,19 @@ typedef void wide_fn(const wide_block *a, int64_t p, int t0, int32_t *sums, floa
     {                                                                                              \
         wide_tile(a, p, t0, sums, totals, kind, plain, T);                                         \
     }
+#define FOR_EACH_T(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #define X(T)                                                                                       \
     DEFINE(wide_t4, NB_PANEL_T4, false, T)                                                         \
     DEFINE(wide_t4_plain, NB_PANEL_T4, true, T)                                                    \
     DEFINE(wide_u8, NB_PANEL_U8, false, T)                                                         \
     DEFINE(wide_u8_plain, NB_PANEL_U8, true, T)
-X(1)
-X(2)
-X(3)
-X(4)
-X(5) X(6)
+FOR_EACH_T(X)
 #undef X
 #undef DEFINE
 
-    /* P <= WIDE_PANELS panels from p. */
-    static void wide_panels(float *y, int64_t ldy, const nb_panels *w, int64_t p, int P,
-                            const nb_xtile *x)
+/* P <= WIDE_PANELS panels from p. */
+static void wide_panels(float *y, int64_t ldy, const nb_panels *w, int64_t p, int P,
+                        const nb_xtile *x)
 {
     static wide_fn *const all[2][2][MAX_T] = {{ROW(wide_t4), ROW(wide_t4_plain)},
                                               {ROW(wide_u8), ROW(wide_u8_plain)}};
