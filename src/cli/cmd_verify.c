@@ -415,8 +415,8 @@ static void print_cover(const verify_run *run)
         nb_out_text(out, "; %s code one way a row", last->name);
     nb_out_text(out, "\n");
     for (int i = 0; i < run->plan.n_isas; i++)
-        nb_out_text(out, "%s%s (%lld tokens)", i == 0 ? "" : ", ", run->isas[i].name,
-                    (long long)run->isas[i].n_tokens);
+        nb_out_text(out, "%s%s (%lld token%s)", i == 0 ? "" : ", ", run->isas[i].name,
+                    (long long)run->isas[i].n_tokens, run->isas[i].n_tokens == 1 ? "" : "s");
     nb_out_text(out, "\n");
     if (run->n_missing > 0 || run->no_integers) {
         nb_out_text(out, "skipped:");
