@@ -40,9 +40,9 @@ typedef struct {
     int n_runs;          /* since the clock was last read */
 } backoff;
 
-#define WINDOW_SECONDS 0.010
+#define WINDOW_SECONDS 0.015
 #define STALLED_SHARE  0.10
-#define HOLD_FIRST     0.100
+#define HOLD_FIRST     0.200
 #define HOLD_LONGEST   1.600
 #define RUNS_PER_LOOK  64
 
@@ -319,14 +319,14 @@ static void give_way(nb_pool *pool, double stalled)
         return;
     const double now = nb_clock();
     const long so_far = b->lost();
-    if (now - stalled - b->window_start > 5 * WINDOW_SECONDS) { /* a window begins */
+    if (now - stalled - b->window_start > 3 * WINDOW_SECONDS) { /* a window begins */
         /* What came before did not stall: the holds may be short again after a quiet time. */
         if (now - b->resume > 2 * b->hold)
             b->hold = HOLD_FIRST;
         b->window_start = now - stalled;
         b->stalled = 0;
         /* A CPU was lost before this stall began, since the last one unless that is long ago. */
-        b->switches = now - stalled - b->last < 1.0 ? b->last_switches : so_far - 1;
+        b->switches = now - stalled - b->last < 0.1 ? b->last_switches : so_far - 1;
     }
     b->last = now;
     b->last_switches = so_far;

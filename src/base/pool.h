@@ -19,7 +19,7 @@ int nb_pool_n_threads(const nb_pool *pool);
 
 /* Whether fewer threads run while strangers keep taking CPUs from them: one that is descheduled in
  * the middle of a chunk makes all others wait, so that a single busy neighbour may cost more than
- * the thread is worth. All threads are tried again after a tenth of a second, then after twice
+ * the thread is worth. All threads are tried again after a fifth of a second, then after twice
  * that, up to 1.6 s. Off at first. */
 void nb_pool_back_off(nb_pool *pool, bool on);
 /* The same by another count of CPUs lost so far; NULL: off. For tests. */

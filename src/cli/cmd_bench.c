@@ -204,6 +204,15 @@ static nb_status check_memory(nb_store *store, int64_t n_ctx, nb_kv_format kv, n
                    nb_human_bytes(context).text, nb_human_bytes(available).text);
 }
 
+/* With all threads, whatever else runs: a limit of fewer would be none. */
+static nb_status measure_limits(nb_bench *b, nb_err *err)
+{
+    nb_pool_back_off(b->rt.pool, false);
+    const nb_status s = nb_limits_measure(&b->limits, b->rt.kernels.isa, b->rt.pool, err);
+    nb_pool_back_off(b->rt.pool, true);
+    return s;
+}
+
 static nb_status open_model(nb_bench *b, const nb_args *args, nb_scheme *scheme, nb_err *err)
 {
     const double start = nb_clock();
@@ -229,7 +238,7 @@ static nb_status run_open(nb_bench *b, const nb_args *args, nb_out *out, nb_err 
 {
     NB_TRY(nb_runtime_open(&b->rt, args, err));
     if (nb_args_n_operands(args) == 0 && !nb_args_given(args, "shape")) {
-        NB_TRY(nb_limits_measure(&b->limits, b->rt.kernels.isa, b->rt.pool, err));
+        NB_TRY(measure_limits(b, err));
         return nb_bench_print_limits(&b->limits, &b->rt, out, err);
     }
     nb_scheme scheme;
@@ -245,7 +254,7 @@ static nb_status run_open(nb_bench *b, const nb_args *args, nb_out *out, nb_err 
     NB_TRY(nb_bench_check(b, err));
     NB_TRY(nb_bench_measure(b, out, err));
     b->peak_rss = nb_peak_rss();
-    NB_TRY(nb_limits_measure(&b->limits, b->rt.kernels.isa, b->rt.pool, err));
+    NB_TRY(measure_limits(b, err));
     if (nb_interrupted())
         return nb_fail_interrupted(err);
     return nb_bench_print(b, nb_args_text(args, "kv"), out, err);
