@@ -1,7 +1,8 @@
 /* Private: attention (A5) over v16, 16 lanes of binary32. avx2_attn.c and avx512_attn.c include it
- * after the header that says what a v16 is, and after the tiles of integer scores:
+ * after the header that says what a v16 is, attn_tile.h, and the tiles of integer scores:
  *
- *   INT_VECS(rows)   vectors of 16 positions that int_score[rows] takes at once
+ *   int_score_<rows> scores of INT8 cells, for all of V16_TILES
+ *   INT_VECS(rows)   vectors of 16 positions that they take at once
  *   int_codes        how the codes of a query are laid out for them
  *
  * Plan. The rows (tokens x query heads of one KV head, at most NB_ATTN_ROWS) share every key and
@@ -15,6 +16,10 @@
  * same. */
 #include "kernel/attn_store.h"
 #include "kernel/attn_tile.h"
+
+#define TILE(rows) int_score_##rows,
+static int_score_fn *const int_score[V16_TILE_ROWS + 1] = {NULL, V16_TILES(TILE)};
+#undef TILE
 
 /* ---- what is seen ---- */
 

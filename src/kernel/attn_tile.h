@@ -360,4 +360,10 @@ static void widen_values(float *out, const uint8_t *const *pages, const float *s
         widen_values_as(out, pages, scales, begin, end, head_dim, d0, NB_KV_INT8);
 }
 
+/* Scores of INT8 cells from the codes of the queries: what each instruction set's file defines as
+ * int_score_<rows> for all of V16_TILES, before it includes attn_body.h. */
+typedef void int_score_fn(float *s, const float *q, const int32_t *start, const float *q_scale,
+                          const uint8_t *const *keys, const uint8_t *const *ahead,
+                          const float *scales, int64_t n_groups, bool wide);
+
 #endif

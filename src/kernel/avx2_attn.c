@@ -59,9 +59,6 @@ V16_INLINE void int_tile(float *s, const float *q, const int32_t *start, const f
     }
 }
 
-typedef void int_score_fn(float *s, const float *q, const int32_t *start, const float *q_scale,
-                          const uint8_t *const *keys, const uint8_t *const *ahead,
-                          const float *scales, int64_t n_groups, bool wide);
 /* Three rows at a time: 12 registers of sums. */
 #define TILE(rows)                                                                                 \
     static void int_score_##rows(float *s, const float *q, const int32_t *start,                   \
@@ -77,9 +74,6 @@ typedef void int_score_fn(float *s, const float *q, const int32_t *start, const 
                      n_groups, REST);                                                              \
     }
 V16_TILES(TILE)
-#undef TILE
-#define TILE(rows) int_score_##rows,
-static int_score_fn *const int_score[V16_TILE_ROWS + 1] = {NULL, V16_TILES(TILE)};
 #undef TILE
 
 #include "kernel/attn_body.h"

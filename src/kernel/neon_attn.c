@@ -65,9 +65,6 @@ V16_INLINE void int_tile(float *s, const float *q, const float *q_scale, const u
     }
 }
 
-typedef void int_score_fn(float *s, const float *q, const int32_t *start, const float *q_scale,
-                          const uint8_t *const *keys, const uint8_t *const *ahead,
-                          const float *scales, int64_t n_groups, bool wide);
 #define TILE(rows)                                                                                 \
     static void int_score_##rows(float *s, const float *q, const int32_t *start,                   \
                                  const float *q_scale, const uint8_t *const *keys,                 \
@@ -78,9 +75,6 @@ typedef void int_score_fn(float *s, const float *q, const int32_t *start, const 
         int_tile(s, q, q_scale, keys[0], scales, n_groups, wide, rows);                            \
     }
 V16_TILES(TILE)
-#undef TILE
-#define TILE(rows) int_score_##rows,
-static int_score_fn *const int_score[V16_TILE_ROWS + 1] = {NULL, V16_TILES(TILE)};
 #undef TILE
 
 #include "kernel/attn_body.h"
