@@ -47,12 +47,12 @@ static int index_of(const nb_args *args, const char *option, const char *const *
 
 static nb_status run_convert(const nb_args *args, nb_out *out, nb_err *err)
 {
-    const nb_quantizer *method = NULL;
-    NB_TRY(nb_quantizer_by_name(&method, "rtn", err));
+    nb_method method;
+    NB_TRY(nb_method_parse(&method, "rtn", err));
     const nb_plan_request request = {.dtype = (nb_dtype)index_of(args, "dtype", dtype_choices),
                                      .requantize = nb_args_flag(args, "requantize")};
     const nb_nonfinite nonfinite = (nb_nonfinite)index_of(args, "nonfinite", nonfinite_choices);
-    return nb_rewriting_run(args, request, method, nonfinite, out, err);
+    return nb_rewriting_run(args, request, &method, nonfinite, out, err);
 }
 
 const nb_verb nb_verb_convert = {

@@ -38,14 +38,14 @@ static const nb_opt quantize_options[] = {
 static nb_status run_quantize(const nb_args *args, nb_out *out, nb_err *err)
 {
     nb_scheme scheme;
-    const nb_quantizer *method = NULL;
+    nb_method method;
     const char *name = nb_args_text(args, "scheme");
     if (name == NULL)
         return nb_fail(err, NB_USAGE, "no scheme given: --scheme W4A16, for example");
     NB_TRY(nb_scheme_parse(&scheme, name, err));
-    NB_TRY(nb_quantizer_by_name(&method, nb_args_text(args, "method"), err));
+    NB_TRY(nb_method_parse(&method, nb_args_text(args, "method"), err));
     const bool zero = strcmp(nb_args_text(args, "nonfinite"), "zero") == 0;
-    return nb_rewriting_run(args, (nb_plan_request){.scheme = &scheme}, method,
+    return nb_rewriting_run(args, (nb_plan_request){.scheme = &scheme}, &method,
                             zero ? NB_NONFINITE_ZERO : NB_NONFINITE_REFUSE, out, err);
 }
 

@@ -181,7 +181,7 @@ static nb_status run(nb_rewriting *r, const nb_plan_request *request, nb_nonfini
     return r->dry_run ? dry_run(r, out, err) : really_run(r, nonfinite, out, err);
 }
 
-nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_quantizer *method,
+nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_method *method,
                            nb_nonfinite nonfinite, nb_out *out, nb_err *err)
 {
     NB_TRY(nb_rewriting_container(args, &request.to, err));

@@ -27,7 +27,7 @@ nb_status nb_rewriting_container(const nb_args *args, nb_store_kind *out, nb_err
 
 /* Runs a request on operand 0 and option -o; the verb's table has the rows OUTPUT, TO, FORCE,
  * DRY_RUN, THREADS, ISA, JSON and QUIET. Sets request->to. */
-nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_quantizer *method,
+nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_method *method,
                            nb_nonfinite nonfinite, nb_out *out, nb_err *err);
 
 /* ---- printing ---- */
@@ -38,7 +38,7 @@ typedef struct {
     const char *source, *output; /* output: NULL in a dry run without -o */
     nb_store *store;
     nb_runtime runtime;
-    const nb_quantizer *method;
+    const nb_method *method;
     nb_plan plan;
     nb_wrapping wrapping;
     int64_t bytes; /* of the tensor files */

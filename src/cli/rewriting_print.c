@@ -44,7 +44,7 @@ void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out)
                 container_words(plan->request.to), r->output != NULL ? " " : "",
                 r->output != NULL ? r->output : "");
     if (quantize)
-        nb_out_text(out, ": %s, method %s", plan->request.scheme->name, r->method->name);
+        nb_out_text(out, ": %s, method %s", plan->request.scheme->name, r->method->quantizer->name);
     nb_out_text(out, "\n");
     for (int i = 0; i < plan->n_notes; i++)
         nb_out_text(out, "  %s\n", plan->notes[i]);
@@ -232,9 +232,9 @@ static json_t *plan_json(const nb_rewriting *r)
         "source_container", nb_container_name(nb_store_kind_of(r->store)), "output",
         text_json(r->output), "container", nb_container_name(plan->request.to), "scheme",
         text_json(scheme == NULL ? NULL : scheme->name), "method",
-        text_json(scheme == NULL ? NULL : r->method->name), "group_size", group, "n_tensors",
-        (json_int_t)plan->n, "n_quantized", (json_int_t)plan->n_quantized, "n_requantized",
-        (json_int_t)plan->n_requantized, "n_rounded", (json_int_t)plan->n_rounded);
+        text_json(scheme == NULL ? NULL : r->method->quantizer->name), "group_size", group,
+        "n_tensors", (json_int_t)plan->n, "n_quantized", (json_int_t)plan->n_quantized,
+        "n_requantized", (json_int_t)plan->n_requantized, "n_rounded", (json_int_t)plan->n_rounded);
     json_t *b = json_pack(
         "{s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:o}", "n_params", (json_int_t)plan->n_params, "source_bytes",
         (json_int_t)nb_store_file_bytes(r->store), "bytes", (json_int_t)r->bytes, "side_bytes",

@@ -69,7 +69,7 @@ static nb_status trial_mat(nb_mat *m, const nb_weight *w, void *codes, void *sca
 
 /* Seconds a weight; the better of two, because the first one also fetches the code. */
 static nb_status try_one(trial *t, const nb_weight *from, const nb_weight *to, nb_how how,
-                         const nb_quantizer *method, double *seconds, nb_err *err)
+                         const nb_method *method, double *seconds, nb_err *err)
 {
     nb_mat source, made;
     NB_TRY(trial_mat(&source, from, t->from, t->from_scales, t->from_zeros, err));
@@ -104,7 +104,7 @@ static bool alike(const nb_plan *p, int64_t i, int64_t j)
 
 #define MAX_KINDS 32
 
-nb_status nb_rewrite_estimate(const nb_plan *plan, const nb_quantizer *method, int n_threads,
+nb_status nb_rewrite_estimate(const nb_plan *plan, const nb_method *method, int n_threads,
                               double *seconds, nb_err *err)
 {
     trial *t;

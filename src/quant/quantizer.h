@@ -1,32 +1,112 @@
 /* A quantizer chooses codes for weights: format and encoder are separate choices. To add one: a
- * const nb_quantizer in its own file, and a line in quantizers.def. */
+ * const nb_quantizer in its own file, and a line in quantizers.def.
+ *
+ * There are two kinds. Those without data work on any rows of one matrix (encode_rows). Those with
+ * data work on a group of linear layers that read the same inputs (q, k and v, say), with the
+ * statistics of these inputs that they asked for (encode_group). */
 #ifndef NB_QUANT_QUANTIZER_H
 #define NB_QUANT_QUANTIZER_H
 
-#include "numeric/format.h"
+#include "numeric/grid.h"
+#include "quant/hessian.h"
 
-/* What calibration has to gather before a method can choose. */
-typedef enum { NB_STAT_NONE } nb_stat;
+/* What calibration has to gather before a method can choose: a mask. */
+typedef enum {
+    NB_STAT_NONE = 0,
+    NB_STAT_HESSIAN = 1,   /* sum of x x^T */
+    NB_STAT_HELD_OUT = 2,  /* of all that is asked for, a second copy from held-out sequences */
+    NB_STAT_CROSS = 4,     /* sum of x0 x^T, x0 what the full-precision model has in place of x */
+    NB_STAT_MAGNITUDE = 8, /* mean and largest |x|, mean x^2 */
+    NB_STAT_SAMPLE = 16,   /* some rows x themselves */
+    NB_STAT_BLOCK = 32,    /* inputs and full-precision outputs of the whole block (tune_block) */
+} nb_stat;
+
+/* The statistics of one group's inputs. What was not asked for is empty. Sums run over the tokens
+ * of the calibration set in order, pieces as nb_sym_add_rows has them, sequence by sequence. */
+typedef struct {
+    int64_t n_cols;
+    nb_sym h;      /* of the tokens that choose codes */
+    double *cross; /* [n_cols][n_cols]: row of x0, column of x; NULL: none */
+    nb_sym held_h; /* of held-out tokens */
+    double *held_cross;
+    int64_t n_tokens, n_held;
+    double *mean_abs, *mean_square; /* [n_cols], over n_tokens + n_held */
+    float *max_abs;
+    float *sample; /* [n_sample][n_cols] */
+    int64_t n_sample;
+} nb_input_stats;
+
+/* Modifiers of a method, "act-order,shrink=0.3": parsed once by its own table. */
+#define NB_METHOD_MAX_OPTIONS 16
+#define NB_METHOD_MAX_WORD    24
+typedef struct {
+    char name[NB_METHOD_MAX_WORD];
+    char value[NB_METHOD_MAX_WORD]; /* "" for a bare word */
+} nb_method_option;
+
+typedef struct {
+    const struct nb_quantizer *quantizer;
+    nb_method_option options[NB_METHOD_MAX_OPTIONS]; /* in the order of names */
+    int n_options;
+} nb_method;
 
 /* Rows of one matrix in full precision; all values are finite. */
 typedef struct {
-    const float *weight; /* [n_rows][n_cols] */
+    const nb_method *method;
+    const float *weight;     /* [n_rows][n_cols] */
+    const float *importance; /* [n_cols], NULL: none */
     int64_t n_rows, n_cols;
 } nb_quant_job;
 
+#define NB_GROUP_LINEARS 3
 typedef struct {
+    const nb_method *method;
+    const nb_input_stats *stats;
+    nb_algebra *la;
+    int n;
+    struct {
+        const char *name;
+        const float *weight; /* [n_rows][n_cols], finite */
+        int64_t n_rows;
+        nb_mat *out; /* planned: format, groups and room; filled by the call */
+    } linear[NB_GROUP_LINEARS];
+} nb_group_job;
+
+/* What is told of each linear of a group. Losses are relative: tr(E H E^T) / tr(W H W^T), on the
+ * tokens that chose and on those held out (NaN: none). */
+typedef struct {
+    double loss[NB_GROUP_LINEARS], held_loss[NB_GROUP_LINEARS];
+    char note[120]; /* what was chosen: "shrink 0.3" */
+} nb_group_result;
+
+typedef struct nb_quantizer {
     const char *name;
-    const char *source; /* the paper it comes from */
-    nb_stat needs;
+    const char *source;  /* the paper it comes from */
+    const char *summary; /* one line for --help */
+    unsigned needs;      /* of nb_stat, with the default options */
+    /* Checks options, and says what these options need. NULL: takes none. */
+    nb_status (*check)(const nb_method *method, unsigned *needs, nb_err *err);
     /* Fills codes, scales and zero points of `out`, which has the job's shape. Called by several
-     * threads at once, for different rows. */
-    nb_status (*encode)(const nb_quant_job *job, nb_mat *out, nb_err *err);
+     * threads at once, for different rows. NULL: needs data. */
+    nb_status (*encode_rows)(const nb_quant_job *job, nb_mat *out, nb_err *err);
+    /* Fills all matrices of the group; runs on the pool. NULL: needs none. */
+    nb_status (*encode_group)(const nb_group_job *job, nb_group_result *result, nb_err *err);
 } nb_quantizer;
 
 /* All of them, ending with NULL. */
 extern const nb_quantizer *const nb_quantizers[];
 
-/* NB_USAGE lists the names. */
-nb_status nb_quantizer_by_name(const nb_quantizer **out, const char *name, nb_err *err);
+/* "gptq" or "gptq:act-order,shrink=0.3". NB_USAGE lists the names; options are checked by the
+ * quantizer, which refuses those that it does not know. */
+nb_status nb_method_parse(nb_method *out, const char *text, nb_err *err);
+/* The value of an option, "" for a bare word, NULL when it was not given. */
+const char *nb_method_option_of(const nb_method *method, const char *name);
+/* A number in [low, high], or `preset` when the option was not given. */
+nb_status nb_method_number(const nb_method *method, const char *name, double preset, double low,
+                           double high, double *out, nb_err *err);
+/* NB_USAGE for an option that is not in `known`, which ends with NULL; the message lists those. */
+nb_status nb_method_only(const nb_method *method, const char *const *known, nb_err *err);
+/* As it was given, options sorted: for reports and records. */
+nb_status nb_method_spell(const nb_method *method, nb_buf *out, nb_err *err);
 
 #endif

@@ -13,7 +13,7 @@
 typedef bool nb_rewrite_progress(void *context, int64_t done, int64_t total);
 
 typedef struct {
-    const nb_quantizer *method;
+    const nb_method *method;
     nb_nonfinite nonfinite;
     nb_rewrite_progress *progress; /* NULL: none */
     void *context;
@@ -36,7 +36,7 @@ int64_t nb_rewrite_memory(const nb_plan *plan, int64_t text_bytes, int n_threads
 
 /* Seconds that it will compute, from a measurement of a few milliseconds; reading and writing are
  * not in it. */
-nb_status nb_rewrite_estimate(const nb_plan *plan, const nb_quantizer *method, int n_threads,
+nb_status nb_rewrite_estimate(const nb_plan *plan, const nb_method *method, int n_threads,
                               double *seconds, nb_err *err);
 
 #endif

@@ -4,7 +4,7 @@
 
 extern const nb_quantizer nb_quantizer_rtn;
 
-static nb_status rtn_encode(const nb_quant_job *job, nb_mat *out, nb_err *err)
+static nb_status rtn_encode_rows(const nb_quant_job *job, nb_mat *out, nb_err *err)
 {
     (void)err; /* cannot fail: the driver checked shapes and values */
     for (int64_t r = 0; r < job->n_rows; r++)
@@ -15,6 +15,7 @@ static nb_status rtn_encode(const nb_quant_job *job, nb_mat *out, nb_err *err)
 const nb_quantizer nb_quantizer_rtn = {
     .name = "rtn",
     .source = "folklore",
+    .summary = "round to nearest",
     .needs = NB_STAT_NONE,
-    .encode = rtn_encode,
+    .encode_rows = rtn_encode_rows,
 };

@@ -177,8 +177,9 @@ static bool measure(const nb_mat *to, const float *x, float *y, nb_slice_result 
 static bool encode(const nb_slice_job *job, const float *x, nb_mat *to, nb_slice_result *result,
                    nb_err *err)
 {
-    const nb_quant_job rows = {.weight = x, .n_rows = to->n_rows, .n_cols = to->n_cols};
-    if (job->method->encode(&rows, to, err) == NB_OK)
+    const nb_quant_job rows = {
+        .method = job->method, .weight = x, .n_rows = to->n_rows, .n_cols = to->n_cols};
+    if (job->method->quantizer->encode_rows(&rows, to, err) == NB_OK)
         return true;
     result->end = NB_SLICE_FAILED;
     return false;

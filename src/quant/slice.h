@@ -34,7 +34,7 @@ typedef struct {
     const nb_mat *from;
     nb_mat *to; /* NB_HOW_COPY: ignored */
     nb_how how;
-    const nb_quantizer *method; /* never NULL */
+    const nb_method *method; /* never NULL */
     nb_nonfinite nonfinite;
     bool requantize; /* where NB_HOW_REPACK is not exact: use `method` */
 } nb_slice_job;

@@ -43,7 +43,9 @@ static nb_status write_all(nb_store *store, const nb_plan *plan, nb_pool *pool, 
     nb_sink *sink = NULL;
     nb_rewrite_options options = {.nonfinite = h->nonfinite,
                                   .progress = h->interrupt ? stop_at_once : NULL};
-    nb_status s = nb_quantizer_by_name(&options.method, "rtn", err);
+    nb_method method;
+    nb_status s = nb_method_parse(&method, "rtn", err);
+    options.method = &method;
     if (s == NB_OK)
         s = nb_wrapping_make(&wrapping, store, plan, err);
     if (s == NB_OK)

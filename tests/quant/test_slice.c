@@ -9,12 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const nb_quantizer *rtn(void)
+static const nb_method *rtn(void)
 {
-    const nb_quantizer *q = NULL;
+    static nb_method m;
     nb_err err = {0};
-    assert_int_equal(nb_quantizer_by_name(&q, "rtn", &err), NB_OK);
-    return q;
+    assert_int_equal(nb_method_parse(&m, "rtn", &err), NB_OK);
+    return &m;
 }
 
 typedef struct {
