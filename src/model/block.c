@@ -229,10 +229,9 @@ static void attend(const nb_step *step, int64_t index)
 
 /* ---- the block ---- */
 
-bool nb_block_run(nb_step *step, int64_t index)
+static bool run_q_k_v(const nb_step *step, const nb_layer *y, int64_t index)
 {
     nb_work *w = step->work;
-    const nb_layer *y = &w->model->layers[index];
     const nb_linears q_k_v = {.n = 3,
                               .w = {&y->q, &y->k, &y->v},
                               .y = {w->q, w->k, w->v},
@@ -241,15 +240,12 @@ bool nb_block_run(nb_step *step, int64_t index)
                               .layer = index,
                               .norm_op = NB_OP_ATTN_NORM,
                               .op = {NB_OP_Q, NB_OP_K, NB_OP_V}};
-    const nb_linears o = {.n = 1,
-                          .w = {&y->o},
-                          .y = {w->h},
-                          .x = w->att,
-                          .then = NB_THEN_ADD,
-                          .residual = w->x,
-                          .layer = index,
-                          .op = {NB_OP_O},
-                          .then_op = NB_OP_ATTN_RESIDUAL};
+    return nb_linears_run(w, &q_k_v, step->n_rows);
+}
+
+static bool run_gate_up(const nb_step *step, const nb_layer *y, int64_t index)
+{
+    nb_work *w = step->work;
     const nb_linears gate_up = {.n = 2,
                                 .w = {&y->gate, &y->up},
                                 .y = {w->gate, w->up},
@@ -260,19 +256,53 @@ bool nb_block_run(nb_step *step, int64_t index)
                                 .norm_op = NB_OP_FFN_NORM,
                                 .op = {NB_OP_GATE, NB_OP_UP},
                                 .then_op = NB_OP_SWIGLU};
-    const nb_linears down = {.n = 1,
-                             .w = {&y->down},
-                             .y = {w->h},
-                             .x = w->gate,
-                             .then = NB_THEN_ADD,
-                             .residual = w->x,
-                             .layer = index,
-                             .op = {NB_OP_DOWN},
-                             .then_op = NB_OP_FFN_RESIDUAL};
-    bool finite = nb_linears_run(w, &q_k_v, step->n_rows);
-    attend(step, index);
-    finite &= nb_linears_run(w, &o, step->n_rows);
-    finite &= nb_linears_run(w, &gate_up, step->n_rows);
-    finite &= nb_linears_run(w, &down, step->n_rows);
+    return nb_linears_run(w, &gate_up, step->n_rows);
+}
+
+/* x += W in. */
+static bool run_added(const nb_step *step, const nb_linear *linear, const float *in, int64_t index,
+                      nb_op op, nb_op then_op)
+{
+    nb_work *w = step->work;
+    const nb_linears added = {.n = 1,
+                              .w = {linear},
+                              .y = {w->h},
+                              .x = in,
+                              .then = NB_THEN_ADD,
+                              .residual = w->x,
+                              .layer = index,
+                              .op = {op},
+                              .then_op = then_op};
+    return nb_linears_run(w, &added, step->n_rows);
+}
+
+bool nb_block_run_part(nb_step *step, int64_t index, nb_block_part part)
+{
+    const nb_work *w = step->work;
+    const nb_layer *y = &w->model->layers[index];
+    switch (part) {
+    case NB_PART_ATTEND: {
+        const bool finite = run_q_k_v(step, y, index);
+        attend(step, index);
+        return finite;
+    }
+    case NB_PART_O:
+        return run_added(step, &y->o, w->att, index, NB_OP_O, NB_OP_ATTN_RESIDUAL);
+    case NB_PART_GATE_UP:
+        return run_gate_up(step, y, index);
+    case NB_PART_DOWN:
+        return run_added(step, &y->down, w->gate, index, NB_OP_DOWN, NB_OP_FFN_RESIDUAL);
+    case NB_N_PARTS:
+        break;
+    }
+    assert(false);
+    return false;
+}
+
+bool nb_block_run(nb_step *step, int64_t index)
+{
+    bool finite = true;
+    for (int part = 0; part < NB_N_PARTS; part++)
+        finite &= nb_block_run_part(step, index, (nb_block_part)part);
     return finite;
 }

@@ -38,5 +38,7 @@ void nb_step_plan_attention(nb_step *step);
 /* x += attention(norm(x)), x += mlp(norm(x)) for all rows of work->x. Returns false if Inf or NaN
  * met an integer product. */
 bool nb_block_run(nb_step *step, int64_t layer);
+/* One part of it. */
+bool nb_block_run_part(nb_step *step, int64_t layer, nb_block_part part);
 
 #endif

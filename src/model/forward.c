@@ -111,7 +111,7 @@ static nb_status prepare(nb_work *w, const nb_step_input *inputs, int64_t n_inpu
         if (in->seq->n + in->n_tokens > m->n_ctx)
             return nb_fail(err, NB_LIMIT, "%lld tokens do not fit in the context of %lld",
                            (long long)(in->seq->n + in->n_tokens), (long long)m->n_ctx);
-        for (int64_t t = 0; t < in->n_tokens; t++) {
+        for (int64_t t = 0; in->tokens != NULL && t < in->n_tokens; t++) {
             if (in->tokens[t] < 0 || in->tokens[t] >= m->config.vocab_size)
                 return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld",
                                in->tokens[t], (long long)m->config.vocab_size);
@@ -131,17 +131,25 @@ static nb_status prepare(nb_work *w, const nb_step_input *inputs, int64_t n_inpu
     return NB_OK;
 }
 
-/* Embeds the tokens and says where each row belongs. */
-static void enter(nb_work *w, const nb_step_input *inputs, int64_t n_inputs)
+/* Says where each row belongs. */
+static void place_rows(nb_work *w, const nb_step_input *inputs, int64_t n_inputs)
 {
-    const nb_model *m = w->model;
     int64_t row = 0;
     for (int64_t i = 0; i < n_inputs; i++) {
         for (int64_t t = 0; t < inputs[i].n_tokens; t++, row++) {
             w->row_input[row] = i;
             w->row_pos[row] = inputs[i].seq->n + t;
-            nb_panels_row(&m->embed.w, inputs[i].tokens[t], w->x + row * m->config.d_model);
         }
+    }
+}
+
+static void embed(nb_work *w, const nb_step_input *inputs, int64_t n_inputs)
+{
+    const nb_model *m = w->model;
+    float *x = w->x;
+    for (int64_t i = 0; i < n_inputs; i++) {
+        for (int64_t t = 0; t < inputs[i].n_tokens; t++, x += m->config.d_model)
+            nb_panels_row(&m->embed.w, inputs[i].tokens[t], x);
     }
 }
 
@@ -169,7 +177,8 @@ nb_status nb_forward(nb_work *w, const nb_step_input *inputs, int64_t n_inputs, 
     nb_step step = {.work = w, .inputs = inputs, .n_inputs = n_inputs};
     NB_TRY(prepare(w, inputs, n_inputs, &step.n_rows, err));
     const uint64_t env = nb_fpenv_enter();
-    enter(w, inputs, n_inputs);
+    place_rows(w, inputs, n_inputs);
+    embed(w, inputs, n_inputs);
     nb_step_plan_attention(&step);
     int64_t bad_layer = -1;
     for (int64_t i = 0; i < w->model->config.n_layers; i++) {
@@ -182,6 +191,19 @@ nb_status nb_forward(nb_work *w, const nb_step_input *inputs, int64_t n_inputs, 
         return nb_fail(err, NB_DATA, "the activations of layer %lld hold Inf or NaN",
                        (long long)bad_layer);
     return NB_OK;
+}
+
+nb_status nb_forward_part(nb_work *w, const nb_step_input *inputs, int64_t n_inputs, int64_t layer,
+                          nb_block_part part, nb_err *err)
+{
+    nb_step step = {.work = w, .inputs = inputs, .n_inputs = n_inputs};
+    NB_TRY(prepare(w, inputs, n_inputs, &step.n_rows, err));
+    const uint64_t env = nb_fpenv_enter();
+    place_rows(w, inputs, n_inputs);
+    nb_step_plan_attention(&step);
+    const bool finite = nb_block_run_part(&step, layer, part);
+    nb_fpenv_leave(env);
+    return finite ? NB_OK : nb_fail(err, NB_DATA, "the activations hold Inf or NaN");
 }
 
 void nb_logits(nb_work *w, const float *hidden, int64_t n_rows, float *logits)

@@ -83,6 +83,23 @@ typedef struct {
 nb_status nb_forward(nb_work *work, const nb_step_input *inputs, int64_t n_inputs, float *hidden,
                      nb_err *err);
 
+/* ---- block by block: calibration and tuning ---- */
+
+/* A block in four parts. Each reads and writes rows of work's buffers. */
+typedef enum {
+    NB_PART_ATTEND,  /* x -> att: norm, q, k, v, attention */
+    NB_PART_O,       /* att -> x += o */
+    NB_PART_GATE_UP, /* x -> gate: norm, SwiGLU of gate and up */
+    NB_PART_DOWN,    /* gate -> x += down */
+    NB_N_PARTS
+} nb_block_part;
+
+/* Runs one part of block `layer` on rows that the caller has put into the buffers; tokens, n_out
+ * and outputs of the inputs are not looked at. The sequences keep their n: after NB_PART_ATTEND
+ * the caller moves it on, or takes it back. */
+nb_status nb_forward_part(nb_work *work, const nb_step_input *inputs, int64_t n_inputs,
+                          int64_t layer, nb_block_part part, nb_err *err);
+
 /* logits[r * vocab_size ..] = head of hidden row r, for r < n_rows <= max_tokens. */
 void nb_logits(nb_work *work, const float *hidden, int64_t n_rows, float *logits);
 

@@ -80,6 +80,17 @@ static nb_status refuse_unused(loader *l, const char *name, nb_err *err)
     return NB_OK;
 }
 
+/* How a packed weight is computed. */
+static void choose_mode(nb_linear *out, const nb_format *fmt, const nb_act_spec *act,
+                        nb_compute_choice choice)
+{
+    const nb_weight like = {.fmt = fmt, .act = *act};
+    nb_xlayout layout;
+    nb_xlayout_for(&layout, &out->w, nb_weight_compute(&like, choice), act->per_token);
+    out->mode = layout.mode;
+    out->per_token = act->per_token;
+}
+
 static nb_status pack_linear(loader *l, const nb_weight *w, nb_linear *out, nb_err *err)
 {
     NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
@@ -87,10 +98,7 @@ static nb_status pack_linear(loader *l, const nb_weight *w, nb_linear *out, nb_e
     NB_TRY(nb_panels_alloc(&out->w, &l->m->slab, err));
     NB_TRY(nb_panels_pack(&out->w, &l->loaded.mat, l->pool, err));
     out->info = w;
-    nb_xlayout layout;
-    nb_xlayout_for(&layout, &out->w, nb_weight_compute(w, l->compute), w->act.per_token);
-    out->mode = layout.mode;
-    out->per_token = w->act.per_token;
+    choose_mode(out, w->fmt, &w->act, l->compute);
     l->m->packed_bytes += nb_panels_bytes(&out->w);
     l->m->weight_bytes += w->bytes;
     l->m->n_params += w->n_rows * w->n_cols;
@@ -113,31 +121,47 @@ static nb_status load_linear(loader *l, const char *name, int64_t n_rows, int64_
     return bias ? load_vector(l, full, n_rows, &out->bias, err) : refuse_unused(l, full, err);
 }
 
-static nb_status load_layer(loader *l, int64_t i, nb_err *err)
+nb_linear *nb_layer_linear(nb_layer *layer, nb_linear_id id)
 {
-    nb_layer *layer = &l->m->layers[i];
+    nb_linear *const linears[NB_N_LINEARS] = {&layer->q,    &layer->k,  &layer->v,   &layer->o,
+                                              &layer->gate, &layer->up, &layer->down};
+    return linears[id];
+}
+
+const char *nb_linear_name(nb_linear_id id)
+{
+    static const char *const names[NB_N_LINEARS] = {
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+        "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
+    return names[id];
+}
+
+static nb_status load_layer_linears(loader *l, nb_layer *layer, int64_t i, nb_err *err)
+{
     const nb_config *c = &l->m->config;
     const int64_t d_q = c->n_heads * c->head_dim, d_kv = c->n_kv_heads * c->head_dim;
     const struct {
-        const char *name;
         int64_t n_rows, n_cols;
         bool bias;
-        nb_linear *out;
-    } linears[] = {
-        {"self_attn.q_proj", d_q, c->d_model, c->qkv_bias, &layer->q},
-        {"self_attn.k_proj", d_kv, c->d_model, c->qkv_bias, &layer->k},
-        {"self_attn.v_proj", d_kv, c->d_model, c->qkv_bias, &layer->v},
-        {"self_attn.o_proj", c->d_model, d_q, c->o_bias, &layer->o},
-        {"mlp.gate_proj", c->d_ff, c->d_model, c->mlp_bias, &layer->gate},
-        {"mlp.up_proj", c->d_ff, c->d_model, c->mlp_bias, &layer->up},
-        {"mlp.down_proj", c->d_model, c->d_ff, c->mlp_bias, &layer->down},
+    } shapes[NB_N_LINEARS] = {
+        {d_q, c->d_model, c->qkv_bias},     {d_kv, c->d_model, c->qkv_bias},
+        {d_kv, c->d_model, c->qkv_bias},    {c->d_model, d_q, c->o_bias},
+        {c->d_ff, c->d_model, c->mlp_bias}, {c->d_ff, c->d_model, c->mlp_bias},
+        {c->d_model, c->d_ff, c->mlp_bias},
     };
     char name[96];
-    for (size_t j = 0; j < sizeof linears / sizeof *linears; j++) {
-        snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)i, linears[j].name);
-        NB_TRY(load_linear(l, name, linears[j].n_rows, linears[j].n_cols, linears[j].bias,
-                           linears[j].out, err));
+    for (int j = 0; j < NB_N_LINEARS; j++) {
+        const nb_linear_id id = (nb_linear_id)j;
+        snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)i, nb_linear_name(id));
+        NB_TRY(load_linear(l, name, shapes[j].n_rows, shapes[j].n_cols, shapes[j].bias,
+                           nb_layer_linear(layer, id), err));
     }
+    return NB_OK;
+}
+
+static nb_status load_layer_norms(loader *l, nb_layer *layer, int64_t i, nb_err *err)
+{
+    const nb_config *c = &l->m->config;
     const struct {
         const char *name;
         int64_t n;
@@ -149,6 +173,7 @@ static nb_status load_layer(loader *l, int64_t i, nb_err *err)
         {"self_attn.q_norm", c->head_dim, c->qk_norm, &layer->q_norm},
         {"self_attn.k_norm", c->head_dim, c->qk_norm, &layer->k_norm},
     };
+    char name[96];
     for (size_t j = 0; j < sizeof vectors / sizeof *vectors; j++) {
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)i, vectors[j].name);
         NB_TRY(vectors[j].wanted ? load_vector(l, name, vectors[j].n, vectors[j].out, err)
@@ -185,21 +210,11 @@ static nb_status check_n_layers(const loader *l, nb_err *err)
     return NB_OK;
 }
 
-static nb_status load(loader *l, nb_err *err)
+/* The last norm and the rotation. */
+static nb_status load_rest(loader *l, nb_err *err)
 {
     nb_model *m = l->m;
     const nb_config *c = &m->config;
-    NB_TRY(check_n_layers(l, err));
-    /* The largest tensors first, and their buffer given back: the peak of memory is what the packed
-     * weights take, not that and the embedding once more. */
-    NB_TRY(load_linear(l, "model.embed_tokens", c->vocab_size, c->d_model, false, &m->embed, err));
-    if (!c->tied_head)
-        NB_TRY(load_linear(l, "lm_head", c->vocab_size, c->d_model, false, &m->head, err));
-    nb_loaded_free(&l->loaded);
-    l->loaded = (nb_loaded){0};
-    NB_TRY(NB_ARENA_ALLOC(&m->arena, &m->layers, c->n_layers, err));
-    for (int64_t i = 0; i < c->n_layers; i++)
-        NB_TRY(load_layer(l, i, err));
     NB_TRY(load_vector(l, "model.norm.weight", c->d_model, &m->norm, err));
     float *factors = NULL;
     if (c->rope.type == NB_ROPE_FACTORS) {
@@ -214,6 +229,26 @@ static nb_status load(loader *l, nb_err *err)
         return NB_OK;
     const nb_status s = nb_rope_table_init(&m->rope, c, m->n_ctx, factors, err);
     return s == NB_OK ? s : nb_context(err, "%s", nb_store_path(l->store));
+}
+
+static nb_status load(loader *l, nb_err *err)
+{
+    nb_model *m = l->m;
+    const nb_config *c = &m->config;
+    NB_TRY(check_n_layers(l, err));
+    /* The largest tensors first, and their buffer given back: the peak of memory is what the packed
+     * weights take, not that and the embedding once more. */
+    NB_TRY(load_linear(l, "model.embed_tokens", c->vocab_size, c->d_model, false, &m->embed, err));
+    if (!c->tied_head)
+        NB_TRY(load_linear(l, "lm_head", c->vocab_size, c->d_model, false, &m->head, err));
+    nb_loaded_free(&l->loaded);
+    l->loaded = (nb_loaded){0};
+    NB_TRY(NB_ARENA_ALLOC(&m->arena, &m->layers, c->n_layers, err));
+    for (int64_t i = 0; i < c->n_layers; i++) {
+        NB_TRY(load_layer_linears(l, &m->layers[i], i, err));
+        NB_TRY(load_layer_norms(l, &m->layers[i], i, err));
+    }
+    return load_rest(l, err);
 }
 
 nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options,
@@ -232,6 +267,75 @@ nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *op
     if (s != NB_OK)
         nb_model_close(m);
     return s;
+}
+
+/* ---- one block at a time ---- */
+
+nb_status nb_model_open_frame(nb_model *m, nb_store *store, int64_t n_slots, int64_t n_ctx,
+                              nb_err *err)
+{
+    *m = (nb_model){.n_ctx = n_ctx};
+    NB_TRY(nb_config_read(store, &m->config, err));
+    loader l = {.m = m, .store = store};
+    nb_status s = load_rest(&l, err);
+    nb_loaded_free(&l.loaded);
+    m->config.n_layers = n_slots;
+    if (s == NB_OK)
+        s = NB_ARENA_ALLOC(&m->arena, &m->layers, n_slots, err);
+    if (s != NB_OK)
+        nb_model_close(m);
+    return s;
+}
+
+nb_status nb_model_load_vectors(nb_model *m, nb_store *store, int64_t slot, int64_t layer,
+                                nb_err *err)
+{
+    const nb_config *c = &m->config;
+    nb_layer *to = &m->layers[slot];
+    loader l = {.m = m, .store = store};
+    nb_status s = load_layer_norms(&l, to, layer, err);
+    for (int j = 0; j < NB_N_LINEARS && s == NB_OK; j++) {
+        const nb_linear_id id = (nb_linear_id)j;
+        const bool bias = id <= NB_LINEAR_V   ? c->qkv_bias
+                          : id == NB_LINEAR_O ? c->o_bias
+                                              : c->mlp_bias;
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer,
+                 nb_linear_name(id));
+        const nb_weight *w = nb_store_find(store, name);
+        if (w == NULL)
+            s = nb_fail(err, NB_DATA, "%s: tensor '%s' is missing", nb_store_path(store), name);
+        nb_layer_linear(to, id)->info = w;
+        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)layer,
+                 nb_linear_name(id));
+        if (s == NB_OK && bias)
+            s = load_vector(&l, name, w->n_rows, &nb_layer_linear(to, id)->bias, err);
+    }
+    nb_loaded_free(&l.loaded);
+    return s;
+}
+
+nb_status nb_model_set_linear(nb_model *m, int64_t slot, nb_linear_id id, const nb_mat *mat,
+                              const nb_act_spec *act, nb_compute_choice choice, nb_pool *pool,
+                              nb_err *err)
+{
+    nb_linear *out = nb_layer_linear(&m->layers[slot], id);
+    nb_panels_free(&out->w);
+    nb_panels_plan(&out->w, mat);
+    nb_status s = nb_panels_alloc(&out->w, NULL, err);
+    if (s == NB_OK)
+        s = nb_panels_pack(&out->w, mat, pool, err);
+    if (s != NB_OK) {
+        nb_panels_free(&out->w);
+        return s;
+    }
+    choose_mode(out, mat->fmt, act, choice);
+    return NB_OK;
+}
+
+void nb_model_drop_linear(nb_model *m, int64_t slot, nb_linear_id id)
+{
+    nb_panels_free(&nb_layer_linear(&m->layers[slot], id)->w);
 }
 
 nb_status nb_model_check(nb_store *store, const nb_config *config, nb_err *err)

@@ -22,6 +22,21 @@ typedef struct {
     nb_linear q, k, v, o, gate, up, down;
 } nb_layer;
 
+/* The linear layers of a block, in the order they run. */
+typedef enum {
+    NB_LINEAR_Q,
+    NB_LINEAR_K,
+    NB_LINEAR_V,
+    NB_LINEAR_O,
+    NB_LINEAR_GATE,
+    NB_LINEAR_UP,
+    NB_LINEAR_DOWN,
+    NB_N_LINEARS
+} nb_linear_id;
+nb_linear *nb_layer_linear(nb_layer *layer, nb_linear_id id);
+/* "self_attn.q_proj" */
+const char *nb_linear_name(nb_linear_id id);
+
 typedef struct {
     nb_config config;
     nb_layer *layers;
@@ -62,6 +77,24 @@ static inline const nb_linear *nb_model_head(const nb_model *m)
 {
     return m->config.tied_head ? &m->embed : &m->head;
 }
+
+/* ---- one block at a time: calibration and block-wise tuning ---- */
+
+/* All but embedding, head and layers: config, RoPE and the last norm, and room for n_slots blocks,
+ * which are the model's layers 0 to n_slots - 1 (also for forward passes and caches). */
+nb_status nb_model_open_frame(nb_model *m, nb_store *store, int64_t n_slots, int64_t n_ctx,
+                              nb_err *err);
+/* Norms and biases of a block of the store, in place of what the slot held. They last until the
+ * model is closed. */
+nb_status nb_model_load_vectors(nb_model *m, nb_store *store, int64_t slot, int64_t layer,
+                                nb_err *err);
+/* Packs a matrix, of any format, for a slot's linear, which keeps its bias; what it held is freed.
+ * `act` and `choice` decide how it is computed, as for a weight of a file. */
+nb_status nb_model_set_linear(nb_model *m, int64_t slot, nb_linear_id id, const nb_mat *mat,
+                              const nb_act_spec *act, nb_compute_choice choice, nb_pool *pool,
+                              nb_err *err);
+/* Frees the weights of a slot's linear. */
+void nb_model_drop_linear(nb_model *m, int64_t slot, nb_linear_id id);
 
 /* The mode a weight runs in under a choice: used for plans before anything is loaded. */
 nb_compute nb_weight_compute(const nb_weight *w, nb_compute_choice choice);
