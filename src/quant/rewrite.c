@@ -2,6 +2,8 @@
 #define _DEFAULT_SOURCE
 #include "quant/rewrite.h"
 
+#include "quant/room.h"
+
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -19,10 +21,10 @@ typedef struct {
     const nb_rewrite_options *options;
     nb_rewrite_result *sums;
     nb_loaded source;
-    nb_buf codes, scales, zeros; /* of the weight that is being made */
-    nb_buf scratch;              /* [n_threads] */
-    nb_slice_result *results;    /* [n_results] */
-    nb_err *errs;                /* [n_threads] */
+    nb_loaded made;           /* the weight that is being made */
+    nb_buf scratch;           /* [n_threads] */
+    nb_slice_result *results; /* [n_results] */
+    nb_err *errs;             /* [n_threads] */
     int64_t n_results;
 } rewriter;
 
@@ -48,14 +50,6 @@ static void run_slice(void *context, int64_t chunk, int thread)
         b->results[i].col = thread; /* whose message it is */
 }
 
-static nb_status reserve(nb_buf *b, size_t n, nb_err *err)
-{
-    if (b->cap < n)
-        nb_buf_free(b); /* what it held is not needed: two large ones never meet */
-    b->len = 0;
-    return nb_buf_reserve(b, n, err);
-}
-
 static nb_status prepare(rewriter *w, band *b, nb_err *err)
 {
     const size_t n_threads = (size_t)nb_pool_n_threads(w->pool);
@@ -67,7 +61,7 @@ static nb_status prepare(rewriter *w, band *b, nb_err *err)
     if (!nb_mul_size(b->scratch_bytes, n_threads, &all))
         return nb_fail(err, NB_MEMORY, "rows of %lld columns do not fit in memory",
                        (long long)b->slicing.n_cols);
-    NB_TRY(reserve(&w->scratch, all, err));
+    NB_TRY(nb_room_reserve(&w->scratch, all, err));
     if (w->n_results < b->slicing.n_slices) {
         nb_free(w->results);
         w->n_results = 0;
@@ -146,30 +140,6 @@ static void add_up(const band *b, nb_rewrite_result *out, nb_error_sum *error)
 
 /* ---- weights ---- */
 
-/* Room for a weight of the plan, as a matrix. */
-static nb_status make_room(rewriter *w, const nb_weight *to, nb_mat *m, nb_err *err)
-{
-    *m = (nb_mat){.fmt = to->fmt, .n_rows = to->n_rows, .n_cols = to->n_cols};
-    size_t bytes;
-    NB_TRY(nb_format_row_bytes(to->fmt, to->n_cols, &m->row_bytes, err));
-    if (!nb_mul_size((size_t)m->row_bytes, (size_t)to->n_rows, &bytes))
-        return nb_fail(err, NB_MEMORY, "%lld rows do not fit in memory", (long long)to->n_rows);
-    NB_TRY(reserve(&w->codes, bytes, err));
-    m->codes = w->codes.data;
-    if (!to->fmt->affine)
-        return NB_OK;
-    m->group_size = to->group_size;
-    m->scale_type = to->scale_type;
-    const size_t n = (size_t)to->n_rows * (size_t)nb_mat_n_groups(m);
-    NB_TRY(reserve(&w->scales, n * nb_float_bytes(m->scale_type), err));
-    m->scales = w->scales.data;
-    if (to->symmetric)
-        return NB_OK;
-    NB_TRY(reserve(&w->zeros, n, err));
-    m->zeros = (int8_t *)(void *)w->zeros.data;
-    return NB_OK;
-}
-
 static bool is_float(nb_how how)
 {
     return how == NB_HOW_WIDEN || how == NB_HOW_ROUND;
@@ -204,10 +174,9 @@ static nb_status put_weight(rewriter *w, int64_t i, nb_err *err)
 {
     const nb_plan *plan = w->plan;
     const nb_weight *from = plan->from[i], *to = &plan->weights[i];
-    nb_mat made;
     NB_TRY(nb_store_read(w->store, from, &w->source, err));
     band b = {.job = {.from = &w->source.mat,
-                      .to = &made,
+                      .to = &w->made.mat,
                       .how = plan->how[i],
                       .method = w->options->method,
                       .nonfinite = w->options->nonfinite,
@@ -219,10 +188,10 @@ static nb_status put_weight(rewriter *w, int64_t i, nb_err *err)
         b.job.nonfinite = NB_NONFINITE_REFUSE; /* codes cannot say it */
     const bool copies = b.job.how == NB_HOW_COPY;
     if (!copies || b.job.nonfinite == NB_NONFINITE_ZERO)
-        NB_TRY(make_room(w, to, &made, err));
+        NB_TRY(nb_room_for(&w->made, to, err));
     if (make(w, &b, from, err) != NB_OK)
         return nb_context(err, "%s", nb_store_path(w->store));
-    return nb_sink_put(w->sink, i, b.job.how == NB_HOW_COPY ? &w->source.mat : &made, err);
+    return nb_sink_put(w->sink, i, b.job.how == NB_HOW_COPY ? &w->source.mat : &w->made.mat, err);
 }
 
 static nb_status put_rope_factors(rewriter *w, int64_t i, nb_err *err)
@@ -241,8 +210,8 @@ static void trim(rewriter *w)
 {
     if (w->source.codes.cap > (size_t)LARGE_BYTES || w->source.scratch.cap > (size_t)LARGE_BYTES)
         nb_loaded_free(&w->source);
-    if (w->codes.cap > (size_t)LARGE_BYTES)
-        nb_buf_free(&w->codes);
+    if (w->made.codes.cap > (size_t)LARGE_BYTES)
+        nb_buf_free(&w->made.codes);
 }
 
 static nb_status put_all(rewriter *w, nb_err *err)
@@ -273,9 +242,7 @@ nb_status nb_rewrite(nb_store *store, const nb_plan *plan, nb_sink *sink, nb_poo
         .store = store, .plan = plan, .sink = sink, .pool = pool, .options = options, .sums = out};
     const nb_status s = put_all(&w, err);
     nb_loaded_free(&w.source);
-    nb_buf_free(&w.codes);
-    nb_buf_free(&w.scales);
-    nb_buf_free(&w.zeros);
+    nb_loaded_free(&w.made);
     nb_buf_free(&w.scratch);
     nb_free(w.results);
     nb_free(w.errs);
