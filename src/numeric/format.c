@@ -106,3 +106,19 @@ bool nb_mat_find_nonfinite(const nb_mat *m, float *scratch, int64_t *row, int64_
     }
     return false;
 }
+
+void nb_mat_list_arrays(const nb_mat *m, nb_mat_arrays *out)
+{
+    *out = (nb_mat_arrays){.n = 1};
+    out->array[0].data = m->codes;
+    out->array[0].bytes = (size_t)m->row_bytes * (size_t)m->n_rows;
+    const size_t n_groups = (size_t)(m->n_rows * nb_mat_n_groups(m));
+    if (m->scales != NULL) {
+        out->array[out->n].data = m->scales;
+        out->array[out->n++].bytes = n_groups * nb_float_bytes(m->scale_type);
+    }
+    if (m->zeros != NULL) {
+        out->array[out->n].data = m->zeros;
+        out->array[out->n++].bytes = n_groups;
+    }
+}

@@ -87,6 +87,9 @@ struct nb_format {
     /* Fills *form for a matrix of this shape. NULL: there is no integer form. */
     void (*int_form)(const nb_mat *m, nb_int_form *form);
     void (*int_row)(const nb_mat *m, int64_t r, const nb_int_row *out);
+
+    /* For encoders that choose codes one by one (grid.h). NULL: there is no grid. */
+    const struct nb_grid_form *grid;
 };
 
 /* All formats, ending with NULL. */
@@ -110,6 +113,17 @@ static inline int64_t nb_mat_n_groups(const nb_mat *m)
 
 /* Everything that belongs to the matrix: codes, scales, zero points (zeros at the code's width). */
 int64_t nb_mat_bytes(const nb_mat *m);
+
+/* The arrays that a matrix consists of, in a fixed order: for storing it whole. */
+#define NB_MAT_MAX_ARRAYS 8
+typedef struct {
+    int n;
+    struct {
+        void *data;
+        size_t bytes;
+    } array[NB_MAT_MAX_ARRAYS];
+} nb_mat_arrays;
+void nb_mat_list_arrays(const nb_mat *m, nb_mat_arrays *out);
 
 static inline void *nb_mat_row(const nb_mat *m, int64_t r)
 {

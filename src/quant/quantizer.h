@@ -27,13 +27,13 @@ typedef struct {
     int64_t n_cols;
     nb_sym h;      /* of the tokens that choose codes */
     double *cross; /* [n_cols][n_cols]: row of x0, column of x; NULL: none */
-    nb_sym held_h; /* of held-out tokens */
+    nb_sym held_h; /* of held-out tokens; empty when there are none */
     double *held_cross;
     int64_t n_tokens, n_held;
     double *mean_abs, *mean_square; /* [n_cols], over n_tokens + n_held */
     float *max_abs;
     float *sample; /* [n_sample][n_cols] */
-    int64_t n_sample;
+    int64_t n_sample, n_expected;
 } nb_input_stats;
 
 /* Modifiers of a method, "act-order,shrink=0.3": parsed once by its own table. */

@@ -1,0 +1,139 @@
+/* See input_stats.h. */
+#include "quant/input_stats.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Columns that one thread sums at a time. */
+#define SUM_COLS 64
+
+static bool wants(unsigned needs, unsigned stat)
+{
+    return (needs & stat) != 0;
+}
+
+int64_t nb_input_stats_bytes(int64_t n_cols, unsigned needs)
+{
+    const int64_t copies = wants(needs, NB_STAT_HELD_OUT) ? 2 : 1;
+    int64_t bytes = 0;
+    if (wants(needs, NB_STAT_HESSIAN))
+        bytes += copies * nb_sym_bytes(n_cols);
+    if (wants(needs, NB_STAT_CROSS))
+        bytes += copies * n_cols * n_cols * (int64_t)sizeof(double);
+    if (wants(needs, NB_STAT_MAGNITUDE))
+        bytes += n_cols * 20;
+    if (wants(needs, NB_STAT_SAMPLE))
+        bytes += NB_SAMPLE_ROWS * n_cols * 4;
+    return bytes;
+}
+
+nb_status nb_input_stats_init(nb_input_stats *s, int64_t n_cols, unsigned needs, int64_t n_expected,
+                              nb_err *err)
+{
+    *s = (nb_input_stats){.n_cols = n_cols, .n_expected = n_expected};
+    nb_status status = NB_OK;
+    const bool held = wants(needs, NB_STAT_HELD_OUT);
+    const size_t square = (size_t)n_cols * (size_t)n_cols;
+    if (wants(needs, NB_STAT_HESSIAN))
+        NB_TRY_GOTO(status, nb_sym_init(&s->h, n_cols, err));
+    if (wants(needs, NB_STAT_HESSIAN) && held)
+        NB_TRY_GOTO(status, nb_sym_init(&s->held_h, n_cols, err));
+    if (wants(needs, NB_STAT_CROSS))
+        NB_TRY_GOTO(status, NB_ALLOC(&s->cross, square, err));
+    if (wants(needs, NB_STAT_CROSS) && held)
+        NB_TRY_GOTO(status, NB_ALLOC(&s->held_cross, square, err));
+    if (wants(needs, NB_STAT_MAGNITUDE)) {
+        NB_TRY_GOTO(status, NB_ALLOC(&s->mean_abs, n_cols, err));
+        NB_TRY_GOTO(status, NB_ALLOC(&s->mean_square, n_cols, err));
+        NB_TRY_GOTO(status, NB_ALLOC(&s->max_abs, n_cols, err));
+    }
+    if (wants(needs, NB_STAT_SAMPLE))
+        NB_TRY_GOTO(status, NB_ALLOC(&s->sample, NB_SAMPLE_ROWS * n_cols, err));
+done:
+    if (status != NB_OK)
+        nb_input_stats_free(s);
+    return status;
+}
+
+void nb_input_stats_free(nb_input_stats *s)
+{
+    nb_sym_free(&s->h);
+    nb_sym_free(&s->held_h);
+    void *arrays[] = {s->cross, s->held_cross, s->mean_abs, s->mean_square, s->max_abs, s->sample};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        nb_free(arrays[i]);
+    *s = (nb_input_stats){0};
+}
+
+/* ---- adding ---- */
+
+typedef struct {
+    nb_input_stats *s;
+    const float *x;
+    int64_t n_rows;
+} sums;
+
+/* Token by token, each column a chain of its own in binary64. */
+static void sum_columns(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const sums *job = context;
+    nb_input_stats *s = job->s;
+    const int64_t begin = chunk * SUM_COLS, n = s->n_cols;
+    const int64_t end = begin + SUM_COLS < n ? begin + SUM_COLS : n;
+    for (int64_t t = 0; t < job->n_rows; t++) {
+        const float *row = job->x + t * n;
+        for (int64_t c = begin; c < end; c++) {
+            const float a = fabsf(row[c]);
+            s->mean_abs[c] += (double)a;
+            s->mean_square[c] += (double)a * (double)a;
+            s->max_abs[c] = a > s->max_abs[c] ? a : s->max_abs[c];
+        }
+    }
+}
+
+/* Of n_expected tokens, the ones at which t * SAMPLE / n_expected steps to a new integer. */
+static void take_sample(nb_input_stats *s, const float *x, int64_t n_rows)
+{
+    const int64_t first = s->n_tokens + s->n_held, all = s->n_expected;
+    for (int64_t t = 0; t < n_rows && s->n_sample < NB_SAMPLE_ROWS; t++) {
+        if ((first + t + 1) * NB_SAMPLE_ROWS / all == (first + t) * NB_SAMPLE_ROWS / all &&
+            all > NB_SAMPLE_ROWS)
+            continue;
+        memcpy(s->sample + s->n_sample++ * s->n_cols, x + t * s->n_cols,
+               (size_t)s->n_cols * sizeof *x);
+    }
+}
+
+nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
+                             int64_t n_rows, bool held_out, nb_err *err)
+{
+    const int64_t n = s->n_cols;
+    const bool apart = held_out && s->held_h.a != NULL;
+    if (s->h.a != NULL)
+        NB_TRY(nb_sym_add_rows(la, apart ? &s->held_h : &s->h, x, n, n_rows, err));
+    if (s->cross != NULL)
+        NB_TRY(nb_cross_add_rows(la, apart ? s->held_cross : s->cross, n, x0, x, n, n_rows, err));
+    if (s->mean_abs != NULL) {
+        sums job = {s, x, n_rows};
+        nb_pool_run(la->pool, (n + SUM_COLS - 1) / SUM_COLS, sum_columns, &job);
+    }
+    if (s->sample != NULL)
+        take_sample(s, x, n_rows);
+    *(apart ? &s->n_held : &s->n_tokens) += n_rows;
+    return NB_OK;
+}
+
+void nb_input_stats_finish(nb_input_stats *s)
+{
+    const double n = (double)(s->n_tokens + s->n_held);
+    for (int64_t c = 0; s->mean_abs != NULL && n > 0 && c < s->n_cols; c++) {
+        s->mean_abs[c] /= n;
+        s->mean_square[c] /= n;
+    }
+    if (s->n_held > 0)
+        return;
+    nb_sym_free(&s->held_h);
+    nb_free(s->held_cross);
+    s->held_cross = NULL;
+}

@@ -1,0 +1,25 @@
+/* Gathering what quantizer.h calls the statistics of inputs, a piece of a sequence at a time. */
+#ifndef NB_QUANT_INPUT_STATS_H
+#define NB_QUANT_INPUT_STATS_H
+
+#include "quant/quantizer.h"
+
+#define NB_SAMPLE_ROWS 512
+
+/* Bytes that statistics of such inputs take. */
+int64_t nb_input_stats_bytes(int64_t n_cols, unsigned needs);
+/* Empty sums for `needs`, a mask of nb_stat. n_expected tokens will come, those held out included:
+ * the sample is spread over them evenly. */
+nb_status nb_input_stats_init(nb_input_stats *s, int64_t n_cols, unsigned needs, int64_t n_expected,
+                              nb_err *err);
+void nb_input_stats_free(nb_input_stats *s);
+
+/* Rows of inputs x [n_rows][n_cols], and x0 of the full-precision model (NULL unless asked for).
+ * Rows start at a multiple of 128 of their sequence; sequences come in order. */
+nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
+                             int64_t n_rows, bool held_out, nb_err *err);
+/* Without held-out sequences there is nothing to choose by: their sums are dropped. Sums of
+ * magnitudes become means. Call once, after the last rows. */
+void nb_input_stats_finish(nb_input_stats *s);
+
+#endif
