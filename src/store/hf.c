@@ -2,9 +2,7 @@
  * the shards that model.safetensors.index.json names. Quantized linears of compressed-tensors are
  * put together from their parts here; what the parts mean is compressed_tensors.h's to know. */
 #define _POSIX_C_SOURCE 200809L
-#include "store/compressed_tensors.h"
-#include "store/container.h"
-#include "store/ct_pack.h"
+#include "store/hf.h"
 
 #include <string.h>
 #include <sys/stat.h>
@@ -13,29 +11,6 @@
 #define MAX_CONFIG_BYTES    ((size_t)16 << 20)
 #define MAX_TOKENIZER_BYTES ((size_t)32 << 20)
 #define MAX_INDEX_BYTES     ((size_t)64 << 20)
-
-/* A tensor and the file it is in; {NULL, NULL}: not there. */
-typedef struct {
-    const nb_safetensors *file;
-    const nb_st_tensor *tensor;
-} located;
-
-/* How weight i is read. */
-typedef struct {
-    const nb_ct_group *group; /* NULL: plain numbers */
-    located codes, scale, zero_point;
-} recipe;
-
-typedef struct {
-    nb_safetensors *files;
-    int64_t n_files;
-    located *tensors; /* of all files, in file order */
-    nb_name *names;   /* sorted; values are indexes into tensors */
-    bool *used;       /* which tensors belong to a weight */
-    int64_t n_tensors;
-    nb_ct ct;
-    recipe *recipes; /* one a weight */
-} hf_state;
 
 static bool ends_with(const char *text, const char *end)
 {
@@ -82,7 +57,7 @@ static nb_status check_shard_name(const char *name, nb_err *err)
 
 static nb_status open_files(nb_store *store, const nb_name *names, int64_t n, nb_err *err)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->files, n, err));
     for (int64_t i = 0; i < n; i++) {
         char *path;
@@ -125,7 +100,7 @@ static nb_status list_shards(nb_store *store, json_t *map, nb_name **out, int64_
 /* All tensors of all files, and the table of their names. */
 static nb_status list_tensors(nb_store *store, nb_err *err)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     for (int64_t f = 0; f < hf->n_files; f++)
         hf->n_tensors += hf->files[f].n_tensors;
     NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->tensors, hf->n_tensors, err));
@@ -135,7 +110,7 @@ static nb_status list_tensors(nb_store *store, nb_err *err)
     for (int64_t f = 0; f < hf->n_files; f++) {
         const nb_safetensors *file = &hf->files[f];
         for (int64_t i = 0; i < file->n_tensors; i++, n++) {
-            hf->tensors[n] = (located){.file = file, .tensor = &file->tensors[i]};
+            hf->tensors[n] = (nb_located){.file = file, .tensor = &file->tensors[i]};
             hf->names[n] = (nb_name){.name = file->tensors[i].name, .value = n};
         }
     }
@@ -148,7 +123,7 @@ static nb_status list_tensors(nb_store *store, nb_err *err)
 }
 
 /* The map and the files must say the same about every tensor. `shards` are sorted as the files. */
-static nb_status check_map(const hf_state *hf, json_t *map, const nb_name *shards, nb_err *err)
+static nb_status check_map(const nb_hf_state *hf, json_t *map, const nb_name *shards, nb_err *err)
 {
     const char *tensor;
     json_t *value;
@@ -262,7 +237,7 @@ static nb_status refuse_other_configs(const json_t *config, nb_err *err)
 
 static nb_status parse_quantization(nb_store *store, nb_err *err)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     const json_t *q = json_object_get(store->config, "quantization_config");
     nb_status s = refuse_other_configs(store->config, err);
     if (s == NB_OK && q != NULL && !json_is_null(q))
@@ -273,15 +248,15 @@ static nb_status parse_quantization(nb_store *store, nb_err *err)
 /* ---- weights ---- */
 
 /* Finds a part of a module, and marks it as used. */
-static nb_status find_part(nb_store *store, located *out, const char *module, const char *part,
+static nb_status find_part(nb_store *store, nb_located *out, const char *module, const char *part,
                            nb_err *err)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     nb_buf name = {0};
     nb_status s = nb_buf_format(&name, err, "%s.%s", module, part);
     if (s == NB_OK) {
         const nb_name *found = nb_names_find(hf->names, hf->n_tensors, (const char *)name.data);
-        *out = (located){0};
+        *out = (nb_located){0};
         if (found != NULL) {
             *out = hf->tensors[found->value];
             hf->used[found->value] = true;
@@ -294,7 +269,7 @@ static nb_status find_part(nb_store *store, located *out, const char *module, co
 /* weight_shape is data, but without it the number of columns is not known: it is read now. */
 static nb_status read_shape(nb_store *store, nb_weight *w, const char *module, nb_err *err)
 {
-    located shape;
+    nb_located shape;
     int64_t dims[2] = {0, 0};
     NB_TRY(find_part(store, &shape, module, "weight_shape", err));
     if (shape.tensor == NULL)
@@ -313,10 +288,10 @@ static nb_status read_shape(nb_store *store, nb_weight *w, const char *module, n
 }
 
 /* A weight in codes: `t` is P.weight_packed, or P.weight in I8. */
-static nb_status add_quantized(nb_store *store, located at, const char *module, bool packed,
+static nb_status add_quantized(nb_store *store, nb_located at, const char *module, bool packed,
                                nb_err *err)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     const nb_st_tensor *t = at.tensor;
     const nb_ct_group *group;
     if (hf->ct.n_groups == 0)
@@ -334,9 +309,9 @@ static nb_status add_quantized(nb_store *store, located at, const char *module, 
                        packed ? "int-quantized" : "pack-quantized");
 
     nb_weight *w = &store->weights[store->n_weights];
-    recipe *r = &hf->recipes[store->n_weights];
+    nb_hf_recipe *r = &hf->recipes[store->n_weights];
     *w = (nb_weight){.file_name = t->name, .n_dims = 2};
-    *r = (recipe){.group = group, .codes = at};
+    *r = (nb_hf_recipe){.group = group, .codes = at};
     char *name;
     NB_TRY(nb_arena_format(&store->arena, &name, err, "%s.weight", module));
     w->name = name;
@@ -378,9 +353,9 @@ static const nb_format *plain_format(nb_st_dtype dtype)
 
 /* A tensor of plain numbers. What is no weight by its name, and nothing a weight can be, is none
  * of our business: buffers, counters, masks. */
-static nb_status add_plain(nb_store *store, located at, nb_err *err)
+static nb_status add_plain(nb_store *store, nb_located at, nb_err *err)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     const nb_st_tensor *t = at.tensor;
     const nb_format *fmt = plain_format(t->dtype);
     const bool named = ends_with(t->name, ".weight") || ends_with(t->name, ".bias");
@@ -401,7 +376,7 @@ static nb_status add_plain(nb_store *store, located at, nb_err *err)
     w->bytes = t->bytes;
     w->n_cols = t->n_dims == 0 ? 1 : t->dims[t->n_dims - 1];
     w->n_rows = t->bytes / (nb_st_dtype_bits(t->dtype) / 8) / w->n_cols;
-    hf->recipes[store->n_weights] = (recipe){.codes = at};
+    hf->recipes[store->n_weights] = (nb_hf_recipe){.codes = at};
     store->n_weights++;
     return NB_OK;
 }
@@ -444,8 +419,8 @@ static bool is_part_name(const char *name)
 
 static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
 {
-    hf_state *hf = store->state;
-    const located at = hf->tensors[i];
+    nb_hf_state *hf = store->state;
+    const nb_located at = hf->tensors[i];
     const char *name = at.tensor->name;
     const bool packed = ends_with(name, ".weight_packed");
     const bool int8 = ends_with(name, ".weight") && at.tensor->dtype == NB_ST_I8;
@@ -472,7 +447,7 @@ static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
 
 static nb_status list_weights(nb_store *store, nb_err *err)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     NB_TRY(NB_ARENA_ALLOC(&store->arena, &store->weights, hf->n_tensors, err));
     NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf->recipes, hf->n_tensors, err));
     for (int64_t i = 0; i < hf->n_tensors; i++) {
@@ -490,7 +465,7 @@ static nb_status list_weights(nb_store *store, nb_err *err)
 
 static nb_status hf_open(nb_store *store, const char *path, nb_err *err)
 {
-    hf_state *hf;
+    nb_hf_state *hf;
     (void)path; /* the store's own */
     NB_TRY(NB_ARENA_ALLOC(&store->arena, &hf, 1, err));
     store->state = hf;
@@ -506,7 +481,7 @@ static nb_status hf_open(nb_store *store, const char *path, nb_err *err)
 
 static void hf_close(nb_store *store)
 {
-    hf_state *hf = store->state;
+    nb_hf_state *hf = store->state;
     if (hf == NULL)
         return;
     for (int64_t i = 0; i < hf->n_files; i++)
@@ -515,128 +490,10 @@ static void hf_close(nb_store *store)
     store->state = NULL; /* its memory is the arena's */
 }
 
-/* ---- reading ---- */
-
-/* The bytes of a tensor, in a buffer that is used again and again. */
-static nb_status read_into(nb_buf *buf, located at, size_t extra, nb_err *err)
-{
-    buf->len = 0;
-    NB_TRY(nb_buf_reserve(buf, (size_t)at.tensor->bytes + extra, err));
-    NB_TRY(nb_st_read(at.file, at.tensor, buf->data, err));
-    buf->len = (size_t)at.tensor->bytes;
-    return NB_OK;
-}
-
-static nb_status read_codes(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
-{
-    const bool packed = r->group->layout == NB_CT_PACKED;
-    nb_mat *m = &out->mat;
-    m->row_bytes = r->group->bits == 8 ? w->n_cols : 4 * nb_ct_n_words(w->n_cols, 4);
-    if (packed || r->group->bits == 8) {
-        NB_TRY(read_into(&out->codes, r->codes, 0, err));
-        if (packed && r->group->bits == 8)
-            nb_ct_unpack8(out->codes.data, w->n_rows, w->n_cols);
-        else if (packed)
-            nb_ct_clear_padding4(out->codes.data, w->n_rows, w->n_cols);
-        m->codes = out->codes.data;
-        return NB_OK;
-    }
-    NB_TRY(read_into(&out->scratch, r->codes, 0, err));
-    out->codes.len = 0;
-    NB_TRY(nb_buf_reserve(&out->codes, (size_t)(w->n_rows * m->row_bytes), err));
-    for (int64_t row = 0; row < w->n_rows; row++) {
-        if (nb_ct_pack4_row(out->codes.data + row * m->row_bytes,
-                            (const int8_t *)out->scratch.data + row * w->n_cols, w->n_cols,
-                            err) != NB_OK)
-            return nb_context(err, "tensor '%.200s': row %lld", w->file_name, (long long)row);
-    }
-    m->codes = out->codes.data;
-    return NB_OK;
-}
-
-/* One value for the whole tensor becomes one for every row, as nb_mat has it. */
-static nb_status spread(nb_buf *buf, size_t size, int64_t n_rows, nb_err *err)
-{
-    size_t bytes;
-    if (!nb_mul_size(size, (size_t)n_rows, &bytes))
-        return nb_fail(err, NB_MEMORY, "%lld scales do not fit in memory", (long long)n_rows);
-    NB_TRY(nb_buf_reserve(buf, bytes - buf->len, err));
-    for (int64_t i = 1; i < n_rows; i++)
-        memcpy(buf->data + (size_t)i * size, buf->data, size);
-    buf->len = bytes;
-    return NB_OK;
-}
-
-static nb_status read_scales(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
-{
-    NB_TRY(read_into(&out->scales, r->scale, 0, err));
-    if (r->group->strategy == NB_CT_TENSOR)
-        NB_TRY(spread(&out->scales, nb_float_bytes(w->scale_type), w->n_rows, err));
-    out->mat.scales = out->scales.data;
-    return NB_OK;
-}
-
-static nb_status read_zeros(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
-{
-    const int64_t n_groups = w->n_cols / w->group_size;
-    const nb_ct_group *group = r->group;
-    if (group->layout == NB_CT_PACKED && group->strategy != NB_CT_TENSOR) {
-        NB_TRY(read_into(&out->scratch, r->zero_point, 0, err));
-        out->zeros.len = 0;
-        NB_TRY(nb_buf_reserve(&out->zeros, (size_t)(w->n_rows * n_groups), err));
-        nb_ct_unpack_zeros((int8_t *)out->zeros.data, (const uint32_t *)out->scratch.data,
-                           w->n_rows, n_groups, group->bits);
-    } else {
-        NB_TRY(read_into(&out->zeros, r->zero_point, 0, err));
-        if (group->strategy == NB_CT_TENSOR)
-            NB_TRY(spread(&out->zeros, 1, w->n_rows, err));
-    }
-    out->mat.zeros = (int8_t *)out->zeros.data;
-    for (int64_t i = 0; i < w->n_rows * n_groups && group->bits == 4; i++) {
-        const int z = out->mat.zeros[i];
-        if (z < -8 || z > 7)
-            return nb_fail(err, NB_DATA,
-                           "tensor '%.200s': zero point %d at row %lld, not in [-8, 7]",
-                           r->zero_point.tensor->name, z, (long long)(i / n_groups));
-    }
-    return NB_OK;
-}
-
-static nb_status read_weight(const recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
-{
-    out->mat = (nb_mat){.fmt = w->fmt, .n_rows = w->n_rows, .n_cols = w->n_cols};
-    if (r->group == NULL) {
-        NB_TRY(read_into(&out->codes, r->codes, 0, err));
-        out->mat.codes = out->codes.data;
-        out->mat.row_bytes = w->bytes / w->n_rows;
-        return NB_OK;
-    }
-    out->mat.group_size = w->group_size;
-    out->mat.scale_type = w->scale_type;
-    NB_TRY(read_codes(r, w, out, err));
-    NB_TRY(read_scales(r, w, out, err));
-    return w->symmetric ? NB_OK : read_zeros(r, w, out, err);
-}
-
-static nb_status hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err)
-{
-    const recipe *r = &((hf_state *)store->state)->recipes[i];
-    const nb_status s = read_weight(r, &store->weights[i], out, err);
-    const located parts[] = {r->codes, r->scale, r->zero_point};
-    /* Bytes that make no sense may come from a file that was replaced: say that, then. */
-    if (s != NB_OK && s != NB_DATA)
-        return s;
-    for (int p = 0; p < 3; p++) {
-        if (parts[p].tensor != NULL)
-            NB_TRY(nb_file_check_unchanged(&parts[p].file->file, err));
-    }
-    return s == NB_OK ? NB_OK : nb_context(err, "%s", r->codes.file->file.path);
-}
-
 const nb_container nb_container_hf = {
     .name = "hf",
     .kind = NB_STORE_HF,
     .open = hf_open,
-    .read = hf_read,
+    .read = nb_hf_read,
     .close = hf_close,
 };

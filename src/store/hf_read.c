@@ -1,0 +1,121 @@
+/* Reads the weights of a Hugging Face folder: the bytes of the parts, as nb_mat has them. */
+#include "store/ct_pack.h"
+#include "store/hf.h"
+
+#include <string.h>
+
+/* The bytes of a tensor, in a buffer that is used again and again. */
+static nb_status read_into(nb_buf *buf, nb_located at, size_t extra, nb_err *err)
+{
+    buf->len = 0;
+    NB_TRY(nb_buf_reserve(buf, (size_t)at.tensor->bytes + extra, err));
+    NB_TRY(nb_st_read(at.file, at.tensor, buf->data, err));
+    buf->len = (size_t)at.tensor->bytes;
+    return NB_OK;
+}
+
+static nb_status read_codes(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    const bool packed = r->group->layout == NB_CT_PACKED;
+    nb_mat *m = &out->mat;
+    m->row_bytes = r->group->bits == 8 ? w->n_cols : 4 * nb_ct_n_words(w->n_cols, 4);
+    if (packed || r->group->bits == 8) {
+        NB_TRY(read_into(&out->codes, r->codes, 0, err));
+        if (packed && r->group->bits == 8)
+            nb_ct_unpack8(out->codes.data, w->n_rows, w->n_cols);
+        else if (packed)
+            nb_ct_clear_padding4(out->codes.data, w->n_rows, w->n_cols);
+        m->codes = out->codes.data;
+        return NB_OK;
+    }
+    NB_TRY(read_into(&out->scratch, r->codes, 0, err));
+    out->codes.len = 0;
+    NB_TRY(nb_buf_reserve(&out->codes, (size_t)(w->n_rows * m->row_bytes), err));
+    for (int64_t row = 0; row < w->n_rows; row++) {
+        if (nb_ct_pack4_row(out->codes.data + row * m->row_bytes,
+                            (const int8_t *)out->scratch.data + row * w->n_cols, w->n_cols,
+                            err) != NB_OK)
+            return nb_context(err, "tensor '%.200s': row %lld", w->file_name, (long long)row);
+    }
+    m->codes = out->codes.data;
+    return NB_OK;
+}
+
+/* One value for the whole tensor becomes one for every row, as nb_mat has it. */
+static nb_status spread(nb_buf *buf, size_t size, int64_t n_rows, nb_err *err)
+{
+    size_t bytes;
+    if (!nb_mul_size(size, (size_t)n_rows, &bytes))
+        return nb_fail(err, NB_MEMORY, "%lld scales do not fit in memory", (long long)n_rows);
+    NB_TRY(nb_buf_reserve(buf, bytes - buf->len, err));
+    for (int64_t i = 1; i < n_rows; i++)
+        memcpy(buf->data + (size_t)i * size, buf->data, size);
+    buf->len = bytes;
+    return NB_OK;
+}
+
+static nb_status read_scales(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    NB_TRY(read_into(&out->scales, r->scale, 0, err));
+    if (r->group->strategy == NB_CT_TENSOR)
+        NB_TRY(spread(&out->scales, nb_float_bytes(w->scale_type), w->n_rows, err));
+    out->mat.scales = out->scales.data;
+    return NB_OK;
+}
+
+static nb_status read_zeros(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    const int64_t n_groups = w->n_cols / w->group_size;
+    const nb_ct_group *group = r->group;
+    if (group->layout == NB_CT_PACKED && group->strategy != NB_CT_TENSOR) {
+        NB_TRY(read_into(&out->scratch, r->zero_point, 0, err));
+        out->zeros.len = 0;
+        NB_TRY(nb_buf_reserve(&out->zeros, (size_t)(w->n_rows * n_groups), err));
+        nb_ct_unpack_zeros((int8_t *)out->zeros.data, (const uint32_t *)out->scratch.data,
+                           w->n_rows, n_groups, group->bits);
+    } else {
+        NB_TRY(read_into(&out->zeros, r->zero_point, 0, err));
+        if (group->strategy == NB_CT_TENSOR)
+            NB_TRY(spread(&out->zeros, 1, w->n_rows, err));
+    }
+    out->mat.zeros = (int8_t *)out->zeros.data;
+    for (int64_t i = 0; i < w->n_rows * n_groups && group->bits == 4; i++) {
+        const int z = out->mat.zeros[i];
+        if (z < -8 || z > 7)
+            return nb_fail(err, NB_DATA,
+                           "tensor '%.200s': zero point %d at row %lld, not in [-8, 7]",
+                           r->zero_point.tensor->name, z, (long long)(i / n_groups));
+    }
+    return NB_OK;
+}
+
+static nb_status read_weight(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
+{
+    out->mat = (nb_mat){.fmt = w->fmt, .n_rows = w->n_rows, .n_cols = w->n_cols};
+    if (r->group == NULL) {
+        NB_TRY(read_into(&out->codes, r->codes, 0, err));
+        out->mat.codes = out->codes.data;
+        out->mat.row_bytes = w->bytes / w->n_rows;
+        return NB_OK;
+    }
+    out->mat.group_size = w->group_size;
+    out->mat.scale_type = w->scale_type;
+    NB_TRY(read_codes(r, w, out, err));
+    NB_TRY(read_scales(r, w, out, err));
+    return w->symmetric ? NB_OK : read_zeros(r, w, out, err);
+}
+
+nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err)
+{
+    const nb_hf_recipe *r = &((nb_hf_state *)store->state)->recipes[i];
+    const nb_status s = read_weight(r, &store->weights[i], out, err);
+    const nb_located parts[] = {r->codes, r->scale, r->zero_point};
+    /* Bytes that make no sense may come from a file that was replaced: say that, then. */
+    if (s != NB_OK && s != NB_DATA)
+        return s;
+    for (int p = 0; p < 3; p++) {
+        if (parts[p].tensor != NULL)
+            NB_TRY(nb_file_check_unchanged(&parts[p].file->file, err));
+    }
+    return s == NB_OK ? NB_OK : nb_context(err, "%s", r->codes.file->file.path);
+}
