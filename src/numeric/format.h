@@ -7,7 +7,7 @@
  *   plain    f32 f16 bf16                      codes: the numbers themselves
  *   block    q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl, q2_k q3_k q4_k q5_k q6_k
  *                                              codes: ggml blocks, scales inside the block
- *   affine   int8 int4                         codes, scales and zero points in three arrays
+ *   affine   int8 int4 int3 int2               codes, scales and zero points in three arrays
  */
 #ifndef NB_NUMERIC_FORMAT_H
 #define NB_NUMERIC_FORMAT_H
@@ -32,6 +32,8 @@ typedef struct nb_format nb_format;
  *   int4  two codes a byte, column 2j in the low nibble, stored as code + 8 (offset binary);
  *         row_bytes = 4 * ceil(n_cols / 8), padding bits zero. These are the bytes of
  *         compressed-tensors' weight_packed (formats.md 4.4).
+ *   int3, int2  the same with codes + 4 of 3 bits, + 2 of 2 bits (codebits.h);
+ *         row_bytes = 4 * ceil(n_cols * bits / 32)
  *   group_size is n_cols for one scale a row; otherwise it divides n_cols.
  *
  * Codes and scales need the alignment of their elements: 4 for f32, 2 for f16, bf16 and blocks. */

@@ -19,7 +19,7 @@ typedef struct {
     int64_t group_len;  /* columns that share a scale */
     int64_t span_len;   /* columns whose scales are chosen and stored together: group_len, or a
                            super-block; n_cols where a row has to be known whole */
-    bool whole;         /* scales depend on the whole matrix: nb_grid_fit_matrix only */
+    bool whole;         /* scales depend on the whole matrix: nb_grid_fit_rows only */
 } nb_grid;
 
 /* The scale of one group, as stored. */
@@ -30,10 +30,28 @@ typedef struct {
 
 /* How hard to search for a scale. */
 typedef enum {
-    NB_FIT_ABSMAX, /* as encode_row: the extremes of the group, no search */
+    NB_FIT_ABSMAX, /* the extremes of the group, no search: as encode_row, except for formats
+                      whose encode_row searches too (iq4_nl, q4_k) */
     NB_FIT_SEARCH, /* least sum of importance * (w - value)^2 over candidates around them, and a
                       least-squares refit */
 } nb_fit;
+
+/* What a format tells of its grid: nb_format's member `grid`. Spans are cut to the row: n is
+ * span_len or what is left. The functions of grid.c check what they are given; these need not. */
+typedef struct nb_grid_form {
+    void (*shape)(const nb_mat *m, nb_grid *grid);
+    /* As nb_grid_fit; a search may end up worse than the extremes, which grid.c then stores. */
+    void (*fit)(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const float *w,
+                const float *importance, int64_t n, nb_fit fit);
+    void (*group_at)(const nb_mat *m, int64_t r, int64_t col, nb_grid_group *out);
+    void (*put)(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n);
+    /* With grid->whole, in place of fit. */
+    void (*fit_whole)(const nb_grid *grid, nb_mat *m, const float *w, const float *importance,
+                      nb_fit fit);
+} nb_grid_form;
+
+/* -128 .. 127: uniform levels are a part of it. */
+extern const float nb_grid_integers[256];
 
 /* The grid of matrices like m (codes and scales are not looked at). NB_UNSUPPORTED for formats that
  * have none ("f32 has no grid"). */
@@ -43,7 +61,10 @@ nb_status nb_grid_of(nb_grid *grid, const nb_mat *m, nb_err *err);
  * the values w[0, n), n = span_len or what is left of the row, and stores them in m.
  * importance[0, n): weights of the squared errors, >= 0, not all need be positive; NULL: all equal.
  * Candidates are compared in binary64 with codes taken by the scale as stored; the first wins ties.
- * Never worse than NB_FIT_ABSMAX by that measure. w is finite. */
+ * Never worse than NB_FIT_ABSMAX by that measure. w is finite, and then so are all values: scales
+ * that their type would round to infinity are its largest number, and codes that would still mean
+ * infinity are not chosen. Columns whose importance is 0 count a millionth of the mean, so that a
+ * choice between equals is decided by them; where all are 0, all are equal. */
 void nb_grid_fit(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const float *w,
                  const float *importance, nb_fit fit);
 /* The same for rows [begin, end) at once, w [m->n_rows][n_cols]; importance [n_cols] serves all
@@ -60,6 +81,12 @@ void nb_grid_group_at(const nb_grid *grid, const nb_mat *m, int64_t r, int64_t c
 void nb_grid_put(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const uint8_t *code,
                  int64_t n);
 
+/* The columns from `col` on that belong to its span: span_len or what is left of the row. */
+static inline int64_t nb_grid_span_at(const nb_grid *grid, const nb_mat *m, int64_t col)
+{
+    return m->n_cols - col < grid->span_len ? m->n_cols - col : grid->span_len;
+}
+
 static inline float nb_grid_value(const nb_grid *grid, const nb_grid_group *g, int code)
 {
     const float step = grid->level[code] - (float)g->zero;
@@ -72,5 +99,12 @@ int nb_grid_nearest(const nb_grid *grid, const nb_grid_group *g, float x);
 /* nb_grid_nearest for n values of one group. */
 void nb_grid_nearest_n(const nb_grid *grid, const nb_grid_group *g, const float *x, int64_t n,
                        uint8_t *code);
+/* Stores the nearest codes of rows [begin, end) under the scales that are stored, w
+ * [m->n_rows][n_cols]. */
+void nb_grid_round_rows(const nb_grid *grid, nb_mat *m, int64_t begin, int64_t end, const float *w);
+/* Sum of importance * (x - nearest value)^2 over one group, in binary64, ascending; importance
+ * NULL: all 1. */
+double nb_grid_loss(const nb_grid *grid, const nb_grid_group *g, const float *x,
+                    const float *importance, int64_t n);
 
 #endif

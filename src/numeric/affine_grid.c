@@ -1,0 +1,103 @@
+/* The grid of affine formats: integers of the format's width under a scale, which is negative where
+ * that gives the longer end of the integers to the side that needs it, or under a scale above zero
+ * and a zero point.
+ *
+ * Scales are never stored as 0. Where a search finds nothing (a group of zeros, or of values far
+ * below the least number of the scale's type), the scale of the plain encoder stays. */
+#include "numeric/affine.h"
+#include "numeric/fit.h"
+#include "numeric/minifloat.h"
+
+static int levels_below_zero(const nb_mat *m)
+{
+    return 1 << (m->fmt->bits - 1);
+}
+
+static int64_t group_index(const nb_mat *m, int64_t r, int64_t col)
+{
+    return r * nb_mat_n_groups(m) + col / m->group_size;
+}
+
+static void affine_shape(const nb_mat *m, nb_grid *grid)
+{
+    *grid = (nb_grid){
+        .n_levels = 2 * levels_below_zero(m),
+        .level = nb_grid_integers + 128 - levels_below_zero(m),
+        .uniform = true,
+        .group_len = m->group_size,
+        .span_len = m->group_size,
+    };
+}
+
+static void affine_search(nb_mat *m, int64_t i, const nb_fit_data *d)
+{
+    const int below = levels_below_zero(m), top = 2 * below - 1;
+    int zero = 0;
+    const float scale = m->zeros == NULL ? nb_fit_scale(d, -below, top, m->scale_type)
+                                         : nb_fit_scale_zero(d, top, m->scale_type, &zero);
+    if (scale == 0)
+        return;
+    nb_float_put(m->scales, m->scale_type, i, scale);
+    if (m->zeros != NULL)
+        m->zeros[i] = (int8_t)(zero - below);
+}
+
+static void affine_fit(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const float *w,
+                       const float *importance, int64_t n, nb_fit fit)
+{
+    (void)grid;
+    const int64_t i = group_index(m, r, col);
+    if (fit == NB_FIT_ABSMAX) {
+        nb_affine_choose(m, i, w, n);
+        return;
+    }
+    nb_fit_data d;
+    nb_fit_data_init(&d, w, importance, n, nb_fit_floor(importance, n));
+    affine_search(m, i, &d);
+}
+
+static void affine_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_group *out)
+{
+    const int64_t i = group_index(m, r, col);
+    *out = (nb_grid_group){
+        .scale = nb_float_get(m->scales, m->scale_type, i),
+        .zero = m->zeros == NULL ? 0 : m->zeros[i],
+    };
+}
+
+/* Grid codes are offset binary, and so are nibbles. What is left of a row's last word is zero. */
+static void nibbles_put(uint8_t *row, int64_t row_bytes, int64_t n_cols, int64_t col,
+                        const uint8_t *code, int64_t n)
+{
+    int64_t i = 0;
+    if (col % 2 != 0 && n > 0)
+        row[col / 2] = (uint8_t)((row[col / 2] & 15) | code[i++] << 4);
+    for (; i + 2 <= n; i += 2)
+        row[(col + i) / 2] = (uint8_t)(code[i] | code[i + 1] << 4);
+    if (i < n)
+        row[(col + i) / 2] = (uint8_t)((row[(col + i) / 2] & 0xf0) | code[i]);
+    if (col + n < n_cols)
+        return;
+    if (n_cols % 2 != 0)
+        row[n_cols / 2] &= 15;
+    for (int64_t b = (n_cols + 1) / 2; b < row_bytes; b++)
+        row[b] = 0;
+}
+
+static void affine_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)
+{
+    uint8_t *row = nb_mat_row(m, r);
+    if (m->fmt->bits == 8) {
+        for (int64_t i = 0; i < n; i++)
+            row[col + i] = code[i] ^ 0x80;
+        return;
+    }
+    nibbles_put(row, m->row_bytes, m->n_cols, col, code, n);
+}
+
+const nb_grid_form nb_affine_grid = {
+    .shape = affine_shape,
+    .fit = affine_fit,
+    .group_at = affine_group_at,
+    .put = affine_put,
+};

@@ -1,0 +1,397 @@
+/* Searching for uniform levels: a scale, a scale and a zero point, or a scale and an offset. All
+ * three are the same search over points (scale, shift, offset),
+ *
+ *   value = scale * (u + shift) + offset,   u the code, 0 .. top,
+ *
+ * because the sums of p u, p u^2 and p w u say both what a point costs with these codes and which
+ * point is the best one for them (least squares in what the family is free to choose). So a map is
+ * scanned once, and counts as if its scale had been refitted. The three best are then refined: they
+ * are rounded as they will be stored, and so are their neighbours, codes are taken by those, and
+ * the least squares of these codes are the next point. See fit.h. */
+#include "numeric/fit.h"
+#include "numeric/minifloat.h"
+
+#include <assert.h>
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+static_assert(NB_F32 == 0 && NB_F16 == 1 && NB_BF16 == 2, "the order of the tables below");
+static const double type_max[] = {FLT_MAX, 65504.0, 0x1.fep127};
+/* How far a scale is moved to try its neighbours. For F32 that is no rounding, but a small step. */
+static const double type_step[] = {0x1p-9, 0x1p-10, 0x1p-7};
+
+#define CHUNK 128
+#define LANES 8
+
+/* ---- data ---- */
+
+double nb_fit_floor(const float *importance, int64_t n)
+{
+    if (importance == NULL)
+        return 0;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)importance[i];
+    return 1e-6 * sum / (double)n;
+}
+
+void nb_fit_data_init(nb_fit_data *d, const float *w, const float *importance, int64_t n,
+                      double floor)
+{
+    *d = (nb_fit_data){
+        .w = w, .importance = importance, .n = n, .floor = floor, .min = w[0], .max = w[0]};
+    for (int64_t i = 0; i < n; i++) {
+        const double p = importance == NULL ? 1 : (double)importance[i] + floor, x = (double)w[i];
+        d->min = w[i] < d->min ? w[i] : d->min;
+        d->max = w[i] > d->max ? w[i] : d->max;
+        d->p += p;
+        d->px += p * x;
+        d->pxx += p * x * x;
+    }
+}
+
+float nb_fit_stored(nb_float_type type, double v)
+{
+    const double most = type_max[type];
+    const float kept = (float)(v > most ? most : v < -most ? -most : v);
+    switch (type) {
+    case NB_F16:
+        return nb_f16_to_f32(nb_f16_from_f32(kept));
+    case NB_BF16:
+        return nb_bf16_to_f32(nb_bf16_from_f32(kept));
+    case NB_F32:
+        break;
+    }
+    return kept;
+}
+
+/* ---- scanning ---- */
+
+/* A piece of the data, widened once for all maps; padded with what counts nothing. */
+typedef struct {
+    double x[CHUNK], p[CHUNK], px[CHUNK];
+    int n; /* a multiple of LANES */
+} chunk;
+
+static void chunk_load(chunk *k, const nb_fit_data *d, int64_t c)
+{
+    const int n = (int)(d->n - c < CHUNK ? d->n - c : CHUNK);
+    for (int i = 0; i < n; i++) {
+        k->x[i] = (double)d->w[c + i];
+        k->p[i] = d->importance == NULL ? 1 : (double)d->importance[c + i] + d->floor;
+        k->px[i] = k->p[i] * k->x[i];
+    }
+    k->n = (n + LANES - 1) / LANES * LANES;
+    for (int i = n; i < k->n; i++)
+        k->x[i] = k->p[i] = k->px[i] = 0;
+}
+
+/* Adding 1.5 * 2^52 rounds to nearest even, as long as the number is small: it is kept in the range
+ * of codes before. */
+static inline void sums_of_lanes(double *restrict u, double *restrict uu, double *restrict xu,
+                                 const double *restrict x, const double *restrict p,
+                                 const double *restrict px, double inverse, double base, double top)
+{
+    for (int l = 0; l < LANES; l++) {
+        double v = x[l] * inverse + base;
+        v = v > 0 ? v : 0;
+        v = v < top ? v : top;
+        v = (v + 0x1.8p52) - 0x1.8p52;
+        const double pu = p[l] * v;
+        u[l] += pu;
+        uu[l] += pu * v;
+        xu[l] += px[l] * v;
+    }
+}
+
+static double folded(const double *lane)
+{
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+static void chunk_scan(const chunk *k, const nb_fit_map *map, double top, nb_fit_sums *out)
+{
+    double u[LANES] = {0}, uu[LANES] = {0}, xu[LANES] = {0};
+    for (int i = 0; i < k->n; i += LANES)
+        sums_of_lanes(u, uu, xu, k->x + i, k->p + i, k->px + i, map->inverse, map->base, top);
+    out->u += folded(u);
+    out->uu += folded(uu);
+    out->xu += folded(xu);
+}
+
+void nb_fit_scan(const nb_fit_data *d, const nb_fit_map *map, int n_maps, int top, nb_fit_sums *out)
+{
+    memset(out, 0, (size_t)n_maps * sizeof *out);
+    for (int64_t c = 0; c < d->n; c += CHUNK) {
+        chunk k;
+        chunk_load(&k, d, c);
+        for (int m = 0; m < n_maps; m++)
+            chunk_scan(&k, &map[m], (double)top, &out[m]);
+    }
+}
+
+/* ---- points ---- */
+
+typedef enum { FREE_SCALE, FREE_ZERO, FREE_OFFSET, FREE_OFFSET_BELOW } freedom;
+
+typedef struct {
+    double scale, shift, offset, loss;
+} point;
+
+typedef struct {
+    const nb_fit_data *d;
+    freedom free;
+    int top;
+    nb_float_type type;
+} search;
+
+static nb_fit_map map_of(const point *at)
+{
+    const double inverse = at->scale != 0 ? 1 / at->scale : 0;
+    return (nb_fit_map){.inverse = inverse, .base = -at->shift - at->offset * inverse};
+}
+
+/* What a point costs with the codes of these sums. */
+static double loss_of(const search *s, const nb_fit_sums *sum, const point *at)
+{
+    const nb_fit_data *d = s->d;
+    const double q = sum->u + at->shift * d->p, xq = sum->xu + at->shift * d->px;
+    const double qq = sum->uu + at->shift * (2 * sum->u + at->shift * d->p);
+    return d->pxx - 2 * (at->scale * xq + at->offset * d->px) +
+           at->scale * (at->scale * qq + 2 * at->offset * q) + at->offset * at->offset * d->p;
+}
+
+static point solve_scale(const search *s, const nb_fit_sums *sum, double shift)
+{
+    const nb_fit_data *d = s->d;
+    const double xq = sum->xu + shift * d->px;
+    const double qq = sum->uu + shift * (2 * sum->u + shift * d->p);
+    if (!(qq > 0) || xq == 0)
+        return (point){.loss = INFINITY};
+    return (point){.scale = xq / qq, .shift = shift, .loss = d->pxx - xq * xq / qq};
+}
+
+static point solve_zero(const search *s, const nb_fit_sums *sum, double shift)
+{
+    point best = {.loss = INFINITY};
+    static const double moves[] = {0, -1, 1};
+    for (int i = 0; i < 3; i++) {
+        const double moved = shift + moves[i];
+        if (moved > 0 || moved < -(double)s->top)
+            continue;
+        const point p = solve_scale(s, sum, moved);
+        if (p.scale > 0 && p.loss < best.loss)
+            best = p;
+    }
+    return best;
+}
+
+static point solve_offset(const search *s, const nb_fit_sums *sum)
+{
+    const nb_fit_data *d = s->d;
+    const double det = d->p * sum->uu - sum->u * sum->u;
+    point at = {.loss = INFINITY};
+    if (det > 1e-12 * d->p * sum->uu) {
+        at.scale = (d->p * sum->xu - sum->u * d->px) / det;
+        at.offset = (d->px - at.scale * sum->u) / d->p;
+        at.loss = loss_of(s, sum, &at);
+    }
+    if (s->free == FREE_OFFSET_BELOW && !(at.offset <= 0 && at.loss < INFINITY))
+        at = solve_scale(s, sum, 0);
+    if (!(at.scale > 0))
+        at.loss = INFINITY;
+    return at;
+}
+
+/* The best point for the codes of these sums. */
+static point solve(const search *s, const nb_fit_sums *sum, double shift)
+{
+    switch (s->free) {
+    case FREE_SCALE:
+        return solve_scale(s, sum, shift);
+    case FREE_ZERO:
+        return solve_zero(s, sum, shift);
+    case FREE_OFFSET:
+    case FREE_OFFSET_BELOW:
+        break;
+    }
+    return solve_offset(s, sum);
+}
+
+/* ---- the search ---- */
+
+#define MAX_POINTS 112
+#define N_KEPT     3
+#define N_VARIANTS 3
+#define N_ROUNDS   3
+
+/* The least losses, in order; of equal ones the first only, for they are the same codes. */
+static void keep(point *kept, const point *p)
+{
+    int i = N_KEPT;
+    while (i > 0 && p->loss < kept[i - 1].loss)
+        i--;
+    if (i == N_KEPT || (i > 0 && p->loss == kept[i - 1].loss))
+        return;
+    memmove(kept + i + 1, kept + i, (size_t)(N_KEPT - 1 - i) * sizeof *kept);
+    kept[i] = *p;
+}
+
+static point variant(const search *s, const point *p, int i)
+{
+    static const double moves[N_VARIANTS] = {0, 1, -1};
+    point v = *p;
+    v.scale = (double)nb_fit_stored(s->type, p->scale * (1 + moves[i] * type_step[s->type]));
+    v.offset = (double)nb_fit_stored(s->type, p->offset);
+    return v;
+}
+
+/* One round for all kept points: codes are taken by the points as stored. */
+static void refine(const search *s, point *kept, point *best)
+{
+    point at[N_KEPT * N_VARIANTS];
+    nb_fit_map map[N_KEPT * N_VARIANTS];
+    nb_fit_sums sum[N_KEPT * N_VARIANTS];
+    int n_kept = 0;
+    while (n_kept < N_KEPT && kept[n_kept].loss < INFINITY)
+        n_kept++;
+    for (int i = 0; i < n_kept * N_VARIANTS; i++) {
+        at[i] = variant(s, &kept[i / N_VARIANTS], i % N_VARIANTS);
+        map[i] = map_of(&at[i]);
+    }
+    nb_fit_scan(s->d, map, n_kept * N_VARIANTS, s->top, sum);
+    for (int k = 0; k < n_kept; k++) {
+        int least = k * N_VARIANTS;
+        for (int i = k * N_VARIANTS; i < (k + 1) * N_VARIANTS; i++) {
+            at[i].loss = at[i].scale != 0 ? loss_of(s, &sum[i], &at[i]) : INFINITY;
+            if (at[i].loss < at[least].loss)
+                least = i;
+            if (at[i].loss < best->loss)
+                *best = at[i];
+        }
+        kept[k] = solve(s, &sum[least], at[least].shift);
+    }
+}
+
+static point search_among(const search *s, const point *first, int n)
+{
+    nb_fit_map map[MAX_POINTS];
+    nb_fit_sums sum[MAX_POINTS];
+    assert(n <= MAX_POINTS);
+    for (int i = 0; i < n; i++)
+        map[i] = map_of(&first[i]);
+    nb_fit_scan(s->d, map, n, s->top, sum);
+
+    point kept[N_KEPT + 1], best = {.loss = INFINITY};
+    for (int i = 0; i <= N_KEPT; i++)
+        kept[i].loss = INFINITY;
+    for (int i = 0; i < n; i++) {
+        const point p = solve(s, &sum[i], first[i].shift);
+        keep(kept, &p);
+    }
+    for (int i = 0; i < N_ROUNDS; i++)
+        refine(s, kept, &best);
+    return best;
+}
+
+/* ---- first points ---- */
+
+/* Shares of the full range. The best ones of bell-shaped weights lie where the steps are small; the
+ * last ones are for groups with an outlier that has to be given up, because it does not count. */
+#define N_SHARES 40
+static double share(int i)
+{
+    static const double last[] = {0.26, 0.2, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028};
+    return i < 32 ? 1.05 - 0.024 * i : last[i - 32];
+}
+static_assert(2 * N_SHARES <= MAX_POINTS, "both signs are tried at once");
+
+static double larger(double a, double b)
+{
+    return a > b ? a : b;
+}
+
+/* The least scale that clips nothing, for a positive and a negative one: `min` and `max` reach at
+ * most the outermost levels. */
+static void full_scales(const nb_fit_data *d, double lo, double hi, double *positive,
+                        double *negative)
+{
+    const double min = (double)d->min, max = (double)d->max;
+    *positive = larger(larger(max, 0) / hi, larger(-min, 0) / -lo);
+    *negative = -larger(larger(max, 0) / -lo, larger(-min, 0) / hi);
+}
+
+float nb_fit_scale(const nb_fit_data *d, int lo, int top, nb_float_type type)
+{
+    point first[2 * N_SHARES];
+    double positive, negative;
+    full_scales(d, lo, lo + top, &positive, &negative);
+    for (int i = 0; i < N_SHARES; i++) {
+        first[2 * i] = (point){.scale = positive * share(i), .shift = lo};
+        first[2 * i + 1] = (point){.scale = negative * share(i), .shift = lo};
+    }
+    const search s = {.d = d, .free = FREE_SCALE, .top = top, .type = type};
+    const point best = search_among(&s, first, 2 * N_SHARES);
+    return best.loss < INFINITY ? (float)best.scale : 0.0f;
+}
+
+/* Shares of either end of the range: each with each of the first eight, and those for outliers on
+ * one or both ends. */
+#define N_ENDS  8
+#define N_TAILS 5
+#define N_PAIRS (N_ENDS * N_ENDS + 3 * N_TAILS)
+static_assert(N_PAIRS <= MAX_POINTS, "all pairs are tried at once");
+
+static void ends_of(int i, double *low, double *high)
+{
+    static const double ends[N_ENDS] = {1, 1.06, 0.93, 0.86, 0.78, 0.69, 0.59, 0.49};
+    static const double tails[N_TAILS] = {0.38, 0.25, 0.15, 0.08, 0.04};
+    if (i < N_ENDS * N_ENDS) {
+        *low = ends[i / N_ENDS];
+        *high = ends[i % N_ENDS];
+        return;
+    }
+    const int k = i - N_ENDS * N_ENDS, which = k % 3;
+    *low = which == 1 ? 0.8 : tails[k / 3];
+    *high = which == 2 ? 0.8 : tails[k / 3];
+}
+
+float nb_fit_scale_zero(const nb_fit_data *d, int top, nb_float_type type, int *zero)
+{
+    const double min = d->min < 0 ? (double)d->min : 0, max = d->max > 0 ? (double)d->max : 0;
+    point first[N_PAIRS];
+    for (int i = 0; i < N_PAIRS; i++) {
+        double low, high;
+        ends_of(i, &low, &high);
+        const double scale = (max * high - min * low) / top;
+        const double below = scale > 0 ? rint(-min * low / scale) : 0;
+        first[i] = (point){.scale = scale, .shift = -below};
+    }
+    const search s = {.d = d, .free = FREE_ZERO, .top = top, .type = type};
+    const point best = search_among(&s, first, N_PAIRS);
+    *zero = (int)-best.shift;
+    return best.loss < INFINITY ? (float)best.scale : 0.0f;
+}
+
+float nb_fit_scale_offset(const nb_fit_data *d, int top, nb_float_type type, bool below,
+                          float *offset)
+{
+    const double min = below && d->min > 0 ? 0 : (double)d->min, max = (double)d->max;
+    const double middle = 0.5 * min + 0.5 * max, half = 0.5 * max - 0.5 * min;
+    point first[N_PAIRS];
+    for (int i = 0; i < N_PAIRS; i++) {
+        double low, high;
+        ends_of(i, &low, &high);
+        const double begin = middle - half * low;
+        first[i] = (point){.scale = half * (low + high) / top, .offset = begin};
+        if (below && begin > 0)
+            first[i].offset = 0;
+    }
+    const search s = {
+        .d = d, .free = below ? FREE_OFFSET_BELOW : FREE_OFFSET, .top = top, .type = type};
+    const point best = search_among(&s, first, N_PAIRS);
+    *offset = best.loss < INFINITY ? (float)best.offset : 0.0f;
+    return best.loss < INFINITY ? (float)best.scale : 0.0f;
+}
