@@ -64,6 +64,9 @@ nb_status nb_sym_invert_factor(nb_algebra *la, nb_sym *r, nb_err *err);
 /* v [n_rows][n] = v S^-1, from its factor R. */
 nb_status nb_sym_solve_rows(nb_algebra *la, const nb_sym *r, double *v, int64_t n_rows,
                             nb_err *err);
+/* v [n_rows][n] = v R^-T: the first half of nb_sym_solve_rows, whose v S^-1 is v R^-T R^-1. */
+nb_status nb_sym_half_solve_rows(nb_algebra *la, const nb_sym *r, double *v, int64_t n_rows,
+                                 nb_err *err);
 
 /* loss[row] = e S e^T for each row of e [n_rows][n]. */
 nb_status nb_sym_loss_rows(nb_algebra *la, const nb_sym *s, const float *e, int64_t n_rows,

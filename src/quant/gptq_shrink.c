@@ -1,0 +1,272 @@
+/* See gptq_shrink.h. */
+#include "quant/gptq_shrink.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What is taken where nothing is held out. */
+#define SHRINK_PRESET   0.3
+#define STRENGTH_PRESET 1.0
+
+static const double shrinks[] = {0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1};
+static const double strengths[] = {0, 0.25, 0.5, 0.75, 1};
+
+typedef struct {
+    const nb_group_job *job;
+    nb_gptq_options o;
+    nb_feedback feedback;
+    float *e;           /* [largest n_rows][n] */
+    double *row_loss;   /* [largest n_rows] */
+    float *d, *product; /* with a move: D [n][n], w D [largest n_rows][n] */
+    uint8_t *scratch;   /* of that product */
+    double power[NB_GROUP_LINEARS], held_power[NB_GROUP_LINEARS];
+} group;
+
+/* ---- losses ---- */
+
+typedef struct {
+    group *g;
+    int l;
+    const nb_moments *on;
+    double scale;
+} losing;
+
+static void error_row(void *context, int64_t r, int thread)
+{
+    (void)thread;
+    const losing *x = context;
+    const int64_t n = x->g->job->stats->n_cols;
+    const nb_mat *out = x->g->job->linear[x->l].out;
+    const float *w = x->g->job->linear[x->l].weight + r * n;
+    float *e = x->g->e + r * n;
+    out->fmt->decode_row(out, r, e);
+    for (int64_t j = 0; j < n; j++)
+        e[j] = w[j] - e[j];
+}
+
+static void mismatch_row(void *context, int64_t i, int thread)
+{
+    (void)thread;
+    const losing *x = context;
+    const int64_t n = x->g->job->stats->n_cols;
+    for (int64_t j = 0; j < n; j++)
+        x->g->d[i * n + j] = (float)(x->scale * nb_moments_mismatch(x->on, i, j));
+}
+
+static double sum(const double *x, int64_t n)
+{
+    double s = 0;
+    for (int64_t i = 0; i < n; i++)
+        s += x[i];
+    return s;
+}
+
+/* 2 w D e^T over all rows: what the loss has besides e H e^T where x is not x0. */
+static double mismatch_loss(const losing *x)
+{
+    group *g = x->g;
+    const int64_t n = g->job->stats->n_cols, n_rows = g->job->linear[x->l].n_rows;
+    nb_algebra *la = g->job->la;
+    nb_pool_run(la->pool, n, mismatch_row, (void *)x);
+    const nb_matmul_job product = {
+        .c = g->product,
+        .ldc = n,
+        .m = n_rows,
+        .n = n,
+        .depth = n,
+        .a = {g->job->linear[x->l].weight, n, 1},
+        .b = {g->d, n, 1},
+    };
+    nb_matmul(la->kernels, la->pool, &product, g->scratch);
+    double total = 0;
+    for (int64_t r = 0; r < n_rows; r++) {
+        double row = 0;
+        for (int64_t j = 0; j < n; j++)
+            row += (double)g->product[r * n + j] * (double)g->e[r * n + j];
+        total += row;
+    }
+    return 2 * total / x->scale;
+}
+
+/* e H e^T over all rows of linear l as it is encoded; with a move, what makes it comparable. */
+static nb_status loss_of(group *g, int l, const nb_moments *on, double *out, nb_err *err)
+{
+    losing x = {.g = g, .l = l, .on = on, .scale = g->feedback.scale};
+    const int64_t n_rows = g->job->linear[l].n_rows;
+    nb_pool_run(g->job->la->pool, n_rows, error_row, &x);
+    NB_TRY(nb_sym_loss_rows(g->job->la, on->h, g->e, n_rows, g->row_loss, err));
+    *out = sum(g->row_loss, n_rows);
+    if (g->o.move != NB_MOVE_NONE)
+        *out += mismatch_loss(&x);
+    return NB_OK;
+}
+
+static nb_status powers_of(group *g, const nb_sym *h, double *power, nb_err *err)
+{
+    for (int l = 0; l < g->job->n; l++) {
+        const int64_t n_rows = g->job->linear[l].n_rows;
+        NB_TRY(nb_sym_loss_rows(g->job->la, h, g->job->linear[l].weight, n_rows, g->row_loss, err));
+        power[l] = sum(g->row_loss, n_rows);
+    }
+    return NB_OK;
+}
+
+static double relative(double loss, double power)
+{
+    return power > 0 ? loss / power : 0;
+}
+
+static nb_status losses_of(group *g, const nb_moments *on, const double *power, double *out,
+                           nb_err *err)
+{
+    for (int l = 0; l < g->job->n; l++) {
+        NB_TRY(loss_of(g, l, on, &out[l], err));
+        out[l] = relative(out[l], power[l]);
+    }
+    return NB_OK;
+}
+
+/* ---- encoding ---- */
+
+static nb_status encode(group *g, const nb_moments *by, double shrink, double strength,
+                        bool keep_scales, nb_err *err)
+{
+    int64_t made_for = -1;
+    for (int l = 0; l < g->job->n; l++) {
+        nb_grid grid;
+        NB_TRY(nb_grid_of(&grid, g->job->linear[l].out, err));
+        if (made_for < 0 || (g->o.order == NB_ORDER_GROUP && made_for != grid.span_len))
+            NB_TRY(
+                nb_feedback_make(&g->feedback, g->job->la, by, &g->o, shrink, grid.span_len, err));
+        made_for = grid.span_len;
+        const nb_gptq_job job = {
+            .la = g->job->la,
+            .options = &g->o,
+            .feedback = &g->feedback,
+            .moments = by,
+            .shrink = shrink,
+            .strength = strength,
+            .weight = g->job->linear[l].weight,
+            .out = g->job->linear[l].out,
+            .keep_scales = keep_scales,
+        };
+        if (nb_gptq_encode(&job, err) != NB_OK)
+            return nb_context(err, "%s", g->job->linear[l].name);
+    }
+    return NB_OK;
+}
+
+/* A candidate on its way: the least held-out loss so far, and what it was. */
+typedef struct {
+    double shrink, strength, sum;
+    double loss[NB_GROUP_LINEARS];
+    int n_tried;
+} best;
+
+static nb_status try_one(group *g, const nb_moments *by, const nb_moments *on, double shrink,
+                         double strength, best *b, nb_err *err)
+{
+    /* Scales that are fixed first depend on the diagonal of H, which no candidate changes. */
+    const bool keep = b->n_tried > 0 && !g->o.dynamic && g->o.weigh != NB_WEIGH_PIVOT;
+    double loss[NB_GROUP_LINEARS];
+    NB_TRY(encode(g, by, shrink, strength, keep, err));
+    NB_TRY(losses_of(g, on, g->held_power, loss, err));
+    const double total = sum(loss, g->job->n);
+    if (b->n_tried++ == 0 || total < b->sum) {
+        b->shrink = shrink;
+        b->strength = strength;
+        b->sum = total;
+        memcpy(b->loss, loss, sizeof loss);
+    }
+    return NB_OK;
+}
+
+static nb_status choose(group *g, const nb_moments *by, const nb_moments *on, best *b, nb_err *err)
+{
+    const double strength = g->o.strength < 0 ? STRENGTH_PRESET : g->o.strength;
+    NB_TRY(powers_of(g, on->h, g->held_power, err));
+    if (g->o.shrink >= 0)
+        NB_TRY(try_one(g, by, on, g->o.shrink, strength, b, err));
+    for (size_t i = 0; i < sizeof shrinks / sizeof *shrinks && g->o.shrink < 0; i++)
+        NB_TRY(try_one(g, by, on, shrinks[i], strength, b, err));
+    const double shrink = b->shrink;
+    for (size_t i = 0; i < sizeof strengths / sizeof *strengths && g->o.strength < 0; i++) {
+        if (strengths[i] != strength)
+            NB_TRY(try_one(g, by, on, shrink, strengths[i], b, err));
+    }
+    return NB_OK;
+}
+
+static nb_status open_group(group *g, nb_err *err)
+{
+    const int64_t n = g->job->stats->n_cols;
+    int64_t n_rows = 0;
+    for (int l = 0; l < g->job->n; l++)
+        n_rows = g->job->linear[l].n_rows > n_rows ? g->job->linear[l].n_rows : n_rows;
+    NB_TRY(nb_feedback_init(&g->feedback, n, err));
+    NB_TRY(NB_ALLOC(&g->e, n_rows * n, err));
+    NB_TRY(NB_ALLOC(&g->row_loss, n_rows, err));
+    if (g->o.move == NB_MOVE_NONE)
+        return NB_OK;
+    NB_TRY(NB_ALLOC(&g->d, n * n, err));
+    NB_TRY(NB_ALLOC(&g->product, n_rows * n, err));
+    return NB_ALLOC(&g->scratch,
+                    nb_matmul_scratch_bytes(n_rows, n, n, nb_pool_n_threads(g->job->la->pool)),
+                    err);
+}
+
+static void close_group(group *g)
+{
+    nb_feedback_free(&g->feedback);
+    nb_free(g->e);
+    nb_free(g->row_loss);
+    nb_free(g->d);
+    nb_free(g->product);
+    nb_free(g->scratch);
+}
+
+static void tell(const group *g, const best *b, nb_group_result *result)
+{
+    int at = snprintf(result->note, sizeof result->note, "shrink %g", b->shrink);
+    if (g->o.move != NB_MOVE_NONE)
+        at += snprintf(result->note + at, sizeof result->note - (size_t)at, ", %s %g",
+                       g->o.move == NB_MOVE_FIRST ? "beta" : "alpha", b->strength);
+    if (g->feedback.blind)
+        snprintf(result->note, sizeof result->note,
+                 "the inputs' second moments are no finite numbers: rounded to nearest");
+    else if (g->feedback.damp != g->o.damp)
+        snprintf(result->note + at, sizeof result->note - (size_t)at, ", damp %.3g",
+                 g->feedback.damp);
+}
+
+nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result, nb_err *err)
+{
+    const nb_input_stats *stats = job->stats;
+    group g = {.job = job};
+    NB_TRY(nb_gptq_options_parse(&g.o, job->method, err));
+    const bool held = stats->held_h.n > 0 && stats->n_held > 0;
+    const nb_moments choosing = {.h = &stats->h, .cross = stats->cross};
+    const nb_moments new = {.h = &stats->held_h, .cross = stats->held_cross};
+    nb_moments all = choosing;
+    best b = {.shrink = g.o.shrink < 0 ? SHRINK_PRESET : g.o.shrink,
+              .strength = g.o.strength < 0 ? STRENGTH_PRESET : g.o.strength};
+    nb_status s = NB_OK;
+    NB_TRY_GOTO(s, open_group(&g, err));
+    for (int l = 0; l < NB_GROUP_LINEARS; l++)
+        b.loss[l] = NAN;
+    if (held) {
+        NB_TRY_GOTO(s, choose(&g, &choosing, &new, &b, err));
+        all.more = &stats->held_h;
+        all.more_cross = stats->held_cross;
+    }
+    NB_TRY_GOTO(s, encode(&g, &all, b.shrink, b.strength, false, err));
+    NB_TRY_GOTO(s, powers_of(&g, &stats->h, g.power, err));
+    NB_TRY_GOTO(s, losses_of(&g, &choosing, g.power, result->loss, err));
+    memcpy(result->held_loss, b.loss, sizeof b.loss);
+    tell(&g, &b, result);
+done:
+    close_group(&g);
+    return s;
+}
