@@ -10,6 +10,7 @@
 #ifndef NB_KERNEL_KERNEL_H
 #define NB_KERNEL_KERNEL_H
 
+#include "kernel/back.h"
 #include "kernel/cpu.h"
 #include "numeric/format.h"
 
@@ -116,6 +117,27 @@ static inline int64_t nb_pack_tile_staging(int64_t n_cols)
 {
     return (2 * ((n_cols + 63) / 64 * 64) + 4 * (n_cols / 32 + 16) + 63) / 64 * 64;
 }
+
+/* ---- A2, A10: tiles of general matrix products (matmul.h) ---- */
+
+#define NB_MM_ROWS   12 /* of a packed panel of a: element [k * NB_MM_ROWS + i] */
+#define NB_MM_COLS   32 /* of a packed panel of b in binary32: element [k * NB_MM_COLS + j] */
+#define NB_MM_COLS_D 16 /* the same in binary64 */
+
+/* s(i, j) = sum over k < depth of a(k, i) * b(k, j): one chain of fused multiply-adds in ascending
+ * k from +0; for i < m <= NB_MM_ROWS, j < n <= NB_MM_COLS. Panels are whole: what they hold past m
+ * and n is read and does not matter. c[i * ldc + j] = +0 + s, or += s with `add`. */
+typedef void nb_mm_fn(float *c, int64_t ldc, int64_t m, int64_t n, const float *a, const float *b,
+                      int64_t depth, bool add);
+/* The same s; c[row_at[i] + j] += (double)s. */
+typedef void nb_mm_widen_fn(double *c, const int64_t *row_at, int64_t m, int64_t n, const float *a,
+                            const float *b, int64_t depth);
+/* In binary64, n <= NB_MM_COLS_D: for k ascending, c[i * ldc + j] = fma(-a(k, i), b(k, j), c). */
+typedef void nb_mm_sub_d_fn(double *c, int64_t ldc, int64_t m, int64_t n, const double *a,
+                            const double *b, int64_t depth);
+/* y[i] = fma(a, x[i], y[i]), i < n. y does not overlap x. */
+typedef void nb_axpy_fn(float *y, float a, const float *x, int64_t n);
+typedef void nb_axpy_d_fn(double *y, double a, const double *x, int64_t n);
 
 /* ---- A1, A6, A11: small steps; n is any length >= 1 ---- */
 
@@ -253,6 +275,11 @@ typedef struct {
     nb_gemm_rows_fn *gemm_rows;
     nb_quantize_row_fn *quantize_row;
     nb_pack_tile_fn *pack_tile;
+    nb_mm_fn *mm;
+    nb_mm_widen_fn *mm_widen;
+    nb_mm_sub_d_fn *mm_sub_d;
+    nb_axpy_fn *axpy;
+    nb_axpy_d_fn *axpy_d;
     nb_rmsnorm_fn *rmsnorm;
     nb_add_fn *add;
     nb_swiglu_fn *swiglu;
@@ -265,6 +292,11 @@ typedef struct {
     nb_attention_fn *attention;
     nb_attn_splits_fn *attn_splits;
     nb_attn_merge_fn *attn_merge;
+    /* the backward pass: back.h */
+    nb_product_fn *product;
+    nb_rmsnorm_back_fn *rmsnorm_back;
+    nb_swiglu_back_fn *swiglu_back;
+    nb_softmax_back_fn *softmax_back;
 } nb_kernels;
 
 /* Fills every slot from what nb_cpu_isa() & allow has. */
@@ -272,21 +304,29 @@ void nb_kernels_init(nb_kernels *k, unsigned allow);
 
 /* The tables below override some slots of *k; called by nb_kernels_init only. */
 void nb_kernels_ref_dot(nb_kernels *k);
+void nb_kernels_ref_mm(nb_kernels *k);
 void nb_kernels_ref_nn(nb_kernels *k);
 void nb_kernels_ref_attn(nb_kernels *k);
+void nb_kernels_ref_back(nb_kernels *k);
 #if defined(__x86_64__)
 void nb_kernels_avx2_dot(nb_kernels *k);
+void nb_kernels_avx2_mm(nb_kernels *k);
 void nb_kernels_avx2_nn(nb_kernels *k);
 void nb_kernels_avx2_attn(nb_kernels *k);
+void nb_kernels_avx2_back(nb_kernels *k);
 void nb_kernels_avx512_dot(nb_kernels *k);
+void nb_kernels_avx512_mm(nb_kernels *k);
 void nb_kernels_avx512_nn(nb_kernels *k);
 void nb_kernels_avx512_attn(nb_kernels *k);
+void nb_kernels_avx512_back(nb_kernels *k);
 void nb_kernels_amx_dot(nb_kernels *k);
 #elif defined(__aarch64__)
 void nb_kernels_neon_dot(nb_kernels *k);
 void nb_kernels_neon_pack(nb_kernels *k);
+void nb_kernels_neon_mm(nb_kernels *k);
 void nb_kernels_neon_nn(nb_kernels *k);
 void nb_kernels_neon_attn(nb_kernels *k);
+void nb_kernels_neon_back(nb_kernels *k);
 #endif
 /* A mistake on purpose, after all else; only in builds with -DNIBBLE_PLANT_FAULT (tests/fault). */
 void nb_kernels_plant_fault(nb_kernels *k);

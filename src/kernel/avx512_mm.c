@@ -1,0 +1,89 @@
+/* Tiles of general matrix products on AVX-512: 12 rows by two registers of sums, which leaves 8. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+#define VF_LANES      16
+#define VD_LANES      8
+#define SUB_ROWS      12
+#define SUB_VECS      2
+#define FOR_EACH_T(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+
+typedef __m512 vf;
+typedef __m512d vd;
+
+INLINE vf vf_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+INLINE vf vf_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+
+INLINE void vf_store(float *p, vf v)
+{
+    _mm512_storeu_ps(p, v);
+}
+
+INLINE vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+
+INLINE vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+INLINE vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+INLINE vd vd_load(const double *p)
+{
+    return _mm512_loadu_pd(p);
+}
+
+INLINE void vd_store(double *p, vd v)
+{
+    _mm512_storeu_pd(p, v);
+}
+
+INLINE vd vd_set1(double x)
+{
+    return _mm512_set1_pd(x);
+}
+
+INLINE vd vd_fma(vd a, vd b, vd c)
+{
+    return _mm512_fmadd_pd(a, b, c);
+}
+
+INLINE vd vd_fnma(vd a, vd b, vd c)
+{
+    return _mm512_fnmadd_pd(a, b, c);
+}
+
+INLINE void vf_add_widened(double *c, vf v)
+{
+    const vd low = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+    const vd high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+    vd_store(c, _mm512_add_pd(vd_load(c), low));
+    vd_store(c + VD_LANES, _mm512_add_pd(vd_load(c + VD_LANES), high));
+}
+
+#include "kernel/mm_body.h"
+
+void nb_kernels_avx512_mm(nb_kernels *k)
+{
+    fill_mm(k);
+}
