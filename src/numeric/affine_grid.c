@@ -5,6 +5,8 @@
  * Scales are never stored as 0. Where a search finds nothing (a group of zeros, or of values far
  * below the least number of the scale's type), the scale of the plain encoder stays. */
 #include "numeric/affine.h"
+#include "numeric/codebits.h"
+#include "numeric/codebits.h"
 #include "numeric/fit.h"
 #include "numeric/minifloat.h"
 
@@ -65,25 +67,7 @@ static void affine_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_gro
     };
 }
 
-/* Grid codes are offset binary, and so are nibbles. What is left of a row's last word is zero. */
-static void nibbles_put(uint8_t *row, int64_t row_bytes, int64_t n_cols, int64_t col,
-                        const uint8_t *code, int64_t n)
-{
-    int64_t i = 0;
-    if (col % 2 != 0 && n > 0)
-        row[col / 2] = (uint8_t)((row[col / 2] & 15) | code[i++] << 4);
-    for (; i + 2 <= n; i += 2)
-        row[(col + i) / 2] = (uint8_t)(code[i] | code[i + 1] << 4);
-    if (i < n)
-        row[(col + i) / 2] = (uint8_t)((row[(col + i) / 2] & 0xf0) | code[i]);
-    if (col + n < n_cols)
-        return;
-    if (n_cols % 2 != 0)
-        row[n_cols / 2] &= 15;
-    for (int64_t b = (n_cols + 1) / 2; b < row_bytes; b++)
-        row[b] = 0;
-}
-
+/* Grid codes are what is stored, for codes are stored with their offset; but int8 has none. */
 static void affine_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)
 {
     uint8_t *row = nb_mat_row(m, r);
@@ -92,7 +76,9 @@ static void affine_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, i
             row[col + i] = code[i] ^ 0x80;
         return;
     }
-    nibbles_put(row, m->row_bytes, m->n_cols, col, code, n);
+    nb_codebits_put(row, m->fmt->bits, col, (const int8_t *)code, n, 0);
+    if (col + n == m->n_cols)
+        nb_codebits_clear_rest(row, m->fmt->bits, m->n_cols);
 }
 
 const nb_grid_form nb_affine_grid = {

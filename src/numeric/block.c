@@ -17,7 +17,7 @@
  * The encoders follow ggml's reference quantizers bit for bit: codes are taken with the scale in
  * binary32, and only then is it rounded to f16. Where ggml would store an infinite scale, the
  * largest f16 is stored and used instead, and the codes saturate. */
-#include "numeric/format.h"
+#include "numeric/fit.h"
 #include "numeric/minifloat.h"
 
 #include <assert.h>
@@ -354,17 +354,107 @@ ROWS rows_encode(nb_mat *m, int64_t r, const float *x, encode_fn *encode)
         encode(block, x + c);
 }
 
+/* ---- the grid ---- */
+
+static void q4_0_pack(void *block, const uint8_t *u)
+{
+    low_pack(((q4_0_block *)block)->low, u);
+}
+
+static void q4_1_pack(void *block, const uint8_t *u)
+{
+    low_pack(((q4_1_block *)block)->low, u);
+}
+
+static void q5_0_pack(void *block, const uint8_t *u)
+{
+    low_pack(((q5_0_block *)block)->low, u);
+    high_pack(((q5_0_block *)block)->high, u);
+}
+
+static void q5_1_pack(void *block, const uint8_t *u)
+{
+    low_pack(((q5_1_block *)block)->low, u);
+    high_pack(((q5_1_block *)block)->high, u);
+}
+
+static void q8_0_pack(void *block, const uint8_t *u)
+{
+    for (int j = 0; j < BLOCK; j++)
+        ((q8_0_block *)block)->code[j] = (int8_t)(u[j] - 127);
+}
+
+static void *block_at(const nb_mat *m, int64_t r, int64_t col)
+{
+    return (uint8_t *)nb_mat_row(m, r) + col / BLOCK * m->fmt->block_bytes;
+}
+
+typedef void pack_fn(void *block, const uint8_t *u);
+
+ROWS blocks_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n, pack_fn *pack)
+{
+    assert(col % BLOCK == 0 && n % BLOCK == 0);
+    uint8_t *block = block_at(m, r, col);
+    for (int64_t c = 0; c < n; c += BLOCK, block += m->fmt->block_bytes)
+        pack(block, code + c);
+}
+
+static void block_group_at(const nb_mat *m, int64_t r, int64_t col, bool has_min,
+                           nb_grid_group *out)
+{
+    const uint8_t *block = block_at(m, r, col);
+    *out = (nb_grid_group){.scale = half_at(block, 0), .offset = has_min ? half_at(block, 1) : 0};
+}
+
+/* Where a search finds no scale (a block of equal values), that of the encoder stays. */
+static void block_search(void *block, const nb_fit_data *d, int least, int top, bool has_min)
+{
+    float min = 0;
+    const float scale = has_min ? nb_fit_scale_offset(d, top, NB_F16, false, &min)
+                                : nb_fit_scale(d, least, top, NB_F16);
+    if (scale == 0)
+        return;
+    const uint16_t half[2] = {nb_f16_from_f32(scale), nb_f16_from_f32(min)};
+    memcpy(block, half, has_min ? 4 : 2);
+}
+
+static void block_fit(const nb_grid *grid, void *block, const float *w, const float *importance,
+                      encode_fn *encode, bool has_min, nb_fit fit)
+{
+    if (fit == NB_FIT_ABSMAX) {
+        uint16_t encoded[sizeof(q8_0_block) / 2];
+        encode(encoded, w);
+        memcpy(block, encoded, has_min ? 4 : 2);
+        return;
+    }
+    nb_fit_data d;
+    nb_fit_data_init(&d, w, importance, BLOCK, nb_fit_floor(importance, BLOCK));
+    block_search(block, &d, (int)grid->level[0], grid->n_levels - 1, has_min);
+}
+
+static void block_shape(nb_grid *grid, int least, int most)
+{
+    *grid = (nb_grid){
+        .n_levels = most - least + 1,
+        .level = nb_grid_integers + 128 + least,
+        .uniform = true,
+        .group_len = BLOCK,
+        .span_len = BLOCK,
+    };
+}
+
 /* ---- the formats ---- */
 
-/* X(name, ggml's type id, bits of a code, least code, has a minimum) */
+/* X(name, ggml's type id, bits of a code, least code, least code of the grid, has a minimum). The
+ * grid of q8_0 has no -128, because its encoder, and that of ggml, never writes it. */
 #define BLOCK_FORMATS(X)                                                                           \
-    X(q4_0, 2, 4, -8, false)                                                                       \
-    X(q4_1, 3, 4, 0, true)                                                                         \
-    X(q5_0, 6, 5, -16, false)                                                                      \
-    X(q5_1, 7, 5, 0, true)                                                                         \
-    X(q8_0, 8, 8, -128, false)
+    X(q4_0, 2, 4, -8, -8, false)                                                                   \
+    X(q4_1, 3, 4, 0, 0, true)                                                                      \
+    X(q5_0, 6, 5, -16, -16, false)                                                                 \
+    X(q5_1, 7, 5, 0, 0, true)                                                                      \
+    X(q8_0, 8, 8, -128, -127, false)
 
-#define X(id, ggml, width, least, minimum)                                                         \
+#define X(id, ggml, width, least, grid_least, minimum)                                             \
     static void id##_decode_row(const nb_mat *m, int64_t r, float *y)                              \
     {                                                                                              \
         rows_decode(m, r, y, id##_unpack, minimum);                                                \
@@ -388,6 +478,31 @@ ROWS rows_encode(nb_mat *m, int64_t r, const float *x, encode_fn *encode)
             .scale_type = NB_F16,                                                                  \
         };                                                                                         \
     }                                                                                              \
+    static void id##_grid_shape(const nb_mat *m, nb_grid *grid)                                    \
+    {                                                                                              \
+        (void)m;                                                                                   \
+        block_shape(grid, grid_least, (least) + (1 << (width)) - 1);                               \
+    }                                                                                              \
+    static void id##_grid_fit(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col,              \
+                              const float *w, const float *importance, int64_t n, nb_fit fit)      \
+    {                                                                                              \
+        (void)n;                                                                                   \
+        block_fit(grid, block_at(m, r, col), w, importance, id##_encode, minimum, fit);            \
+    }                                                                                              \
+    static void id##_grid_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_group *out)    \
+    {                                                                                              \
+        block_group_at(m, r, col, minimum, out);                                                   \
+    }                                                                                              \
+    static void id##_grid_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)   \
+    {                                                                                              \
+        blocks_put(m, r, col, code, n, id##_pack);                                                 \
+    }                                                                                              \
+    static const nb_grid_form id##_grid = {                                                        \
+        .shape = id##_grid_shape,                                                                  \
+        .fit = id##_grid_fit,                                                                      \
+        .group_at = id##_grid_group_at,                                                            \
+        .put = id##_grid_put,                                                                      \
+    };                                                                                             \
     const nb_format nb_format_##id = {                                                             \
         .name = #id,                                                                               \
         .ggml_type = (ggml),                                                                       \
@@ -398,6 +513,7 @@ ROWS rows_encode(nb_mat *m, int64_t r, const float *x, encode_fn *encode)
         .encode_row = id##_encode_row,                                                             \
         .int_form = id##_int_form,                                                                 \
         .int_row = id##_int_row,                                                                   \
+        .grid = &id##_grid,                                                                        \
     };
 BLOCK_FORMATS(X)
 #undef X

@@ -66,6 +66,12 @@ float nb_fit_stored(nb_float_type type, double v)
     return kept;
 }
 
+float nb_fit_neighbour(nb_float_type type, double scale, int i)
+{
+    static const double moves[] = {0, 1, -1};
+    return nb_fit_stored(type, scale * (1 + moves[i] * type_step[type]));
+}
+
 /* ---- scanning ---- */
 
 /* A piece of the data, widened once for all maps; padded with what counts nothing. */
@@ -224,7 +230,7 @@ static point solve(const search *s, const nb_fit_sums *sum, double shift)
 
 #define MAX_POINTS 112
 #define N_KEPT     3
-#define N_VARIANTS 3
+#define N_VARIANTS NB_FIT_N_NEIGHBOURS
 #define N_ROUNDS   3
 
 /* The least losses, in order; of equal ones the first only, for they are the same codes. */
@@ -241,9 +247,8 @@ static void keep(point *kept, const point *p)
 
 static point variant(const search *s, const point *p, int i)
 {
-    static const double moves[N_VARIANTS] = {0, 1, -1};
     point v = *p;
-    v.scale = (double)nb_fit_stored(s->type, p->scale * (1 + moves[i] * type_step[s->type]));
+    v.scale = (double)nb_fit_neighbour(s->type, p->scale, i);
     v.offset = (double)nb_fit_stored(s->type, p->offset);
     return v;
 }
@@ -300,22 +305,19 @@ static point search_among(const search *s, const point *first, int n)
 
 /* Shares of the full range. The best ones of bell-shaped weights lie where the steps are small; the
  * last ones are for groups with an outlier that has to be given up, because it does not count. */
-#define N_SHARES 40
-static double share(int i)
+double nb_fit_share(int i)
 {
     static const double last[] = {0.26, 0.2, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028};
     return i < 32 ? 1.05 - 0.024 * i : last[i - 32];
 }
-static_assert(2 * N_SHARES <= MAX_POINTS, "both signs are tried at once");
+static_assert(2 * NB_FIT_N_SHARES <= MAX_POINTS, "both signs are tried at once");
 
 static double larger(double a, double b)
 {
     return a > b ? a : b;
 }
 
-/* The least scale that clips nothing, for a positive and a negative one: `min` and `max` reach at
- * most the outermost levels. */
-static void full_scales(const nb_fit_data *d, double lo, double hi, double *positive,
+void nb_fit_full_scales(const nb_fit_data *d, double lo, double hi, double *positive,
                         double *negative)
 {
     const double min = (double)d->min, max = (double)d->max;
@@ -325,15 +327,15 @@ static void full_scales(const nb_fit_data *d, double lo, double hi, double *posi
 
 float nb_fit_scale(const nb_fit_data *d, int lo, int top, nb_float_type type)
 {
-    point first[2 * N_SHARES];
+    point first[2 * NB_FIT_N_SHARES];
     double positive, negative;
-    full_scales(d, lo, lo + top, &positive, &negative);
-    for (int i = 0; i < N_SHARES; i++) {
-        first[2 * i] = (point){.scale = positive * share(i), .shift = lo};
-        first[2 * i + 1] = (point){.scale = negative * share(i), .shift = lo};
+    nb_fit_full_scales(d, lo, lo + top, &positive, &negative);
+    for (int i = 0; i < NB_FIT_N_SHARES; i++) {
+        first[2 * i] = (point){.scale = positive * nb_fit_share(i), .shift = lo};
+        first[2 * i + 1] = (point){.scale = negative * nb_fit_share(i), .shift = lo};
     }
     const search s = {.d = d, .free = FREE_SCALE, .top = top, .type = type};
-    const point best = search_among(&s, first, 2 * N_SHARES);
+    const point best = search_among(&s, first, 2 * NB_FIT_N_SHARES);
     return best.loss < INFINITY ? (float)best.scale : 0.0f;
 }
 

@@ -39,6 +39,16 @@ void nb_fit_scan(const nb_fit_data *d, const nb_fit_map *map, int n_maps, int to
 /* v as `type` stores it, or the largest number of that type with its sign. */
 float nb_fit_stored(nb_float_type type, double v);
 
+/* What searches have in common: the scale itself (i = 0) and its neighbours, as stored; the shares
+ * of the full range that are tried; and the least scale, positive and negative, that clips nothing
+ * with levels from lo < 0 to hi > 0. */
+#define NB_FIT_N_NEIGHBOURS 3
+#define NB_FIT_N_SHARES     40
+float nb_fit_neighbour(nb_float_type type, double scale, int i);
+double nb_fit_share(int i);
+void nb_fit_full_scales(const nb_fit_data *d, double lo, double hi, double *positive,
+                        double *negative);
+
 /* value = scale * (u + lo), u in 0 .. top. Returns a scale, other than 0 and of either sign; 0
  * where nothing can be found (all values are 0, or too small for `type`). */
 float nb_fit_scale(const nb_fit_data *d, int lo, int top, nb_float_type type);

@@ -264,11 +264,8 @@ static void round_group(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, 
     }
 }
 
-void nb_grid_round_rows(const nb_grid *grid, nb_mat *m, int64_t begin, int64_t end, const float *w)
+void nb_grid_round_row(const nb_grid *grid, nb_mat *m, int64_t r, const float *x)
 {
-    for (int64_t r = begin; r < end; r++) {
-        for (int64_t c = 0; c < m->n_cols; c += grid->group_len)
-            round_group(grid, m, r, c, w + r * m->n_cols + c,
-                        smaller(grid->group_len, m->n_cols - c));
-    }
+    for (int64_t c = 0; c < m->n_cols; c += grid->group_len)
+        round_group(grid, m, r, c, x + c, smaller(grid->group_len, m->n_cols - c));
 }

@@ -99,9 +99,8 @@ int nb_grid_nearest(const nb_grid *grid, const nb_grid_group *g, float x);
 /* nb_grid_nearest for n values of one group. */
 void nb_grid_nearest_n(const nb_grid *grid, const nb_grid_group *g, const float *x, int64_t n,
                        uint8_t *code);
-/* Stores the nearest codes of rows [begin, end) under the scales that are stored, w
- * [m->n_rows][n_cols]. */
-void nb_grid_round_rows(const nb_grid *grid, nb_mat *m, int64_t begin, int64_t end, const float *w);
+/* Stores the nearest codes of row r, under the scales that are stored, for x [n_cols]. */
+void nb_grid_round_row(const nb_grid *grid, nb_mat *m, int64_t r, const float *x);
 /* Sum of importance * (x - nearest value)^2 over one group, in binary64, ascending; importance
  * NULL: all 1. */
 double nb_grid_loss(const nb_grid *grid, const nb_grid_group *g, const float *x,

@@ -1,0 +1,137 @@
+/* Searching for the scale of levels from a table: as fit.c does for uniform ones, with the sums of
+ * p level^2 and p w level, whose quotient is the least-squares scale of the codes they came from.
+ * See fit.h. */
+#include "numeric/fit.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#define MAX_LEVELS 256
+
+/* Levels and the midpoints between neighbours, of which the one of a code lies below it. */
+typedef struct {
+    int n;
+    double level[MAX_LEVELS], above[MAX_LEVELS - 1];
+} table;
+
+typedef struct {
+    double xl, ll;
+} table_sums;
+
+/* Halving without a branch: which way it goes cannot be foretold. */
+static inline double nearest_level(const table *t, double v)
+{
+    int at = 0;
+    for (int n = t->n; n > 1; n -= n / 2)
+        at = t->above[at + n / 2 - 1] < v ? at + n / 2 : at;
+    return t->level[at];
+}
+
+static void table_make(table *t, const float *level, int n)
+{
+    assert(n > 1 && n <= MAX_LEVELS);
+    t->n = n;
+    for (int i = 0; i < n; i++)
+        t->level[i] = (double)level[i];
+    for (int i = 0; i + 1 < n; i++)
+        t->above[i] = 0.5 * (t->level[i] + t->level[i + 1]);
+}
+
+static double importance_at(const nb_fit_data *d, int64_t i)
+{
+    return d->importance == NULL ? 1 : (double)d->importance[i] + d->floor;
+}
+
+static table_sums scan(const nb_fit_data *d, const table *t, double scale)
+{
+    const double inverse = 1 / scale;
+    table_sums sum = {0};
+    for (int64_t i = 0; i < d->n; i++) {
+        const double x = (double)d->w[i], p = importance_at(d, i);
+        const double l = nearest_level(t, x * inverse);
+        sum.xl += p * x * l;
+        sum.ll += p * l * l;
+    }
+    return sum;
+}
+
+/* ---- the search ---- */
+
+#define N_KEPT   3
+#define N_ROUNDS 2
+
+typedef struct {
+    double scale, loss;
+} trial;
+
+static trial solve(const nb_fit_data *d, const table_sums *sum)
+{
+    if (!(sum->ll > 0) || sum->xl == 0)
+        return (trial){.loss = INFINITY};
+    return (trial){.scale = sum->xl / sum->ll, .loss = d->pxx - sum->xl * sum->xl / sum->ll};
+}
+
+static void keep(trial *kept, const trial *t)
+{
+    int i = N_KEPT;
+    while (i > 0 && t->loss < kept[i - 1].loss)
+        i--;
+    if (i == N_KEPT || (i > 0 && t->loss == kept[i - 1].loss))
+        return;
+    memmove(kept + i + 1, kept + i, (size_t)(N_KEPT - 1 - i) * sizeof *kept);
+    kept[i] = *t;
+}
+
+static void first_trials(const nb_fit_data *d, const table *t, trial *kept)
+{
+    const double lo = t->level[0], hi = t->level[t->n - 1];
+    double full[2];
+    nb_fit_full_scales(d, lo, hi, &full[0], &full[1]);
+    const bool mirrored = -lo == hi;
+    for (int i = 0; i < N_KEPT; i++)
+        kept[i].loss = INFINITY;
+    for (int i = 0; i < NB_FIT_N_SHARES; i++) {
+        for (int sign = 0; sign < (mirrored ? 1 : 2); sign++) {
+            const double scale = full[sign] * nb_fit_share(i);
+            if (scale == 0)
+                continue;
+            const table_sums sum = scan(d, t, scale);
+            const trial next = solve(d, &sum);
+            keep(kept, &next);
+        }
+    }
+}
+
+/* The trial's scale and its neighbours, as stored; then the best scale for the best one's codes. */
+static void refine(const nb_fit_data *d, const table *t, nb_float_type type, trial *at, trial *best)
+{
+    trial next = {.loss = INFINITY}, least = next;
+    for (int i = 0; i < NB_FIT_N_NEIGHBOURS; i++) {
+        trial v = {.scale = (double)nb_fit_neighbour(type, at->scale, i)};
+        if (v.scale == 0)
+            continue;
+        const table_sums sum = scan(d, t, v.scale);
+        v.loss = d->pxx - v.scale * (2 * sum.xl - v.scale * sum.ll);
+        if (v.loss < least.loss) {
+            least = v;
+            next = solve(d, &sum);
+        }
+    }
+    if (least.loss < best->loss)
+        *best = least;
+    *at = next;
+}
+
+float nb_fit_scale_table(const nb_fit_data *d, const float *level, int n_levels, nb_float_type type)
+{
+    table t;
+    trial kept[N_KEPT + 1], best = {.loss = INFINITY};
+    table_make(&t, level, n_levels);
+    first_trials(d, &t, kept);
+    for (int k = 0; k < N_KEPT; k++) {
+        for (int i = 0; i < N_ROUNDS && kept[k].loss < INFINITY; i++)
+            refine(d, &t, type, &kept[k], &best);
+    }
+    return best.loss < INFINITY ? (float)best.scale : 0.0f;
+}
