@@ -1,4 +1,4 @@
-/* int8 and int4 under a scale, and a zero point where they are asymmetric:
+/* int8, int4, int3 and int2 under a scale, and a zero point where they are asymmetric:
  *
  *   value[c] = scale[g] * (code[c] - zero[g]),   g = c / group_size
  *
@@ -9,12 +9,15 @@
  *   bit    31   28 27   24 23   20 19   16 15   12 11    8 7     4 3     0
  *        [  c7   |  c6   |  c5   |  c4   |  c3   |  c2   |  c1   |  c0   ]
  *
- * which is column 2j in the low nibble of byte j.
+ * which is column 2j in the low nibble of byte j. int3, codes -4..3, and int2, codes -2..1, are
+ * stored alike, 3 and 2 bits apart (codebits.h): a row of int3 is one string of bits, so that a
+ * code may lie in two words.
  *
  * Scales and zero points are chosen as compressed-tensors chooses them: symmetric
  * amax / ((qmax - qmin) / 2), asymmetric (max - min) / (qmax - qmin) over a range that is made to
  * contain 0. The scale is rounded to the type it is stored in before any code is taken with it. */
-#include "numeric/format.h"
+#include "numeric/affine.h"
+#include "numeric/codebits.h"
 #include "numeric/minifloat.h"
 
 #include <assert.h>
@@ -118,6 +121,11 @@ static affine_map choose_map(const nb_mat *m, int64_t i, const float *x, int64_t
     return map;
 }
 
+void nb_affine_choose(const nb_mat *m, int64_t i, const float *x, int64_t n)
+{
+    (void)choose_map(m, i, x, n);
+}
+
 /* ---- codes ---- */
 
 /* code = clamp(rne(x / scale) + zero). Adding 1.5 * 2^23 leaves the quotient, rounded to nearest
@@ -199,6 +207,23 @@ static void nibbles_get(int8_t *code, const uint8_t *row, int64_t c, int64_t n)
         code[i] = (int8_t)((row[(c + i) / 2] >> ((c + i) % 2 * 4) & 15) - 8);
 }
 
+/* Columns [c, c + n) of a row of codes that share bytes. */
+static void packed_put(const nb_mat *m, uint8_t *row, int64_t c, const int8_t *code, int64_t n)
+{
+    if (m->fmt->bits == 4)
+        nibbles_put(row, c, code, n);
+    else
+        nb_codebits_put(row, m->fmt->bits, c, code, n, 1 << (m->fmt->bits - 1));
+}
+
+static void packed_get(const nb_mat *m, int8_t *code, const uint8_t *row, int64_t c, int64_t n)
+{
+    if (m->fmt->bits == 4)
+        nibbles_get(code, row, c, n);
+    else
+        nb_codebits_get(code, row, m->fmt->bits, c, n, 1 << (m->fmt->bits - 1));
+}
+
 /* ---- rows ---- */
 
 static int64_t smaller(int64_t a, int64_t b)
@@ -219,7 +244,7 @@ static void int8_encode_row(nb_mat *m, int64_t r, const float *x)
     }
 }
 
-static void int4_encode_row(nb_mat *m, int64_t r, const float *x)
+static void packed_encode_row(nb_mat *m, int64_t r, const float *x)
 {
     assert(m->group_size > 0);
     uint8_t *row = nb_mat_row(m, r);
@@ -232,7 +257,7 @@ static void int4_encode_row(nb_mat *m, int64_t r, const float *x)
             int8_t code[PIECE];
             const int64_t n = smaller(PIECE, end - c);
             codes_take(code, x + c, n, &map);
-            nibbles_put(row, c, code, n);
+            packed_put(m, row, c, code, n);
         }
     }
 }
@@ -251,7 +276,7 @@ static void int8_decode_row(const nb_mat *m, int64_t r, float *y)
     }
 }
 
-static void int4_decode_row(const nb_mat *m, int64_t r, float *y)
+static void packed_decode_row(const nb_mat *m, int64_t r, float *y)
 {
     assert(m->group_size > 0);
     const uint8_t *row = nb_mat_row(m, r);
@@ -263,7 +288,7 @@ static void int4_decode_row(const nb_mat *m, int64_t r, float *y)
         for (int64_t c = g * m->group_size; c < end; c += PIECE) {
             int8_t code[PIECE];
             const int64_t n = smaller(PIECE, end - c);
-            nibbles_get(code, row, c, n);
+            packed_get(m, code, row, c, n);
             values_give(y + c, code, n, scale, zero);
         }
     }
@@ -299,11 +324,11 @@ static void int8_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
     affine_int_parameters(m, r, out);
 }
 
-static void int4_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
+static void packed_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
 {
     const uint8_t *row = nb_mat_row(m, r);
     for (int64_t c = 0; c < m->n_cols; c += PIECE)
-        nibbles_get(out->code + c, row, c, smaller(PIECE, m->n_cols - c));
+        packed_get(m, out->code + c, row, c, smaller(PIECE, m->n_cols - c));
     affine_int_parameters(m, r, out);
 }
 
@@ -317,6 +342,7 @@ const nb_format nb_format_int8 = {
     .encode_row = int8_encode_row,
     .int_form = affine_int_form,
     .int_row = int8_int_row,
+    .grid = &nb_affine_grid,
 };
 
 const nb_format nb_format_int4 = {
@@ -325,8 +351,35 @@ const nb_format nb_format_int4 = {
     .block_len = 1,
     .bits = 4,
     .affine = true,
-    .decode_row = int4_decode_row,
-    .encode_row = int4_encode_row,
+    .decode_row = packed_decode_row,
+    .encode_row = packed_encode_row,
     .int_form = affine_int_form,
-    .int_row = int4_int_row,
+    .int_row = packed_int_row,
+    .grid = &nb_affine_grid,
+};
+
+const nb_format nb_format_int3 = {
+    .name = "int3",
+    .ggml_type = -1,
+    .block_len = 1,
+    .bits = 3,
+    .affine = true,
+    .decode_row = packed_decode_row,
+    .encode_row = packed_encode_row,
+    .int_form = affine_int_form,
+    .int_row = packed_int_row,
+    .grid = &nb_affine_grid,
+};
+
+const nb_format nb_format_int2 = {
+    .name = "int2",
+    .ggml_type = -1,
+    .block_len = 1,
+    .bits = 2,
+    .affine = true,
+    .decode_row = packed_decode_row,
+    .encode_row = packed_encode_row,
+    .int_form = affine_int_form,
+    .int_row = packed_int_row,
+    .grid = &nb_affine_grid,
 };

@@ -6,7 +6,6 @@
  * below the least number of the scale's type), the scale of the plain encoder stays. */
 #include "numeric/affine.h"
 #include "numeric/codebits.h"
-#include "numeric/codebits.h"
 #include "numeric/fit.h"
 #include "numeric/minifloat.h"
 

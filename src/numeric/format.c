@@ -1,5 +1,6 @@
 /* The list of formats, and what can be said of a matrix through its format alone. */
 #include "numeric/format.h"
+#include "numeric/codebits.h"
 #include "numeric/minifloat.h"
 
 #include <inttypes.h>
@@ -43,22 +44,28 @@ const nb_format *nb_format_by_ggml(int64_t ggml_type)
     return NULL;
 }
 
+const nb_format *nb_format_of_bits(int64_t bits)
+{
+    for (const nb_format *const *f = nb_formats; *f != NULL; f++)
+        if ((*f)->affine && (*f)->int_form != NULL && (*f)->bits == bits)
+            return *f;
+    return NULL;
+}
+
 nb_status nb_format_row_bytes(const nb_format *fmt, int64_t n_cols, int64_t *out, nb_err *err)
 {
     if (n_cols < 0)
         return nb_fail(err, NB_DATA, "a row of %" PRId64 " columns", n_cols);
-    /* Affine codes fill whole 32-bit words when there are several to a byte. */
-    int64_t unit_cols = fmt->block_len, unit_bytes = fmt->block_bytes;
-    if (fmt->affine) {
-        unit_cols = fmt->bits < 8 ? 32 / fmt->bits : 1;
-        unit_bytes = fmt->bits < 8 ? 4 : 1;
-    }
-    const int64_t n_units = n_cols / unit_cols + (n_cols % unit_cols != 0);
-    if (!fmt->affine && n_cols % unit_cols != 0)
+    if (!fmt->affine && n_cols % fmt->block_len != 0)
         return nb_fail(err, NB_UNSUPPORTED, "%" PRId64 " columns are no whole blocks of %d", n_cols,
                        fmt->block_len);
-    int64_t bytes;
-    if (__builtin_mul_overflow(n_units, unit_bytes, &bytes))
+    int64_t bytes = n_cols;
+    if (fmt->affine && fmt->bits < 8) /* whole 32-bit words where there are several to a byte */
+        bytes = nb_codebits_bytes(n_cols, fmt->bits);
+    else if (!fmt->affine &&
+             __builtin_mul_overflow(n_cols / fmt->block_len, fmt->block_bytes, &bytes))
+        bytes = -1;
+    if (bytes < 0)
         return nb_fail(err, NB_DATA, "a row of %" PRId64 " columns is too long", n_cols);
     *out = bytes;
     return NB_OK;

@@ -34,6 +34,8 @@ typedef struct nb_format nb_format;
  *         compressed-tensors' weight_packed (formats.md 4.4).
  *   int3, int2  the same with codes + 4 of 3 bits, + 2 of 2 bits (codebits.h);
  *         row_bytes = 4 * ceil(n_cols * bits / 32)
+ *   int3, int2  the same with codes + 4 of 3 bits, + 2 of 2 bits (codebits.h);
+ *         row_bytes = 4 * ceil(n_cols * bits / 32)
  *   group_size is n_cols for one scale a row; otherwise it divides n_cols.
  *
  * Codes and scales need the alignment of their elements: 4 for f32, 2 for f16, bf16 and blocks. */
@@ -103,6 +105,8 @@ extern const nb_format *const nb_formats[];
 /* NULL when there is none. */
 const nb_format *nb_format_by_name(const char *name);
 const nb_format *nb_format_by_ggml(int64_t ggml_type);
+/* The integers of this width (int4, ...). */
+const nb_format *nb_format_of_bits(int64_t bits);
 
 /* Bytes of a row of codes; NB_UNSUPPORTED ("576 columns are no whole blocks of 256") if they do
  * not fill blocks. */

@@ -21,6 +21,8 @@ typedef struct {
 static const preset presets[] = {
     {"W8A16", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, {0}, "Q8_0"},
     {"W4A16", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0"},
+    {"W3A16", &nb_format_int3, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0"},
+    {"W2A16", &nb_format_int2, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0"},
     {"W8A8", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, {8, true}, "Q8_0"},
     {"W4A8", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, {8, true}, "Q4_0"},
     {"Q4_0", &nb_format_q4_0, NB_STORE_GGUF, 0, {0}, "W4A16:g32"},
@@ -98,8 +100,8 @@ static nb_status unknown_scheme(const char *text, size_t len, nb_err *err)
         return nb_fail(err, NB_USAGE, "'%.*s' is no quantization: use nibble convert --dtype",
                        (int)len, text);
     return nb_fail(err, NB_USAGE,
-                   "unknown scheme '%.*s'; there are W8A16, W4A16, W8A8, W4A8 (with modifiers, as "
-                   "in W4A16:g32,asym), Q4_0 and Q8_0",
+                   "unknown scheme '%.*s'; there are W8A16, W4A16, W3A16, W2A16, W8A8, W4A8 "
+                   "(with modifiers, as in W4A16:g32,asym), Q4_0 and Q8_0",
                    len < 40 ? (int)len : 40, text);
 }
 

@@ -149,8 +149,8 @@ static nb_status parse_weights(nb_ct_group *group, const json_t *object, nb_err 
         [NB_CT_TENSOR] = "tensor", [NB_CT_CHANNEL] = "channel", [NB_CT_GROUP] = "group"};
     ct_args a;
     NB_TRY(parse_args(&a, object, err));
-    if (a.bits != 4 && a.bits != 8)
-        return nb_fail(err, NB_UNSUPPORTED, "num_bits %lld is not supported (4 and 8 are)",
+    if (nb_format_of_bits(a.bits) == NULL)
+        return nb_fail(err, NB_UNSUPPORTED, "num_bits %lld is not supported (2, 3, 4 and 8 are)",
                        (long long)a.bits);
     if (a.dynamic)
         return nb_fail(err, NB_UNSUPPORTED, "dynamic weights are not supported");
@@ -581,7 +581,7 @@ nb_status nb_ct_describe(nb_weight *weight, const nb_ct_group *group, const nb_c
                           (const int64_t[]){n_rows, n_cols / group_size}, err));
     NB_TRY(check_zero_point(group, parts, n_rows, err));
 
-    weight->fmt = group->bits == 4 ? &nb_format_int4 : &nb_format_int8;
+    weight->fmt = nb_format_of_bits(group->bits);
     weight->group_size = group_size;
     weight->symmetric = group->symmetric;
     weight->scale_type = scale_type;

@@ -1,6 +1,6 @@
 /* compressed-tensors (formats.md section 4): what quantization_config says, and which of a folder's
- * modules it says it about. Reading of integer weights of 4 and 8 bits; everything else is refused
- * by its name. ct_pack.h knows the bits. */
+ * modules it says it about. Reading of integer weights of 2, 3, 4 and 8 bits; everything else is
+ * refused by its name. ct_pack.h knows the bits. */
 #ifndef NB_STORE_COMPRESSED_TENSORS_H
 #define NB_STORE_COMPRESSED_TENSORS_H
 
@@ -11,7 +11,7 @@
 
 typedef enum {
     NB_CT_PACKED, /* weight_packed, weight_scale, weight_shape */
-    NB_CT_INT8    /* weight (I8, also for 4-bit codes), weight_scale */
+    NB_CT_INT8    /* weight (I8, also for narrower codes), weight_scale */
 } nb_ct_layout;
 
 typedef enum { NB_CT_TENSOR, NB_CT_CHANNEL, NB_CT_GROUP } nb_ct_strategy;
@@ -20,7 +20,7 @@ typedef enum { NB_CT_TENSOR, NB_CT_CHANNEL, NB_CT_GROUP } nb_ct_strategy;
 typedef struct {
     const char *name;
     nb_ct_layout layout;
-    int bits; /* 4 or 8 */
+    int bits; /* 2, 3, 4 or 8 */
     bool symmetric;
     nb_ct_strategy strategy;
     int64_t group_size; /* NB_CT_GROUP only */

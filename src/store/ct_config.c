@@ -74,7 +74,7 @@ static nb_status check_weight(const nb_weight *w, nb_err *err)
     if (!ends_with(w->name, ".weight"))
         return nb_fail(err, NB_UNSUPPORTED, "'%.200s' is quantized, and no module's weight",
                        w->name);
-    if (w->fmt->bits != 4 && w->fmt->bits != 8)
+    if (nb_format_of_bits(w->fmt->bits) == NULL)
         return nb_fail(err, NB_UNSUPPORTED, "'%.200s': %d bits in a Hugging Face folder", w->name,
                        w->fmt->bits);
     if (w->act.bits != 0 && (w->act.bits != 8 || !w->act.per_token))
@@ -136,7 +136,7 @@ static const char *format_of(const ct_key *key)
     return key->act_bits != 0 && key->bits == 8 ? "int-quantized" : "pack-quantized";
 }
 
-/* A reader would take int-quantized for 4-bit weights with 8-bit activations, and readers have to
+/* A reader would take int-quantized for narrow weights with 8-bit activations, and readers have to
  * be told where groups differ: the group's own format is written then, and else not, because
  * older readers do not know the key. */
 static json_t *group_json(const ct_key *key, bool own_format)
@@ -201,7 +201,7 @@ static json_t *config_json(const ct_groups *groups, const nb_weight *plan, int64
     for (int i = 0; i < groups->n; i++) {
         const ct_key *key = &groups->keys[i];
         mixed = mixed || strcmp(format, format_of(key)) != 0;
-        surprising = surprising || (key->act_bits != 0 && key->bits == 4);
+        surprising = surprising || (key->act_bits != 0 && key->bits < 8);
     }
     if (mixed)
         format = "mixed-precision";

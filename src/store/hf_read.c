@@ -18,13 +18,14 @@ static nb_status read_codes(const nb_hf_recipe *r, const nb_weight *w, nb_loaded
 {
     const bool packed = r->group->layout == NB_CT_PACKED;
     nb_mat *m = &out->mat;
-    m->row_bytes = r->group->bits == 8 ? w->n_cols : 4 * nb_ct_n_words(w->n_cols, 4);
-    if (packed || r->group->bits == 8) {
+    const int bits = r->group->bits;
+    m->row_bytes = bits == 8 ? w->n_cols : 4 * nb_ct_n_words(w->n_cols, bits);
+    if (packed || bits == 8) {
         NB_TRY(read_into(&out->codes, r->codes, 0, err));
-        if (packed && r->group->bits == 8)
+        if (packed && bits == 8)
             nb_ct_unpack8(out->codes.data, w->n_rows, w->n_cols);
         else if (packed)
-            nb_ct_clear_padding4(out->codes.data, w->n_rows, w->n_cols);
+            nb_ct_clear_padding(out->codes.data, w->n_rows, w->n_cols, bits);
         m->codes = out->codes.data;
         return NB_OK;
     }
@@ -32,9 +33,9 @@ static nb_status read_codes(const nb_hf_recipe *r, const nb_weight *w, nb_loaded
     out->codes.len = 0;
     NB_TRY(nb_buf_reserve(&out->codes, (size_t)(w->n_rows * m->row_bytes), err));
     for (int64_t row = 0; row < w->n_rows; row++) {
-        if (nb_ct_pack4_row(out->codes.data + row * m->row_bytes,
-                            (const int8_t *)out->scratch.data + row * w->n_cols, w->n_cols,
-                            err) != NB_OK)
+        if (nb_ct_pack_row(out->codes.data + row * m->row_bytes,
+                           (const int8_t *)out->scratch.data + row * w->n_cols, w->n_cols, bits,
+                           err) != NB_OK)
             return nb_context(err, "tensor '%.200s': row %lld", w->file_name, (long long)row);
     }
     m->codes = out->codes.data;
@@ -79,12 +80,13 @@ static nb_status read_zeros(const nb_hf_recipe *r, const nb_weight *w, nb_loaded
             NB_TRY(spread(&out->zeros, 1, w->n_rows, err));
     }
     out->mat.zeros = (int8_t *)out->zeros.data;
-    for (int64_t i = 0; i < w->n_rows * n_groups && group->bits == 4; i++) {
+    const int half = 1 << (group->bits - 1);
+    for (int64_t i = 0; i < w->n_rows * n_groups; i++) {
         const int z = out->mat.zeros[i];
-        if (z < -8 || z > 7)
-            return nb_fail(err, NB_DATA,
-                           "tensor '%.200s': zero point %d at row %lld, not in [-8, 7]",
-                           r->zero_point.tensor->name, z, (long long)(i / n_groups));
+        if (z < -half || z >= half)
+            return nb_fail(
+                err, NB_DATA, "tensor '%.200s': zero point %d at row %lld, not in [%d, %d]",
+                r->zero_point.tensor->name, z, (long long)(i / n_groups), -half, half - 1);
     }
     return NB_OK;
 }

@@ -279,7 +279,7 @@ static nb_status put_part(hf_out *hf, const nb_mat *m, part_kind kind, const nb_
     case PART_PACKED:
         if (m->fmt->bits == 8)
             return put_packed8(hf, m, err);
-        break; /* 4 bits: nb_mat has the bytes of the file */
+        break; /* fewer bits: nb_mat has the bytes of the file */
     case PART_PLAIN:
     case PART_INT8:
         break;

@@ -2,6 +2,7 @@
 #include "store/random.h"
 
 #include "base/rng.h"
+#include "numeric/codebits.h"
 #include "numeric/minifloat.h"
 #include "store/container.h"
 
@@ -143,14 +144,11 @@ static nb_status make_blocks(source *s, const nb_weight *w, nb_loaded *out, nb_e
     return NB_OK;
 }
 
-/* The nibbles behind the last column stay 0. */
+/* The bits behind the last column stay 0. */
 static void clear_padding(const nb_mat *m)
 {
-    for (int64_t r = 0; r < m->n_rows && m->fmt->bits == 4; r++) {
-        uint8_t *row = nb_mat_row(m, r);
-        for (int64_t c = m->n_cols; c < 2 * m->row_bytes; c++)
-            row[c / 2] &= c % 2 == 0 ? 0xf0 : 0x0f;
-    }
+    for (int64_t r = 0; r < m->n_rows && m->fmt->bits < 8; r++)
+        nb_codebits_clear_rest(nb_mat_row(m, r), m->fmt->bits, m->n_cols);
 }
 
 static nb_status make_affine(source *s, const nb_weight *w, nb_loaded *out, nb_err *err)

@@ -24,6 +24,10 @@ static void names_and_modifiers(void **state)
         {"W4A16:channel", "W4A16:channel", &nb_format_int4, NB_GROUP_CHANNEL, true, 0},
         {"W4A16:channel,asym", "W4A16:channel,asym", &nb_format_int4, NB_GROUP_CHANNEL, false, 0},
         {"W4A16:asym", "W4A16:asym", &nb_format_int4, NB_GROUP_CHOOSE, false, 0},
+        {"W3A16", "W3A16", &nb_format_int3, NB_GROUP_CHOOSE, true, 0},
+        {"w3a16:asym,g64", "W3A16:g64,asym", &nb_format_int3, 64, false, 0},
+        {"W2A16:g32", "W2A16:g32", &nb_format_int2, 32, true, 0},
+        {"W2A16:channel,asym", "W2A16:channel,asym", &nb_format_int2, NB_GROUP_CHANNEL, false, 0},
         {"W8A8", "W8A8", &nb_format_int8, NB_GROUP_CHANNEL, true, 8},
         {"W4A8:g64", "W4A8:g64", &nb_format_int4, 64, true, 8},
         {"W4A16:g65536", "W4A16:g65536", &nb_format_int4, 65536, true, 0},
@@ -112,9 +116,8 @@ static void containers(void **state)
         nb_store_kind fits;
         const char *instead;
     } cases[] = {
-        {"W8A8", NB_STORE_HF, "Q8_0"},
-        {"W4A16:g64,asym", NB_STORE_HF, "Q4_0"},
-        {"Q4_0", NB_STORE_GGUF, "W4A16:g32"},
+        {"W8A8", NB_STORE_HF, "Q8_0"},        {"W4A16:g64,asym", NB_STORE_HF, "Q4_0"},
+        {"W3A16", NB_STORE_HF, "Q4_0"},       {"Q4_0", NB_STORE_GGUF, "W4A16:g32"},
         {"Q8_0", NB_STORE_GGUF, "W8A16:g32"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

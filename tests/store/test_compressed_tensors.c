@@ -33,7 +33,7 @@ static void golden_codes(const json_t *golden, const char *key)
         if (bits == 8)
             nb_ct_pack8_row(packed + r * stride, row, n_cols);
         else
-            assert_int_equal(nb_ct_pack4_row(packed + r * stride, row, n_cols, &err), NB_OK);
+            assert_int_equal(nb_ct_pack_row(packed + r * stride, row, n_cols, bits, &err), NB_OK);
     }
     assert_memory_equal(packed, words, n_bytes);
     if (bits == 8) {
@@ -110,7 +110,7 @@ static void packing_is_the_definition_at_every_width(void **state)
         }
         const int64_t n4 = nb_ct_n_words(n_cols, 4) * 8;
         memset(words, 0xff, sizeof words);
-        assert_int_equal(nb_ct_pack4_row(words, codes, n_cols, &err), NB_OK);
+        assert_int_equal(nb_ct_pack_row(words, codes, n_cols, 4, &err), NB_OK);
         for (int64_t c = 0; c < n4; c++)
             assert_int_equal(field(words, c, 4), c < n_cols ? codes[c] + 8 : 0);
         assert_int_equal(words[n4 / 2], 0xff); /* and not a byte more */
@@ -120,7 +120,7 @@ static void packing_is_the_definition_at_every_width(void **state)
         memcpy(dirty, words, sizeof dirty);
         for (int64_t c = n_cols; c < n4; c++)
             dirty[c / 2] |= (uint8_t)(9 << 4 * (c % 2));
-        nb_ct_clear_padding4(dirty, 1, n_cols);
+        nb_ct_clear_padding(dirty, 1, n_cols, 4);
         assert_memory_equal(dirty, words, sizeof dirty);
 
         const int64_t n8 = nb_ct_n_words(n_cols, 8) * 4;
@@ -140,7 +140,7 @@ static void codes_that_need_more_bits_are_refused(void **state)
         nb_err err;
         codes[8] = (int8_t)code;
         const bool fits = code >= -8 && code <= 7;
-        assert_int_equal(nb_ct_pack4_row(words, codes, 9, &err), fits ? NB_OK : NB_DATA);
+        assert_int_equal(nb_ct_pack_row(words, codes, 9, 4, &err), fits ? NB_OK : NB_DATA);
         if (!fits)
             assert_non_null(strstr(err.text, "at column 8, not in [-8, 7]"));
     }
@@ -289,7 +289,7 @@ static void what_is_refused_by_name(void **state)
         {G "surprise", "1", NB_UNSUPPORTED, "key 'surprise'"},
         {G "output_activations", "{\"num_bits\":8}", NB_UNSUPPORTED, "output_activations"},
         {W "surprise", "1", NB_UNSUPPORTED, "key 'surprise'"},
-        {W "num_bits", "3", NB_UNSUPPORTED, "num_bits 3"},
+        {W "num_bits", "5", NB_UNSUPPORTED, "num_bits 5"},
         {W "num_bits", "16", NB_UNSUPPORTED, "num_bits 16"},
         {W "num_bits", "4294967300", NB_DATA, "4294967300"},
         {W "num_bits", "4.0", NB_DATA, "'num_bits' is a number with a fraction"},

@@ -712,7 +712,7 @@ static void add_weight(sample *s, const nb_format *fmt, int64_t n_rows, int64_t 
     if (!fmt->affine)
         return;
     if (fmt->bits == 4)
-        nb_ct_clear_padding4(m->codes, n_rows, n_cols);
+        nb_ct_clear_padding(m->codes, n_rows, n_cols, 4);
     const size_t n_scales = (size_t)(n_rows * (n_cols / group_size));
     m->group_size = group_size;
     m->scale_type = scale_type;
