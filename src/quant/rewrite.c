@@ -194,6 +194,14 @@ static nb_status put_weight(rewriter *w, int64_t i, nb_err *err)
     return nb_sink_put(w->sink, i, b.job.how == NB_HOW_COPY ? &w->source.mat : &w->made.mat, err);
 }
 
+/* A weight that waits in the working folder. */
+static nb_status put_made(rewriter *w, int64_t i, nb_err *err)
+{
+    NB_TRY(nb_room_for(&w->made, &w->plan->weights[i], err));
+    NB_TRY(nb_workdir_get_mat(w->options->dir, i, &w->made, err));
+    return nb_sink_put(w->sink, i, &w->made.mat, err);
+}
+
 static nb_status put_rope_factors(rewriter *w, int64_t i, nb_err *err)
 {
     const nb_weight *to = &w->plan->weights[i];
@@ -225,7 +233,8 @@ static nb_status put_all(rewriter *w, nb_err *err)
             NB_TRY(put_rope_factors(w, i, err));
             continue;
         }
-        NB_TRY(put_weight(w, i, err));
+        const bool made = w->options->made != NULL && w->options->made[i];
+        NB_TRY(made ? put_made(w, i, err) : put_weight(w, i, err));
         trim(w);
         done += w->plan->from[i]->bytes;
         if (w->options->progress != NULL && !w->options->progress(w->options->context, done, total))

@@ -8,6 +8,7 @@
 
 #include "base/pool.h"
 #include "quant/slice.h"
+#include "quant/workdir.h"
 
 /* Called after each weight, with bytes of the source. False stops with NB_INTERRUPTED. */
 typedef bool nb_rewrite_progress(void *context, int64_t done, int64_t total);
@@ -15,6 +16,9 @@ typedef bool nb_rewrite_progress(void *context, int64_t done, int64_t total);
 typedef struct {
     const nb_method *method;
     nb_nonfinite nonfinite;
+    /* Weights that a walk has made already, and where they are; NULL: none. */
+    const bool *made; /* [plan->n] */
+    const nb_workdir *dir;
     nb_rewrite_progress *progress; /* NULL: none */
     void *context;
 } nb_rewrite_options;

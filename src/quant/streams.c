@@ -53,7 +53,7 @@ static nb_status open_stream(nb_streams *s, int i, bool in_parts, const nb_workd
     return NB_OK;
 }
 
-nb_status nb_streams_open(nb_streams *s, nb_store *store, const nb_token_seq *seqs, int64_t n_seqs,
+nb_status nb_streams_open(nb_streams *s, nb_store *store, const nb_calib_seq *seqs, int64_t n_seqs,
                           int n_streams, bool in_parts, int64_t max_rows, const nb_workdir *dir,
                           nb_algebra *la, nb_err *err)
 {
@@ -117,7 +117,7 @@ static nb_status embed_rows(nb_streams *s, const nb_mat *table, nb_err *err)
     const int64_t d = s->frame.config.d_model;
     float *x = s->work.x;
     for (int64_t q = 0; q < s->n_seqs; q++) {
-        const nb_token_seq *seq = &s->seqs[q];
+        const nb_calib_seq *seq = &s->seqs[q];
         for (int64_t begin = 0; begin < seq->n; begin += s->max_rows) {
             const int64_t left = seq->n - begin, n = left < s->max_rows ? left : s->max_rows;
             for (int64_t t = 0; t < n; t++) {
@@ -191,7 +191,7 @@ double nb_part_flops(const nb_config *c, nb_block_part part, double mean_context
 
 /* A piece of a sequence. */
 typedef struct {
-    const nb_token_seq *seq;
+    const nb_calib_seq *seq;
     int64_t row, n, begin; /* row: in the files */
 } piece;
 
@@ -290,7 +290,7 @@ static nb_status add_stats(nb_streams *s, nb_input_stats *stats, const piece *p,
 {
     if (stats == NULL)
         return NB_OK;
-    NB_TRY(nb_input_stats_add(stats, s->la, x, x0, p->n, p->seq->held_out, err));
+    NB_TRY(nb_input_stats_add(stats, s->la, x, x0, p->n, p->seq->held, err));
     return tell(s, stats_flops(stats, p->n), err);
 }
 
@@ -314,7 +314,7 @@ static nb_status for_pieces(nb_streams *s, piece_fn *each, void *context, nb_err
 {
     nb_status status = NB_OK;
     for (int64_t q = 0; q < s->n_seqs && status == NB_OK; q++) {
-        const nb_token_seq *seq = &s->seqs[q];
+        const nb_calib_seq *seq = &s->seqs[q];
         nb_kv_seq_truncate(&s->seq, 0);
         for (int64_t begin = 0; begin < seq->n && status == NB_OK; begin += s->max_rows) {
             const int64_t left = seq->n - begin;

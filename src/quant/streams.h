@@ -8,15 +8,10 @@
 #define NB_QUANT_STREAMS_H
 
 #include "model/forward.h"
+#include "quant/calib_set.h"
 #include "quant/input_stats.h"
 #include "quant/transform.h"
 #include "quant/workdir.h"
-
-typedef struct {
-    const int32_t *ids;
-    int64_t n;
-    bool held_out; /* not for choosing codes, but for choosing how */
-} nb_token_seq;
 
 /* Told of every piece of work that is done, in floating-point operations. False stops with
  * NB_INTERRUPTED. */
@@ -33,7 +28,7 @@ typedef struct {
     nb_kv_pool kv;
     nb_kv_seq seq;
     nb_algebra *la;
-    const nb_token_seq *seqs;
+    const nb_calib_seq *seqs;
     int64_t n_seqs, n_tokens, max_rows;
     int64_t *first_row; /* of each sequence in the files */
     int n_streams;
@@ -53,7 +48,7 @@ int64_t nb_streams_memory(const nb_config *c, int64_t max_len, int64_t max_rows,
 int64_t nb_streams_disk(const nb_config *c, int64_t n_tokens, int n_streams, bool in_parts);
 
 /* Sequences are borrowed. */
-nb_status nb_streams_open(nb_streams *s, nb_store *store, const nb_token_seq *seqs, int64_t n_seqs,
+nb_status nb_streams_open(nb_streams *s, nb_store *store, const nb_calib_seq *seqs, int64_t n_seqs,
                           int n_streams, bool in_parts, int64_t max_rows, const nb_workdir *dir,
                           nb_algebra *la, nb_err *err);
 void nb_streams_close(nb_streams *s);

@@ -1,0 +1,92 @@
+/* See digest.h. */
+#define _DEFAULT_SOURCE
+#include "quant/digest.h"
+
+#include "base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define PIECE     ((int64_t)1 << 20)
+#define MAX_FILES 4096
+
+static nb_status digest_file(const char *path, char hex[NB_SHA256_HEX], nb_err *err)
+{
+    nb_file file = NB_FILE_CLOSED;
+    uint8_t *piece = NULL;
+    nb_sha256 sha;
+    nb_sha256_init(&sha);
+    NB_TRY(nb_file_open(&file, path, err));
+    nb_status s = NB_ALLOC(&piece, PIECE, err);
+    for (int64_t at = 0; at < file.size && s == NB_OK; at += PIECE) {
+        const int64_t left = file.size - at, n = left < PIECE ? left : PIECE;
+        s = nb_file_read(&file, piece, (size_t)n, at, err);
+        if (s == NB_OK)
+            nb_sha256_update(&sha, piece, (size_t)n);
+    }
+    uint8_t digest[NB_SHA256_BYTES];
+    nb_sha256_final(&sha, digest);
+    nb_sha256_hex_of(digest, hex);
+    nb_free(piece);
+    nb_file_close(&file);
+    return s;
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+    const size_t n = strlen(name), n_end = strlen(end);
+    return n > n_end && strcmp(name + n - n_end, end) == 0;
+}
+
+static int is_part(const struct dirent *e)
+{
+    static const char report[] = "nibble-report";
+    return (ends_with(e->d_name, ".safetensors") || ends_with(e->d_name, ".json") ||
+            ends_with(e->d_name, ".jinja")) &&
+           strncmp(e->d_name, report, sizeof report - 1) != 0;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static nb_status digest_folder(const char *path, struct dirent **names, int n, nb_buf *lines,
+                               nb_err *err)
+{
+    if (n > MAX_FILES)
+        return nb_fail(err, NB_LIMIT, "%s: more than %d files", path, MAX_FILES);
+    for (int i = 0; i < n; i++) {
+        char hex[NB_SHA256_HEX];
+        nb_buf full = {0};
+        nb_status s = nb_buf_format(&full, err, "%s/%s", path, names[i]->d_name);
+        if (s == NB_OK)
+            s = digest_file((const char *)full.data, hex, err);
+        nb_buf_free(&full);
+        if (s == NB_OK)
+            s = nb_buf_format(lines, err, "%s  %s\n", hex, names[i]->d_name);
+        NB_TRY(s);
+    }
+    return NB_OK;
+}
+
+nb_status nb_model_digest(const char *path, char hex[NB_SHA256_HEX], nb_err *err)
+{
+    if (!nb_path_is_dir(path))
+        return digest_file(path, hex, err);
+    struct dirent **names = NULL;
+    const int n = scandir(path, &names, is_part, by_name);
+    if (n < 0)
+        return nb_fail_errno(err, errno, "%s: cannot list the folder", path);
+    nb_buf lines = {0};
+    const nb_status s = digest_folder(path, names, n, &lines, err);
+    if (s == NB_OK)
+        nb_sha256_hex(lines.data, lines.len, hex);
+    nb_buf_free(&lines);
+    for (int i = 0; i < n; i++)
+        free(names[i]);
+    free(names);
+    return s;
+}
