@@ -385,11 +385,14 @@ static nb_status check_options(const nb_calib_options *o, nb_err *err)
 static nb_status build(builder *b, const char *chat_template, size_t n_template, nb_err *err)
 {
     NB_TRY(check_options(&b->o, err));
-    if (chat_template != NULL && !b->o.plain_chat)
-        NB_TRY(nb_jinja_parse(&b->template_, chat_template, n_template, err));
     NB_TRY(nb_tokenizer_encode(b->tokenizer, "\n\n", 2, (nb_encode_options){0}, &b->blank, err));
     NB_TRY(NB_ALLOC(&b->starts, b->o.n_samples + 1, err));
     NB_TRY(open_sources(b, err));
+    bool may_talk = false; /* else a template that cannot be read is no obstacle */
+    for (int i = 0; i < b->o.n_paths; i++)
+        may_talk = may_talk || b->sources[i].kind == NB_CALIB_LINES;
+    if (chat_template != NULL && !b->o.plain_chat && may_talk)
+        NB_TRY(nb_jinja_parse(&b->template_, chat_template, n_template, err));
     NB_TRY(b->o.random ? take_random(b, err) : take_first(b, err));
     return finish(b, err);
 }

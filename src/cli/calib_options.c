@@ -1,0 +1,123 @@
+/* See calib_options.h. */
+#include "cli/calib_options.h"
+
+#include <string.h>
+
+const char *const nb_calib_pack_choices[] = {"auto", "all", "none", NULL};
+const char *const nb_calib_sample_choices[] = {"first", "random", NULL};
+const char *const nb_calib_chat_choices[] = {"template", "text", NULL};
+
+static int hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    if (c >= 'a' && c <= 'f')
+        return c - 'a' + 10;
+    return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+}
+
+nb_status nb_calib_unescape(char *out, size_t size, const char *text, nb_err *err)
+{
+    size_t n = 0;
+    for (const char *at = text; *at != 0; at++) {
+        int byte = (unsigned char)*at;
+        if (*at == '\\') {
+            at++;
+            if (*at == 'n')
+                byte = '\n';
+            else if (*at == 't')
+                byte = '\t';
+            else if (*at == '\\')
+                byte = '\\';
+            else if (*at == 'x' && hex_digit(at[1]) >= 0 && hex_digit(at[2]) >= 0) {
+                byte = 16 * hex_digit(at[1]) + hex_digit(at[2]);
+                at += 2;
+            } else
+                return nb_fail(err, NB_USAGE,
+                               "--calib-split: '\\' stands before n, t, \\ or x and two digits");
+        }
+        if (byte == 0)
+            return nb_fail(err, NB_USAGE, "--calib-split: a byte of 0 cannot separate documents");
+        if (n + 1 >= size)
+            return nb_fail(err, NB_USAGE, "--calib-split: more than %zu bytes", size - 1);
+        out[n++] = (char)byte;
+    }
+    if (n == 0)
+        return nb_fail(err, NB_USAGE, "--calib-split: an empty text separates nothing");
+    out[n] = 0;
+    return NB_OK;
+}
+
+/* "a,b" is two files, unless there is a file of that name. */
+static nb_status take_paths(nb_calib_request *r, const nb_args *args, nb_err *err)
+{
+    const int n_values = nb_args_n_values(args, "calib");
+    size_t n_bytes = 0, n_names = 0;
+    for (int i = 0; i < n_values; i++) {
+        const char *value = nb_args_value(args, "calib", i);
+        n_bytes += strlen(value) + 1;
+        for (n_names++; *value != 0; value++)
+            n_names += *value == ',';
+    }
+    NB_TRY(NB_ALLOC(&r->names, n_bytes, err));
+    NB_TRY(NB_ALLOC(&r->paths, n_names, err));
+    char *at = r->names;
+    int n = 0;
+    for (int i = 0; i < n_values; i++) {
+        const char *value = nb_args_value(args, "calib", i);
+        const size_t len = strlen(value);
+        memcpy(at, value, len + 1);
+        const bool whole = nb_path_exists(value);
+        for (char *next = at; next != NULL;) {
+            char *comma = whole ? NULL : strchr(next, ',');
+            if (comma != NULL)
+                *comma = 0;
+            if (*next == 0)
+                return nb_fail(err, NB_USAGE, "--calib: an empty name in '%s'", value);
+            r->paths[n++] = next;
+            next = comma == NULL ? NULL : comma + 1;
+        }
+        at += len + 1;
+    }
+    r->options.paths = r->paths;
+    r->options.n_paths = n;
+    return NB_OK;
+}
+
+nb_status nb_calib_request_init(nb_calib_request *r, const nb_args *args, nb_err *err)
+{
+    static const char *const others[] = {"calib-samples", "calib-len",   "calib-pack",
+                                         "calib-sample",  "calib-field", "calib-split",
+                                         "calib-chat"};
+    *r = (nb_calib_request){0};
+    if (nb_args_n_values(args, "calib") == 0) {
+        for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+            if (nb_args_given(args, others[i]))
+                return nb_fail(err, NB_USAGE, "--%s needs --calib FILE", others[i]);
+        return NB_OK;
+    }
+    NB_TRY(take_paths(r, args, err));
+    nb_calib_options *o = &r->options;
+    const char *pack = nb_args_text(args, "calib-pack"), *split = nb_args_text(args, "calib-split");
+    o->n_samples = nb_args_int(args, "calib-samples");
+    o->length = nb_args_int(args, "calib-len");
+    o->pack = strcmp(pack, "all") == 0    ? NB_CALIB_PACK_ALL
+              : strcmp(pack, "none") == 0 ? NB_CALIB_PACK_NONE
+                                          : NB_CALIB_PACK_AUTO;
+    o->random = strcmp(nb_args_text(args, "calib-sample"), "random") == 0;
+    o->plain_chat = strcmp(nb_args_text(args, "calib-chat"), "text") == 0;
+    o->seed = (uint64_t)nb_args_int(args, "seed");
+    o->field = nb_args_text(args, "calib-field");
+    if (split != NULL) {
+        NB_TRY(nb_calib_unescape(r->split, sizeof r->split, split, err));
+        o->split = r->split;
+    }
+    return NB_OK;
+}
+
+void nb_calib_request_free(nb_calib_request *r)
+{
+    nb_free(r->names);
+    nb_free(r->paths);
+    *r = (nb_calib_request){0};
+}
