@@ -8,11 +8,16 @@
 #include <string.h>
 
 #define MAX_LEVELS 256
+#define N_BINS     256
+#define FEW_LEVELS 16
 
-/* Levels and the midpoints between neighbours, of which the one of a code lies below it. */
+/* Levels and the midpoints between neighbours. Where levels are few, the range is also cut into
+ * bins, each with the level that is nearest to its middle: next to a midpoint that may be the other
+ * one, which costs nearly the same, and it is found at once. */
 typedef struct {
     int n;
     double level[MAX_LEVELS], above[MAX_LEVELS - 1];
+    double lo, hi, bins_a_unit, bin[N_BINS];
 } table;
 
 typedef struct {
@@ -28,6 +33,25 @@ static inline double nearest_level(const table *t, double v)
     return t->level[at];
 }
 
+static inline double bin_level(const table *t, double v)
+{
+    v = v > t->lo ? v : t->lo;
+    v = v < t->hi ? v : t->hi;
+    return t->bin[(int)((v - t->lo) * t->bins_a_unit + 0.5)];
+}
+
+static void bins_make(table *t)
+{
+    t->lo = t->level[0];
+    t->hi = t->level[t->n - 1];
+    t->bins_a_unit = (N_BINS - 1) / (t->hi - t->lo);
+    for (int i = 0, at = 0; i < N_BINS; i++) {
+        while (at + 1 < t->n && t->above[at] < t->lo + i / t->bins_a_unit)
+            at++;
+        t->bin[i] = t->level[at];
+    }
+}
+
 static void table_make(table *t, const float *level, int n)
 {
     assert(n > 1 && n <= MAX_LEVELS);
@@ -36,6 +60,8 @@ static void table_make(table *t, const float *level, int n)
         t->level[i] = (double)level[i];
     for (int i = 0; i + 1 < n; i++)
         t->above[i] = 0.5 * (t->level[i] + t->level[i + 1]);
+    if (n <= FEW_LEVELS)
+        bins_make(t);
 }
 
 static double importance_at(const nb_fit_data *d, int64_t i)
@@ -50,6 +76,19 @@ static table_sums scan(const nb_fit_data *d, const table *t, double scale)
     for (int64_t i = 0; i < d->n; i++) {
         const double x = (double)d->w[i], p = importance_at(d, i);
         const double l = nearest_level(t, x * inverse);
+        sum.xl += p * x * l;
+        sum.ll += p * l * l;
+    }
+    return sum;
+}
+
+static table_sums scan_bins(const nb_fit_data *d, const table *t, double scale)
+{
+    const double inverse = 1 / scale;
+    table_sums sum = {0};
+    for (int64_t i = 0; i < d->n; i++) {
+        const double x = (double)d->w[i], p = importance_at(d, i);
+        const double l = bin_level(t, x * inverse);
         sum.xl += p * x * l;
         sum.ll += p * l * l;
     }
@@ -96,7 +135,7 @@ static void first_trials(const nb_fit_data *d, const table *t, trial *kept)
             const double scale = full[sign] * nb_fit_share(i);
             if (scale == 0)
                 continue;
-            const table_sums sum = scan(d, t, scale);
+            const table_sums sum = t->n <= FEW_LEVELS ? scan_bins(d, t, scale) : scan(d, t, scale);
             const trial next = solve(d, &sum);
             keep(kept, &next);
         }

@@ -1,6 +1,7 @@
 /* GGUF's K-quants: super-blocks of 256 codes whose small blocks have integer scales of their own
- * under one f16 scale, and integer minima under another where a format has them. Read only: their
- * encoders search, which is a quantizer's work.
+ * under one f16 scale, and integer minima under another where a format has them. An encoder has to
+ * search for these, because they depend on each other (fit_super.c); q4_k has one, the others are
+ * read only.
  *
  * Products of the parameters are exact in binary32 (an f16 has 11 significant bits, the integers
  * at most 8), and so is scale * code, so a value is one rounding at most and
@@ -9,7 +10,7 @@
  *   q3_k q6_k        value = scale * code,         scale = d * sc
  *
  * is what ggml computes. */
-#include "numeric/format.h"
+#include "numeric/fit_super.h"
 #include "numeric/minifloat.h"
 
 #include <assert.h>
@@ -306,18 +307,101 @@ ROWS rows_int(const nb_mat *m, int64_t r, const nb_int_row *out, parameters_fn *
     }
 }
 
+/* ---- the grid of q4_k, and encoding through it ---- */
+
+static void *super_at(const nb_mat *m, int64_t r, int64_t col)
+{
+    return (uint8_t *)nb_mat_row(m, r) + col / SUPER * m->fmt->block_bytes;
+}
+
+static void six_bit_pack(uint8_t *scales, const nb_super *s)
+{
+    for (int k = 0; k < 4; k++) {
+        scales[k] = (uint8_t)(s->scale[k] | s->scale[k + 4] >> 4 << 6);
+        scales[k + 4] = (uint8_t)(s->min[k] | s->min[k + 4] >> 4 << 6);
+        scales[k + 8] = (uint8_t)((s->scale[k + 4] & 15) | (s->min[k + 4] & 15) << 4);
+    }
+}
+
+static void q4_k_grid_shape(const nb_mat *m, nb_grid *grid)
+{
+    (void)m;
+    *grid = (nb_grid){
+        .n_levels = 16,
+        .level = nb_grid_integers + 128,
+        .uniform = true,
+        .group_len = 32,
+        .span_len = SUPER,
+    };
+}
+
+static void q4_k_grid_fit(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const float *w,
+                          const float *importance, int64_t n, nb_fit fit)
+{
+    (void)grid;
+    assert(n == SUPER);
+    static const nb_super_form form = {
+        .n_groups = 8, .group_len = 32, .top = 15, .parameter_top = 63};
+    nb_super s;
+    if (fit == NB_FIT_ABSMAX)
+        nb_super_extremes(&s, &form, w);
+    else
+        nb_super_search(&s, &form, w, importance);
+    q4_k_block *b = super_at(m, r, col);
+    b->d = nb_f16_from_f32(s.d);
+    b->dmin = nb_f16_from_f32(s.dmin);
+    six_bit_pack(b->scales, &s);
+}
+
+static void q4_k_grid_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_group *out)
+{
+    float scale[8], min[8];
+    q4_k_parameters(super_at(m, r, col), scale, min);
+    *out = (nb_grid_group){.scale = scale[col % SUPER / 32], .offset = min[col % SUPER / 32]};
+}
+
+/* A group is the low or the high nibbles of its bytes. */
+static void q4_k_grid_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)
+{
+    for (int64_t c = col; c < col + n; c += 32, code += 32) {
+        q4_k_block *b = super_at(m, r, c);
+        const int64_t k = c % SUPER / 32;
+        const int shift = (int)(k % 2) * 4;
+        uint8_t *low = b->low + k / 2 * 32;
+        for (int l = 0; l < 32; l++)
+            low[l] = (uint8_t)((low[l] & 0xf0 >> shift) | code[l] << shift);
+    }
+}
+
+static const nb_grid_form q4_k_grid = {
+    .shape = q4_k_grid_shape,
+    .fit = q4_k_grid_fit,
+    .group_at = q4_k_grid_group_at,
+    .put = q4_k_grid_put,
+};
+
+static void q4_k_encode_row(nb_mat *m, int64_t r, const float *x)
+{
+    assert(m->n_cols % SUPER == 0);
+    nb_grid grid;
+    q4_k_grid_shape(m, &grid);
+    for (int64_t c = 0; c < m->n_cols; c += SUPER)
+        nb_grid_fit(&grid, m, r, c, x + c, NULL, NB_FIT_SEARCH);
+    nb_grid_round_row(&grid, m, r, x);
+}
+
 /* ---- the formats ---- */
 
-/* X(name, ggml's type id, bits of a code, least code, columns to a scale, has minima). A scale is
- * a product of up to 18 significant bits, more than a 16-bit type holds. */
+/* X(name, ggml's type id, bits of a code, least code, columns to a scale, has minima, its encoder,
+ * its grid). A scale is a product of up to 18 significant bits, more than a 16-bit type holds. */
 #define K_FORMATS(X)                                                                               \
-    X(q2_k, 10, 2, 0, 16, true)                                                                    \
-    X(q3_k, 11, 3, -4, 16, false)                                                                  \
-    X(q4_k, 12, 4, 0, 32, true)                                                                    \
-    X(q5_k, 13, 5, 0, 32, true)                                                                    \
-    X(q6_k, 14, 6, -32, 16, false)
+    X(q2_k, 10, 2, 0, 16, true, NULL, NULL)                                                        \
+    X(q3_k, 11, 3, -4, 16, false, NULL, NULL)                                                      \
+    X(q4_k, 12, 4, 0, 32, true, q4_k_encode_row, &q4_k_grid)                                       \
+    X(q5_k, 13, 5, 0, 32, true, NULL, NULL)                                                        \
+    X(q6_k, 14, 6, -32, 16, false, NULL, NULL)
 
-#define X(id, ggml, width, least, len, minimum)                                                    \
+#define X(id, ggml, width, least, len, minimum, encoder, its_grid)                                 \
     static void id##_decode_row(const nb_mat *m, int64_t r, float *y)                              \
     {                                                                                              \
         rows_decode(m, r, y, id##_parameters, id##_codes, len, minimum);                           \
@@ -344,8 +428,10 @@ ROWS rows_int(const nb_mat *m, int64_t r, const nb_int_row *out, parameters_fn *
         .block_bytes = sizeof(id##_block),                                                         \
         .bits = (width),                                                                           \
         .decode_row = id##_decode_row,                                                             \
+        .encode_row = encoder,                                                                     \
         .int_form = id##_int_form,                                                                 \
         .int_row = id##_int_row,                                                                   \
+        .grid = its_grid,                                                                          \
     };
 K_FORMATS(X)
 #undef X
