@@ -360,19 +360,29 @@ static void solve_step(nb_pool *pool, step *st, int64_t block)
     nb_pool_run_stages(pool, stages, 2, st);
 }
 
+static nb_status solve_half(nb_algebra *la, const nb_sym *r, double *v, int64_t n_rows, bool down,
+                            nb_err *err)
+{
+    step st;
+    NB_TRY(step_init(&st, la, r, down, err));
+    st.v = v;
+    st.n_rows = n_rows;
+    for (int64_t i = 0; i < st.n_blocks; i++)
+        solve_step(la->pool, &st, down ? st.n_blocks - 1 - i : i);
+    return NB_OK;
+}
+
+nb_status nb_sym_half_solve_rows(nb_algebra *la, const nb_sym *r, double *v, int64_t n_rows,
+                                 nb_err *err)
+{
+    return solve_half(la, r, v, n_rows, true, err);
+}
+
 /* v S^-1 = (v R^-T) R^-1. */
 nb_status nb_sym_solve_rows(nb_algebra *la, const nb_sym *r, double *v, int64_t n_rows, nb_err *err)
 {
-    step st;
-    NB_TRY(step_init(&st, la, r, true, err));
-    st.v = v;
-    st.n_rows = n_rows;
-    for (int64_t block = st.n_blocks - 1; block >= 0; block--)
-        solve_step(la->pool, &st, block);
-    st.down = false;
-    for (int64_t block = 0; block < st.n_blocks; block++)
-        solve_step(la->pool, &st, block);
-    return NB_OK;
+    NB_TRY(solve_half(la, r, v, n_rows, true, err));
+    return solve_half(la, r, v, n_rows, false, err);
 }
 
 /* ---- loss ---- */
