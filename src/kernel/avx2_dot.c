@@ -218,10 +218,72 @@ INLINE void dequantize(float *out, const nb_panels *w, int64_t p, int64_t k0, in
     }
 }
 
+/* ---- float-coded weights ---- */
+
+/* Eight numbers of a column of bytes. With its bits moved up, an E5M2 is an F16, and an E4M3 is an
+ * F16 that is 2^8 times too small; its NaN, all ones, is made one. */
+INLINE __m256 load_fp8(const uint8_t *codes, const bool e4m3)
+{
+    __m128i wide = _mm_unpacklo_epi8(_mm_setzero_si128(), _mm_loadl_epi64((const void *)codes));
+    if (!e4m3)
+        return _mm256_cvtph_ps(wide);
+    const __m128i nan = _mm_set1_epi16(0x7f00);
+    const __m128i is_nan = _mm_cmpeq_epi16(_mm_and_si128(wide, nan), nan);
+    wide = _mm_and_si128(_mm_srai_epi16(wide, 1), _mm_set1_epi16((short)0xbfff));
+    wide = _mm_or_si128(wide, _mm_and_si128(is_nan, nan));
+    return _mm256_mul_ps(_mm256_cvtph_ps(wide), _mm256_set1_ps(256.0f));
+}
+
+/* Eight of the levels: two permutations of a half each, of which bit 3 of the index takes one. */
+INLINE __m256 pick_level(__m256 low, __m256 high, __m256i index)
+{
+    const __m256 a = _mm256_permutevar8x32_ps(low, index);
+    const __m256 b = _mm256_permutevar8x32_ps(high, index);
+    return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+
+INLINE __m256 load_level(const nb_panels *w, const uint8_t *panel, int64_t k, int half)
+{
+    const __m256i v = load(panel + k / 8 * 64 + 32 * half);
+    const __m256i index = _mm256_srl_epi32(v, _mm_cvtsi32_si128((int)(k % 4 * 8 + k % 8 / 4 * 4)));
+    return pick_level(_mm256_loadu_ps(w->levels), _mm256_loadu_ps(w->levels + 8), index);
+}
+
+INLINE void dequantize_levels(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n,
+                              const nb_panel_kind kind)
+{
+    const uint8_t *panel = w->codes + p * w->panel_bytes;
+    for (int64_t k = k0; k < k0 + n;) {
+        const int64_t seg = k / w->seg_len, seg_end = (seg + 1) * w->seg_len;
+        const int64_t end = seg_end < k0 + n ? seg_end : k0 + n;
+        const int64_t at = (p * w->n_segs + seg) * NB_PANEL_ROWS;
+        const __m256 scale[2] = {load_params(w->scales, w->scale_type, at),
+                                 load_params(w->scales, w->scale_type, at + 8)};
+        for (; k < end; k++, out += NB_PANEL_ROWS) {
+            for (int half = 0; half < 2; half++) {
+                const __m256 v =
+                    kind == NB_PANEL_L4
+                        ? load_level(w, panel, k, half)
+                        : load_fp8(panel + k * NB_PANEL_ROWS + 8 * half, kind == NB_PANEL_E4M3);
+                _mm256_storeu_ps(out + 8 * half, _mm256_mul_ps(scale[half], v));
+            }
+        }
+    }
+}
+
 static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n)
 {
     const bool mins = w->mins != NULL;
     switch (w->kind) {
+    case NB_PANEL_L4:
+        dequantize_levels(out, w, p, k0, n, NB_PANEL_L4);
+        return;
+    case NB_PANEL_E4M3:
+        dequantize_levels(out, w, p, k0, n, NB_PANEL_E4M3);
+        return;
+    case NB_PANEL_E5M2:
+        dequantize_levels(out, w, p, k0, n, NB_PANEL_E5M2);
+        return;
     case NB_PANEL_U4:
         mins ? dequantize(out, w, p, k0, n, NB_PANEL_U4, true)
              : dequantize(out, w, p, k0, n, NB_PANEL_U4, false);

@@ -114,9 +114,12 @@ INLINE decoder decoder_at(const nb_panels *w, int64_t at, __m512 table, const bo
     return d;
 }
 
-/* The numbers that the 16 values of a nibble stand for, less zero_const unless zeros vary. */
+/* The numbers that the 16 values of a nibble stand for; integers less zero_const unless zeros vary.
+ */
 static __m512 nibble_table(const nb_panels *w)
 {
+    if (w->kind == NB_PANEL_L4)
+        return _mm512_loadu_ps(w->levels);
     const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512i code = w->kind == NB_PANEL_T4
                              ? _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)w->table))
@@ -208,8 +211,47 @@ typedef void dequantize_fn(float *out, const nb_panels *w, int64_t p, int64_t k0
 FOR_EACH_CODES(X)
 #undef X
 
+/* ---- FP8 ---- */
+
+/* The numbers of a column of bytes. With its bits moved up, an E5M2 is an F16, and an E4M3 is an
+ * F16 that is 2^8 times too small; its NaN, all ones, is made one. */
+INLINE __m512 load_fp8(const uint8_t *codes, const bool e4m3)
+{
+    const __m256i wide =
+        _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const void *)codes)), 8);
+    if (!e4m3)
+        return _mm512_cvtph_ps(wide);
+    const __m256i nan = _mm256_set1_epi16(0x7f00);
+    const __mmask16 is_nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(wide, nan), nan);
+    const __m256i half =
+        _mm256_and_si256(_mm256_srai_epi16(wide, 1), _mm256_set1_epi16((short)0xbfff));
+    const __m256i number = _mm256_mask_blend_epi16(is_nan, half, nan);
+    return _mm512_mul_ps(_mm512_cvtph_ps(number), _mm512_set1_ps(256.0f));
+}
+
+INLINE void dequantize_fp8(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n,
+                           const bool e4m3)
+{
+    const uint8_t *codes = w->codes + p * w->panel_bytes;
+    for (int64_t k = k0; k < k0 + n;) {
+        const int64_t seg = k / w->seg_len, seg_end = (seg + 1) * w->seg_len;
+        const int64_t end = seg_end < k0 + n ? seg_end : k0 + n;
+        const __m512 scale =
+            load_params(w->scales, w->scale_type, (p * w->n_segs + seg) * NB_PANEL_ROWS);
+        for (; k < end; k++, out += NB_PANEL_ROWS)
+            _mm512_storeu_ps(out, _mm512_mul_ps(scale, load_fp8(codes + k * NB_PANEL_ROWS, e4m3)));
+    }
+}
+
 static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n)
 {
+    if (nb_panels_is_fp8(w)) {
+        if (w->kind == NB_PANEL_E4M3)
+            dequantize_fp8(out, w, p, k0, n, true);
+        else
+            dequantize_fp8(out, w, p, k0, n, false);
+        return;
+    }
 #define X(name, nibbles, zeros, mins) dequantize_##name,
     static dequantize_fn *const kinds[8] = {FOR_EACH_CODES(X)};
 #undef X
@@ -324,7 +366,8 @@ void nb_avx512_gemm_f(float *y, int64_t ldy, const nb_panels *w, int64_t begin, 
     static decode_panels_fn *const kinds[8][DECODE_TOKENS] = {FOR_EACH_CODES(X)};
 #undef X
     const bool whole_groups = w->n_segs == 1 || w->seg_len % 8 == 0;
-    if (w->n_segs > 0 && whole_groups && n_tiles == 1 && tiles->n_tok <= DECODE_TOKENS)
+    if (w->n_segs > 0 && !nb_panels_is_fp8(w) && whole_groups && n_tiles == 1 &&
+        tiles->n_tok <= DECODE_TOKENS)
         kinds[codes_kind(w)][tiles->n_tok - 1](y + tile_first[0] * ldy, ldy, w, begin, end,
                                                tiles->f);
     else

@@ -30,7 +30,7 @@ static bool nests(int64_t a, int64_t b, int64_t n_cols)
 void nb_xlayout_for(nb_xlayout *layout, const nb_panels *w, nb_compute wanted, bool per_token)
 {
     nb_xlayout l = {.mode = wanted, .n_cols = w->n_cols, .k_pad = w->k_pad};
-    if (w->n_segs == 0)
+    if (!nb_panels_has_ints(w))
         l.mode = NB_COMPUTE_F;
     if (l.mode != NB_COMPUTE_F) {
         const int64_t wseg = w->seg_len;

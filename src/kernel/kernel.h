@@ -30,7 +30,10 @@ typedef enum {
     NB_PANEL_F16,
     NB_PANEL_U4,
     NB_PANEL_T4,
-    NB_PANEL_U8
+    NB_PANEL_U8,
+    NB_PANEL_L4,
+    NB_PANEL_E4M3,
+    NB_PANEL_E5M2
 } nb_panel_kind;
 
 /* A matrix packed for the kernels, in panels of 16 rows (missing rows of the last are zero).
@@ -41,6 +44,8 @@ typedef enum {
  * U4: panel p is k_pad / 8 groups of 64 bytes; byte 4 * i + j of group g holds column 8 * g + j of
  *     row i in its low nibble and column 8 * g + 4 + j in its high one, stored as code - code_lo.
  * T4: as U4, but a nibble is an index, and table[index] is the stored code, + 128 as in U8.
+ * L4: as U4, but a nibble is an index of levels: value = fl(s * levels[index]).
+ * E4M3, E5M2: panel p, column k, row i: byte [(p * n_cols + k) * 16 + i], value = fl(s * number).
  * k_pad is n_cols rounded up to a multiple of 8; padding codes are 0.
  * scales, zeros, mins: [panel][segment][16]. value = s * (u - z) + m, u the stored code. */
 typedef struct {
@@ -48,8 +53,9 @@ typedef struct {
     int64_t n_rows, n_cols, k_pad, n_panels;
     int64_t panel_bytes; /* of codes */
     uint8_t *codes;
-    /* U4, T4 and U8 */
+    /* codes of all kinds */
     uint8_t table[16];       /* T4 */
+    float levels[16];        /* L4 */
     int64_t seg_len, n_segs; /* columns that share a scale */
     nb_float_type scale_type;
     void *scales;
@@ -58,6 +64,16 @@ typedef struct {
     void *mins;         /* as scales; NULL: all zero */
     bool borrowed;      /* the arrays belong to somebody else */
 } nb_panels;
+
+/* Whether codes are integers, and A3 can be done with them. */
+static inline bool nb_panels_has_ints(const nb_panels *w)
+{
+    return w->n_segs > 0 && w->kind < NB_PANEL_L4;
+}
+static inline bool nb_panels_is_fp8(const nb_panels *w)
+{
+    return w->kind == NB_PANEL_E4M3 || w->kind == NB_PANEL_E5M2;
+}
 
 /* Activations of up to NB_TILE_MAX tokens, packed so that each is a broadcast memory operand.
  * float: element [k * n_tok + t].

@@ -10,6 +10,7 @@
  *
  * Float: P panels by T tokens with 4 * P * T <= 24 chains in registers, cut every 128 columns. */
 #include "kernel/kernel.h"
+#include "numeric/minifloat.h"
 
 #include <arm_neon.h>
 #include <math.h>
@@ -423,9 +424,39 @@ INLINE void dequantize_columns(float *out, const nb_panels *w, int64_t p, int64_
     }
 }
 
+/* Four numbers of a column of float codes. The conversions are plain arithmetic on bits, which the
+ * compiler may turn into vector code. */
+INLINE float32x4_t load_levels(const nb_panels *w, const uint8_t *panel, int64_t k, int64_t j)
+{
+    float v[4];
+    for (int i = 0; i < 4; i++) {
+        if (w->kind == NB_PANEL_L4) {
+            const uint8_t byte = panel[k / 8 * 64 + 16 * j + 4 * i + k % 4];
+            v[i] = w->levels[k % 8 < 4 ? byte & 15 : byte >> 4];
+        } else {
+            const uint8_t byte = panel[k * NB_PANEL_ROWS + 4 * j + i];
+            v[i] = w->kind == NB_PANEL_E4M3 ? nb_e4m3_to_f32(byte) : nb_e5m2_to_f32(byte);
+        }
+    }
+    return vld1q_f32(v);
+}
+
+static void dequantize_levels(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n)
+{
+    const uint8_t *panel = w->codes + p * w->panel_bytes;
+    for (int64_t k = k0; k < k0 + n; k++, out += NB_PANEL_ROWS) {
+        const int64_t at = (p * w->n_segs + k / w->seg_len) * NB_PANEL_ROWS;
+        for (int64_t j = 0; j < 4; j++)
+            vst1q_f32(out + 4 * j, vmulq_f32(load_params(w->scales, w->scale_type, at + 4 * j),
+                                             load_levels(w, panel, k, j)));
+    }
+}
+
 static void dequantize_chunk(float *out, const nb_panels *w, int64_t p, int64_t k0, int64_t n)
 {
-    if (w->kind == NB_PANEL_U4)
+    if (!nb_panels_has_ints(w))
+        dequantize_levels(out, w, p, k0, n);
+    else if (w->kind == NB_PANEL_U4)
         dequantize_columns(out, w, p, k0, n, NB_PANEL_U4);
     else if (w->kind == NB_PANEL_T4)
         dequantize_columns(out, w, p, k0, n, NB_PANEL_T4);

@@ -10,13 +10,31 @@ static int64_t round_up(int64_t n, int64_t step)
     return (n + step - 1) / step * step;
 }
 
+/* Float-coded formats. */
+static void plan_levels(nb_panels *p, const nb_mat *m)
+{
+    if (m->fmt->bits == 8) {
+        p->kind = m->fmt == &nb_format_fp8_e4m3 ? NB_PANEL_E4M3 : NB_PANEL_E5M2;
+        p->panel_bytes = p->n_cols * NB_PANEL_ROWS;
+    } else {
+        p->kind = NB_PANEL_L4;
+        p->panel_bytes = p->k_pad * NB_PANEL_ROWS / 2;
+        memcpy(p->levels, m->fmt->levels, sizeof p->levels);
+    }
+    p->seg_len = m->group_size;
+    p->n_segs = nb_mat_n_groups(m);
+    p->scale_type = m->scale_type;
+}
+
 void nb_panels_plan(nb_panels *out, const nb_mat *m)
 {
     nb_panels p = {.n_rows = m->n_rows,
                    .n_cols = m->n_cols,
                    .k_pad = round_up(m->n_cols, 8),
                    .n_panels = (m->n_rows + NB_PANEL_ROWS - 1) / NB_PANEL_ROWS};
-    if (m->fmt->int_form == NULL) {
+    if (m->fmt->levels != NULL) {
+        plan_levels(&p, m);
+    } else if (m->fmt->int_form == NULL) {
         p.kind = m->fmt == &nb_format_bf16  ? NB_PANEL_BF16
                  : m->fmt == &nb_format_f16 ? NB_PANEL_F16
                                             : NB_PANEL_F32;
@@ -104,7 +122,7 @@ typedef struct {
 /* A format that has neither codes nor plain numbers is decoded to f32: slow, but it runs. */
 static bool needs_decoding(const nb_mat *m)
 {
-    return m->fmt->int_form == NULL && m->fmt->block_len > 1;
+    return m->fmt->int_form == NULL && m->fmt->levels == NULL && m->fmt->block_len > 1;
 }
 
 /* ---- sixteen rows become one panel ----
@@ -208,6 +226,19 @@ static void turn_u4(uint8_t *out, const uint8_t *rows, int64_t stride, int64_t k
     }
 }
 
+/* The same for bytes that stay as they are, byte k of row i to byte 16 * k + i; n_bytes is a
+ * multiple of 4. */
+static void turn_bytes(uint8_t *out, const uint8_t *rows, int64_t stride, int64_t n_bytes)
+{
+    for (int64_t k = 0; k < n_bytes; k += 4) {
+        for (int i = 0; i < NB_PANEL_ROWS; i++) {
+            const uint8_t *row = rows + i * stride + k;
+            for (int j = 0; j < 4; j++)
+                out[(k + j) * NB_PANEL_ROWS + i] = row[j];
+        }
+    }
+}
+
 /* ---- plain numbers ---- */
 
 static void pack_plain(const nb_panels *p, const nb_mat *m, int64_t panel, uint8_t *scratch)
@@ -241,10 +272,11 @@ static void pack_plain(const nb_panels *p, const nb_mat *m, int64_t panel, uint8
 
 /* ---- codes ---- */
 
-/* What is added to a code to store it: the lowest is stored as 0. */
+/* What is added to a code to store it: the lowest is stored as 0. Indexes are stored as they are.
+ */
 static int stored_offset(const nb_panels *p)
 {
-    return p->kind == NB_PANEL_T4 ? 0 : p->zero_const;
+    return p->kind == NB_PANEL_U4 || p->kind == NB_PANEL_U8 ? p->zero_const : 0;
 }
 
 /* Sixteen rows in their integer form; scratch memory of one thread. Row i of an array begins at
@@ -284,6 +316,14 @@ static rows_form rows_form_in(const nb_panels *p, uint8_t *scratch)
     return f;
 }
 
+/* Codes and scales of a float-coded row. */
+static void level_row(const nb_panels *p, const nb_mat *m, int64_t r, const nb_int_row *out)
+{
+    m->fmt->code_row(m, r, (uint8_t *)out->code);
+    for (int64_t s = 0; s < p->n_segs; s++)
+        out->scale[s] = nb_float_get(m->scales, m->scale_type, r * p->n_segs + s);
+}
+
 /* Reads the rows of a panel. Padding columns and missing rows hold the code that is stored as 0,
  * and missing rows parameters of 0. */
 static void read_rows(const rows_form *f, const nb_panels *p, const nb_mat *m, int64_t first)
@@ -296,7 +336,10 @@ static void read_rows(const rows_form *f, const nb_panels *p, const nb_mat *m, i
                                 .code = f->code + i * f->code_stride};
         int64_t known = 0;
         if (first + i < m->n_rows) {
-            m->fmt->int_row(m, first + i, &row);
+            if (m->fmt->levels != NULL)
+                level_row(p, m, first + i, &row);
+            else
+                m->fmt->int_row(m, first + i, &row);
             known = p->n_cols;
         } else {
             memset(row.scale, 0, (size_t)p->n_segs * sizeof *row.scale);
@@ -350,10 +393,17 @@ static void pack_codes(const nb_panels *p, const nb_mat *m, int64_t panel, uint8
     read_rows(&f, p, m, panel * NB_PANEL_ROWS);
     uint8_t *out = p->codes + panel * p->panel_bytes;
     const uint8_t *codes = (const uint8_t *)f.code;
-    if (p->kind == NB_PANEL_U8)
+    if (nb_panels_is_fp8(p)) {
+        const int64_t whole = p->n_cols / 4 * 4;
+        turn_bytes(out, codes, f.code_stride, whole);
+        for (int64_t k = whole; k < p->n_cols; k++)
+            for (int i = 0; i < NB_PANEL_ROWS; i++)
+                out[k * NB_PANEL_ROWS + i] = codes[i * f.code_stride + k];
+    } else if (p->kind == NB_PANEL_U8) {
         turn_u8(out, codes, f.code_stride, p->k_pad, stored_offset(p));
-    else
+    } else {
         turn_u4(out, codes, f.code_stride, p->k_pad, stored_offset(p));
+    }
     put_floats(p, p->scales, panel, f.scale, f.params);
     if (p->mins != NULL)
         put_floats(p, p->mins, panel, f.min, f.params);
@@ -412,12 +462,21 @@ void nb_panels_row(const nb_panels *p, int64_t r, float *y)
         const int64_t end = (seg + 1) * p->seg_len < p->n_cols ? (seg + 1) * p->seg_len : p->n_cols;
         for (int64_t k = seg * p->seg_len; k < end; k++) {
             int u;
+            if (nb_panels_is_fp8(p)) {
+                const uint8_t code = codes[k * NB_PANEL_ROWS + i];
+                y[k] = s * (p->kind == NB_PANEL_E4M3 ? nb_e4m3_to_f32(code) : nb_e5m2_to_f32(code));
+                continue;
+            }
             if (p->kind == NB_PANEL_U8) {
                 u = codes[k / 4 * 64 + 4 * i + k % 4];
             } else {
                 const int byte = codes[k / 8 * 64 + 4 * i + k % 4];
                 u = k % 8 < 4 ? byte & 15 : byte >> 4;
                 u = p->kind == NB_PANEL_T4 ? p->table[u] : u;
+            }
+            if (p->kind == NB_PANEL_L4) {
+                y[k] = s * p->levels[u];
+                continue;
             }
             const float q = (float)(u - z);
             y[k] = p->mins == NULL ? s * q : __builtin_fmaf(s, q, m);

@@ -41,6 +41,12 @@ static float weight_at(const nb_panels *w, int64_t p, int64_t k, int i)
         return nb_float_get(w->codes, NB_F16, e);
     case NB_PANEL_BF16:
         return nb_float_get(w->codes, NB_BF16, e);
+    case NB_PANEL_E4M3:
+        return scale_at(w, p, k / w->seg_len, i) * nb_e4m3_to_f32(w->codes[e]);
+    case NB_PANEL_E5M2:
+        return scale_at(w, p, k / w->seg_len, i) * nb_e5m2_to_f32(w->codes[e]);
+    case NB_PANEL_L4:
+        return scale_at(w, p, k / w->seg_len, i) * w->levels[code_at(w, p, k, i)];
     case NB_PANEL_U4:
     case NB_PANEL_T4:
     case NB_PANEL_U8:

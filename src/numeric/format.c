@@ -75,8 +75,11 @@ int64_t nb_mat_bytes(const nb_mat *m)
 {
     int64_t bytes = m->n_rows * m->row_bytes;
     if (m->fmt->affine) {
-        const int64_t n = m->n_rows * nb_mat_n_groups(m);
-        bytes += n * (int64_t)nb_float_bytes(m->scale_type);
+        const int64_t n = nb_mat_n_scale_rows(m) * nb_mat_n_groups(m);
+        if (m->nested.code == NULL)
+            bytes += n * (int64_t)nb_float_bytes(m->scale_type);
+        else /* and the offset */
+            bytes += n + 4 * ((n + NB_NESTED_BLOCK - 1) / NB_NESTED_BLOCK) + 4;
         if (m->zeros != NULL)
             bytes += (n * m->fmt->bits + 7) / 8;
     }

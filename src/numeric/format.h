@@ -3,11 +3,14 @@
  * Every reader makes nb_mats, every writer takes them, every quantizer produces them, every kernel
  * packs from them. A format is a const description in its own file, plus one line in formats.def.
  *
- * Three families:
+ * Four families:
  *   plain    f32 f16 bf16                      codes: the numbers themselves
  *   block    q4_0 q4_1 q5_0 q5_1 q8_0 iq4_nl, q2_k q3_k q4_k q5_k q6_k
  *                                              codes: ggml blocks, scales inside the block
  *   affine   int8 int4 int3 int2               codes, scales and zero points in three arrays
+ *   float-coded  fp8_e4m3 fp8_e5m2 nf4         codes into a table of numbers, and scales: stored as
+ *                                              affine formats are (and `affine` is set), but
+ *                                              without zero points and without an integer form
  */
 #ifndef NB_NUMERIC_FORMAT_H
 #define NB_NUMERIC_FORMAT_H
@@ -25,6 +28,15 @@ const char *nb_float_name(nb_float_type t); /* "f32", "f16", "bf16" */
 
 typedef struct nb_format nb_format;
 
+/* Scales that are codes themselves (nf4): scale i is fl(fl(map[code[i]] * step[i / 256]) + offset),
+ * with the map of nf4.h. */
+#define NB_NESTED_BLOCK 256
+typedef struct {
+    uint8_t *code; /* [n_rows][n_groups]; NULL: scales are stored as they are */
+    float *step;   /* [ceil(n_rows * n_groups / 256)] */
+    float offset;
+} nb_nested;
+
 /* A matrix [n_rows = outputs, n_cols = inputs]; a vector is one row. Bytes are borrowed.
  *
  * affine: value = scale[r][g] * (code[r][c] - zero[r][g]), g = c / group_size. Codes are signed.
@@ -34,9 +46,14 @@ typedef struct nb_format nb_format;
  *         compressed-tensors' weight_packed (formats.md 4.4).
  *   int3, int2  the same with codes + 4 of 3 bits, + 2 of 2 bits (codebits.h);
  *         row_bytes = 4 * ceil(n_cols * bits / 32)
- *   int3, int2  the same with codes + 4 of 3 bits, + 2 of 2 bits (codebits.h);
- *         row_bytes = 4 * ceil(n_cols * bits / 32)
  *   group_size is n_cols for one scale a row; otherwise it divides n_cols.
+ *
+ * float-coded: value = fl(scale[r][g] * level[code[r][c]]).
+ *   fp8_e4m3, fp8_e5m2  one byte a code, row_bytes = n_cols. With scale_rows, blocks of so many
+ *         rows and group_size columns share a scale (the last ones may be smaller), as the file
+ *         stores it; `scales` repeats it for each row all the same.
+ *   nf4   two codes a byte, column 2j in the HIGH nibble, as bitsandbytes has it; group_size
+ *         divides n_cols, scale_type is f32. `scales` holds what `nested` means, where it is used.
  *
  * Codes and scales need the alignment of their elements: 4 for f32, 2 for f16, bf16 and blocks. */
 typedef struct {
@@ -49,6 +66,9 @@ typedef struct {
     nb_float_type scale_type;
     void *scales;  /* [n_rows][n_groups] in scale_type */
     int8_t *zeros; /* [n_rows][n_groups]; NULL when symmetric (all zero points 0) */
+    /* float-coded only */
+    int64_t scale_rows; /* 0 or 1: each row has its own scales */
+    nb_nested nested;
 } nb_mat;
 
 /* The integer form of a row, for integer kernels and lossless conversion:
@@ -92,6 +112,15 @@ struct nb_format {
     void (*int_form)(const nb_mat *m, nb_int_form *form);
     void (*int_row)(const nb_mat *m, int64_t r, const nb_int_row *out);
 
+    /* Float-coded formats: what codes stand for, [1 << bits]; NULL elsewhere. */
+    const float *levels;
+    void (*code_row)(const nb_mat *m, int64_t r, uint8_t *code);
+    /* Where rows share what is stored of their scales (nb_mat_shares), encode_row takes the stored
+     * ones, which are chosen before: survey_row for every row, in any order, several threads at
+     * once, then settle. NULL: rows share nothing. */
+    void (*survey_row)(nb_mat *m, int64_t r, const float *x);
+    void (*settle)(nb_mat *m);
+
     /* For encoders that choose codes one by one (grid.h). NULL: there is no grid. */
     const struct nb_grid_form *grid;
 };
@@ -115,6 +144,16 @@ nb_status nb_format_row_bytes(const nb_format *fmt, int64_t n_cols, int64_t *out
 static inline int64_t nb_mat_n_groups(const nb_mat *m)
 {
     return m->group_size > 0 ? (m->n_cols + m->group_size - 1) / m->group_size : 0;
+}
+
+static inline bool nb_mat_shares(const nb_mat *m)
+{
+    return m->scale_rows > 1 || m->nested.code != NULL;
+}
+/* Blocks of rows that share their scales. */
+static inline int64_t nb_mat_n_scale_rows(const nb_mat *m)
+{
+    return m->scale_rows > 1 ? (m->n_rows + m->scale_rows - 1) / m->scale_rows : m->n_rows;
 }
 
 /* Everything that belongs to the matrix: codes, scales, zero points (zeros at the code's width). */

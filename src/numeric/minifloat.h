@@ -4,6 +4,8 @@
  *   binary32   s eeeeeeee mmmmmmmmmmmmmmmmmmmmmmm      bias 127
  *   f16        s eeeee mmmmmmmmmm                      bias 15
  *   bf16       s eeeeeeee mmmmmmm                      bias 127: the upper half of a binary32
+ *   e4m3       s eeee mmm                              bias 7: no infinity, NaN is s.1111.111 alone
+ *   e5m2       s eeeee mm                              bias 15: the upper half of an f16
  *
  * All cases are computed and one is selected by a mask, so that a loop over these becomes vector
  * code: of a choice between two expressions, gcc 12 makes a branch at -O2 and gives up. */
@@ -71,6 +73,44 @@ static inline uint16_t nb_f16_from_f32(float f)
     const uint32_t nan = 0x7e00u | ((mag >> 13) & 0x3ffu);
     const uint32_t special = nb_select_u32(mag > 0x7f800000u, nan, 0x7c00u);
     return (uint16_t)(sign | nb_select_u32(mag < 0x477ff000u, finite, special));
+}
+
+static inline float nb_e4m3_to_f32(uint8_t c)
+{
+    const uint32_t sign = (uint32_t)(c & 0x80u) << 24, rest = c & 0x7fu, wide = rest << 20;
+    /* 2^-6 (1 + m/8) - 2^-6, as above. */
+    const float tiny = nb_f32_from_bits(0x3c800000u | wide) - 0x1p-6f;
+    const uint32_t finite = nb_select_u32(rest < 8, nb_f32_bits(tiny), wide + 0x3c000000u);
+    return nb_f32_from_bits(sign | nb_select_u32(rest < 0x7f, finite, 0x7fc00000u));
+}
+
+/* Saturates: what is larger than 448, and infinity, becomes 448. Producers of files clamp first;
+ * where they do not, numbers above 464 become NaN (PyTorch). */
+static inline uint8_t nb_e4m3_from_f32(float f)
+{
+    const uint32_t u = nb_f32_bits(f), sign = (u >> 24) & 0x80u, mag = u & 0x7fffffffu;
+    /* The unit in the last place of 2^14 is that of a subnormal, 2^-9. */
+    const uint32_t tiny = nb_f32_bits(nb_f32_from_bits(mag) + 0x1p14f) - 0x46800000u;
+    const uint32_t normal = (mag - 0x3c000000u + 0x7ffffu + ((mag >> 20) & 1u)) >> 20;
+    const uint32_t finite = nb_select_u32(mag < 0x3c800000u, tiny, normal);
+    const uint32_t special = 0x7eu + (uint32_t)(mag > 0x7f800000u);
+    return (uint8_t)(sign | nb_select_u32(mag < 0x43e00000u, finite, special));
+}
+
+static inline float nb_e5m2_to_f32(uint8_t c)
+{
+    return nb_f16_to_f32((uint16_t)(c << 8));
+}
+
+/* Saturates: what is larger than 57344, and infinity, becomes 57344. */
+static inline uint8_t nb_e5m2_from_f32(float f)
+{
+    const uint32_t u = nb_f32_bits(f), sign = (u >> 24) & 0x80u, mag = u & 0x7fffffffu;
+    const uint32_t tiny = nb_f32_bits(nb_f32_from_bits(mag) + 0x1p7f) - 0x43000000u;
+    const uint32_t normal = (mag - 0x38000000u + 0xfffffu + ((mag >> 21) & 1u)) >> 21;
+    const uint32_t finite = nb_select_u32(mag < 0x38800000u, tiny, normal);
+    const uint32_t special = nb_select_u32(mag > 0x7f800000u, 0x7fu, 0x7bu);
+    return (uint8_t)(sign | nb_select_u32(mag < 0x47600000u, finite, special));
 }
 
 /* Element i of an array of `type`. */

@@ -15,9 +15,12 @@ static void list_is_complete_and_consistent(void **state)
         {"q4_1", 3, 32, 20, 4, true, true},     {"q5_0", 6, 32, 22, 5, true, true},
         {"q5_1", 7, 32, 24, 5, true, true},     {"q8_0", 8, 32, 34, 8, true, true},
         {"q2_k", 10, 256, 84, 2, false, true},  {"q3_k", 11, 256, 110, 3, false, true},
-        {"q4_k", 12, 256, 144, 4, false, true}, {"q5_k", 13, 256, 176, 5, false, true},
-        {"q6_k", 14, 256, 210, 6, false, true}, {"iq4_nl", 20, 32, 18, 4, false, true},
+        {"q4_k", 12, 256, 144, 4, true, true},  {"q5_k", 13, 256, 176, 5, false, true},
+        {"q6_k", 14, 256, 210, 6, false, true}, {"iq4_nl", 20, 32, 18, 4, true, true},
         {"int8", -1, 1, 0, 8, true, true},      {"int4", -1, 1, 0, 4, true, true},
+        {"fp8_e4m3", -1, 1, 0, 8, true, false}, {"fp8_e5m2", -1, 1, 0, 8, true, false},
+        {"nf4", -1, 1, 0, 4, true, false},      {"int3", -1, 1, 0, 3, true, true},
+        {"int2", -1, 1, 0, 2, true, true},
     };
     size_t n = 0;
     while (nb_formats[n] != NULL)
