@@ -5,11 +5,67 @@
 
 #include <string.h>
 
+/* Digits that always fit into 64 bits. */
+#define MAX_DIGITS 18
+
+static bool is_digit(char c)
+{
+    return c >= '0' && c <= '9';
+}
+
+/* End of the number that starts at text[i]; *is_big if it is a whole one of too many digits. */
+static size_t number_end(const char *text, size_t len, size_t i, bool *is_big)
+{
+    const size_t start = i;
+    while (i < len && is_digit(text[i]))
+        i++;
+    *is_big = i - start > MAX_DIGITS && text[start] != '0' &&
+              !(i < len && (text[i] == '.' || text[i] == 'e' || text[i] == 'E'));
+    while (i < len && (is_digit(text[i]) || text[i] == '.' || text[i] == 'e' || text[i] == 'E' ||
+                       text[i] == '+' || text[i] == '-'))
+        i++;
+    return i;
+}
+
+/* The text with "e0" after every whole number that is too big for 64 bits: Hugging Face writes
+ * 10^30 as the length of models that know none, and to jansson that is an error, not a real. */
+static nb_status make_big_numbers_real(const char *text, size_t len, nb_buf *out, nb_err *err)
+{
+    size_t done = 0, i = 0;
+    while (i < len) {
+        bool is_big = false;
+        if (text[i] == '"') {
+            for (i++; i < len && text[i] != '"'; i++)
+                i += text[i] == '\\';
+            i++;
+        } else if (is_digit(text[i])) {
+            i = number_end(text, len, i, &is_big);
+        } else {
+            i++;
+        }
+        if (is_big) {
+            NB_TRY(nb_buf_put(out, text + done, i - done, err));
+            NB_TRY(nb_buf_text(out, "e0", err));
+            done = i;
+        }
+    }
+    return done == 0 ? NB_OK : nb_buf_put(out, text + done, len - done, err);
+}
+
 nb_status nb_json_parse(json_t **out, const char *text, size_t len, nb_err *err)
 {
     *out = NULL;
     json_error_t e;
-    json_t *v = json_loadb(text, len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &e);
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_DECODE_ANY;
+    json_t *v = json_loadb(text, len, flags, &e);
+    if (v == NULL && json_error_code(&e) == json_error_numeric_overflow) {
+        nb_buf real = {0};
+        const nb_status s = make_big_numbers_real(text, len, &real, err);
+        if (s == NB_OK && real.len > 0)
+            v = json_loadb((const char *)real.data, real.len, flags, &e);
+        nb_buf_free(&real);
+        NB_TRY(s);
+    }
     if (v == NULL) {
         if (json_error_code(&e) == json_error_out_of_memory)
             return nb_fail(err, NB_MEMORY, "out of memory while parsing JSON of %zu bytes", len);

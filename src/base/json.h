@@ -1,5 +1,6 @@
 /* Thin typed getters over jansson. A wrong type or a missing key becomes a message that names the
- * key. Parsing refuses duplicate keys, NaN, numbers out of range, bad UTF-8 and depth above 2,048.
+ * key. Parsing refuses duplicate keys, NaN, reals out of range, bad UTF-8 and depth above 2,048; a
+ * whole number of more than 64 bits is a real.
  */
 #ifndef NB_BASE_JSON_H
 #define NB_BASE_JSON_H
