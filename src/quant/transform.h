@@ -21,6 +21,13 @@ typedef enum { NB_AT_ATTN, NB_AT_O, NB_AT_FFN, NB_AT_DOWN, NB_N_POINTS } nb_poin
 const char *nb_point_name(nb_point point);
 /* The linears that read at a point: *n of them, from the returned one on. */
 nb_linear_id nb_point_linears(nb_point point, int *n);
+/* Channels at a point, and what they are divided through: channel j by way of source
+ * nb_point_source(j), which is a row of v that feeds all heads of a group at NB_AT_O, else j. */
+int64_t nb_point_n_cols(const nb_config *c, nb_point point);
+int64_t nb_point_n_sources(const nb_config *c, nb_point point);
+int64_t nb_point_source(const nb_config *c, nb_point point, int64_t j);
+/* Rows of a linear. */
+int64_t nb_point_n_rows(const nb_config *c, nb_linear_id id);
 
 /* One block in full precision, changed in place. */
 typedef struct {
@@ -59,9 +66,22 @@ extern const nb_transform *const nb_transforms[];
 nb_status nb_transform_by_name(const nb_transform **out, const char **options, const char *text,
                                nb_err *err);
 
+/* The next option of a list "clip=off,duo": false at its end. */
+bool nb_transform_option(const char **at, nb_method_option *out);
+
+/* For transforms: makes of s [n_cols] what nb_transform_move would apply, so that candidates are
+ * tried as they will be.
+ *   - Channels with one source share the geometric mean of their s.
+ *   - s lies in [1/4096, 4096], and makes no weight or bias larger than 32768; 1 where that cannot
+ *     be, and for a NaN.
+ *   - Where a linear that changes is not quantized, s is a power of two: its 16-bit floats take
+ *     those without loss.
+ *   - s is gain / rounded divided gain, and 1 where the gain is 0 or no normal number. */
+nb_status nb_transform_settle(const nb_transform_job *job, nb_point point, float *s, nb_err *err);
+
 /* For transforms: divides what feeds a point's channels by s and multiplies the columns of its
- * linears by it, with gains rounded first; rescales the statistics. s [n_cols], positive; on return
- * it holds what was really applied. */
+ * linears by it; rescales the statistics. s is settled first; on return it holds what was really
+ * applied. On failure nothing has changed but s. */
 nb_status nb_transform_move(const nb_transform_job *job, nb_point point, float *s, nb_err *err);
 
 #endif

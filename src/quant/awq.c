@@ -1,0 +1,337 @@
+/* AWQ, Lin et al., arXiv:2306.00978: channels whose inputs are large get larger weights, because a
+ * group's rounding error does not grow with one of its weights; then each group's range is clipped
+ * where that loses less than it gains.
+ *
+ * s_j = mean|x_j|^alpha, with `duo` over mean(|W_j| / largest of its group)^(1 - alpha), divided by
+ * sqrt(max s * min s). The loss of s is the mean over the linears of a point of
+ *
+ *   tr(E H E^T) / tr(W H W^T),   E = W - Q(W s) / s,
+ *
+ * which is the squared error of their outputs on the calibration tokens, the paper's equation 4,
+ * without going through the tokens again. Large matrices are tried on MAX_ROWS of their rows.
+ * s = 1 comes first, and the first of equals wins: the loss is never above that of plain rounding.
+ * The paper's search for q, k, v looks behind the attention instead; ours does not run the block.
+ */
+#include "quant/trial.h"
+
+#include "kernel/math.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#define MAX_ROWS 512
+#define MAX_GRID 100
+
+typedef struct {
+    bool clip;
+    int grid;
+    bool plain, duo; /* families of s that are tried */
+} awq_options;
+
+static nb_status parse(awq_options *out, const char *text, nb_err *err)
+{
+    *out = (awq_options){.clip = true, .grid = 20, .plain = true, .duo = true};
+    for (nb_method_option o; nb_transform_option(&text, &o);) {
+        const bool on = strcmp(o.value, "on") == 0, off = strcmp(o.value, "off") == 0;
+        if (strcmp(o.name, "clip") == 0 && (on || off)) {
+            out->clip = on;
+        } else if (strcmp(o.name, "duo") == 0 && (on || off || strcmp(o.value, "both") == 0)) {
+            out->duo = !off;
+            out->plain = !on;
+        } else if (strcmp(o.name, "grid") == 0) {
+            const char *digit = o.value;
+            out->grid = 0;
+            for (; *digit >= '0' && *digit <= '9' && out->grid <= MAX_GRID; digit++)
+                out->grid = out->grid * 10 + (*digit - '0');
+            if (*digit != 0 || out->grid < 1 || out->grid > MAX_GRID)
+                return nb_fail(err, NB_USAGE,
+                               "option grid of transform awq is a number from 1 to %d, not '%s'",
+                               MAX_GRID, o.value);
+        } else {
+            return nb_fail(err, NB_USAGE,
+                           "transform awq has no option '%s%s%s'; there are: clip=on|off, "
+                           "duo=on|off|both, grid=N",
+                           o.name, o.value[0] != 0 ? "=" : "", o.value);
+        }
+    }
+    return NB_OK;
+}
+
+static nb_status awq_check(const char *options, nb_err *err)
+{
+    awq_options o;
+    return parse(&o, options, err);
+}
+
+/* ---- the search for s ---- */
+
+typedef struct {
+    const nb_transform_job *job;
+    nb_point point;
+    nb_trial trial;
+    const nb_sym *h;
+    int64_t n;
+    double *log_x, *log_w; /* [n], by source; -DBL_MAX: a channel without inputs */
+    float *s, *best_s;     /* [n] */
+    float *e;              /* [most_rows][n] */
+    double *row_loss;      /* [most_rows] */
+    double power[NB_GROUP_LINEARS];
+} search;
+
+static double sum(const double *x, int64_t n)
+{
+    double s = 0;
+    for (int64_t i = 0; i < n; i++)
+        s += x[i];
+    return s;
+}
+
+static nb_status loss_of_rows(search *x, const float *e, int64_t n_rows, double *out, nb_err *err)
+{
+    NB_TRY(nb_sym_loss_rows(x->job->la, x->h, e, n_rows, x->row_loss, err));
+    *out = sum(x->row_loss, n_rows);
+    return NB_OK;
+}
+
+typedef struct {
+    const float *weight, *s;
+    float *e;
+    int64_t n;
+} differing;
+
+static void error_row(void *context, int64_t r, int thread)
+{
+    (void)thread;
+    const differing *d = context;
+    const float *w = d->weight + r * d->n;
+    float *e = d->e + r * d->n;
+    for (int64_t j = 0; j < d->n; j++)
+        e[j] = w[j] - e[j] / d->s[j];
+}
+
+/* Of x->s, settled. Linears without any output do not count. */
+static nb_status loss_of(search *x, double *out, nb_err *err)
+{
+    double total = 0;
+    int count = 0;
+    for (int i = 0; i < x->trial.n; i++) {
+        const nb_trial_linear *l = &x->trial.linear[i];
+        double loss;
+        if (!(x->power[i] > 0))
+            continue;
+        nb_trial_round(&x->trial, i, x->s, x->e);
+        nb_pool_run(x->job->la->pool, l->n_rows, error_row,
+                    &(differing){l->weight, x->s, x->e, x->n});
+        NB_TRY(loss_of_rows(x, x->e, l->n_rows, &loss, err));
+        total += loss / x->power[i];
+        count++;
+    }
+    *out = count > 0 ? total / count : 0;
+    return NB_OK;
+}
+
+/* Means over the channels that one source feeds. */
+static void share(const search *x, double *v)
+{
+    const nb_config *c = x->job->config;
+    if (x->point != NB_AT_O)
+        return;
+    const int64_t per = c->n_heads / c->n_kv_heads;
+    for (int64_t j = 0; j < x->n; j++) {
+        if (j / c->head_dim % per != 0)
+            continue;
+        double mean = 0;
+        for (int64_t i = 0; i < per; i++)
+            mean += v[j + i * c->head_dim] / (double)per;
+        for (int64_t i = 0; i < per; i++)
+            v[j + i * c->head_dim] = mean;
+    }
+}
+
+static void add_shares(const float *w, int64_t n, double *sum)
+{
+    float most = 0;
+    for (int64_t j = 0; j < n; j++)
+        most = fabsf(w[j]) > most ? fabsf(w[j]) : most;
+    for (int64_t j = 0; j < n && most > 0; j++)
+        sum[j] += (double)(fabsf(w[j]) / most);
+}
+
+/* Sums over rows of |w| / largest |w| of its group, over all linears of the point. */
+static void weight_shares(const search *x, double *mean)
+{
+    for (int64_t j = 0; j < x->n; j++)
+        mean[j] = 0;
+    for (int i = 0; i < x->trial.n; i++) {
+        const nb_trial_linear *l = &x->trial.linear[i];
+        const int64_t len = l->has_grid ? l->grid.group_len : x->n;
+        for (int64_t r = 0; r < l->n_rows; r++) {
+            for (int64_t j = 0; j < x->n; j += len)
+                add_shares(l->weight + r * x->n + j, x->n - j < len ? x->n - j : len, mean + j);
+        }
+    }
+}
+
+static void take_logs(double *v, int64_t n)
+{
+    double most = 0;
+    for (int64_t j = 0; j < n; j++)
+        most = v[j] > most ? v[j] : most;
+    /* Far below the largest is as good as nothing, and must not take all of the range of s. */
+    for (int64_t j = 0; j < n; j++)
+        v[j] = v[j] > 0 ? nb_log64(v[j] > 1e-6 * most ? v[j] : 1e-6 * most) : -DBL_MAX;
+}
+
+static void make_s(search *x, double alpha, bool duo)
+{
+    double lo = DBL_MAX, hi = -DBL_MAX;
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t j = 0; j < x->n; j++) {
+            x->s[j] = 1;
+            if (x->log_x[j] == -DBL_MAX || (duo && x->log_w[j] == -DBL_MAX))
+                continue;
+            const double v = alpha * x->log_x[j] - (duo ? (1 - alpha) * x->log_w[j] : 0);
+            lo = v < lo ? v : lo;
+            hi = v > hi ? v : hi;
+            if (pass == 1)
+                x->s[j] = (float)nb_exp64(v - (lo + hi) / 2);
+        }
+    }
+}
+
+typedef struct {
+    double before, loss, alpha;
+    bool duo, moved; /* or s stays 1 */
+} choice;
+
+static nb_status try_s(search *x, double alpha, bool duo, choice *best, nb_err *err)
+{
+    make_s(x, alpha, duo);
+    NB_TRY(nb_transform_settle(x->job, x->point, x->s, err));
+    double loss;
+    NB_TRY(loss_of(x, &loss, err));
+    if (!(loss < best->loss))
+        return NB_OK;
+    best->loss = loss;
+    best->alpha = alpha;
+    best->duo = duo;
+    best->moved = true;
+    memcpy(x->best_s, x->s, (size_t)x->n * sizeof *x->s);
+    return NB_OK;
+}
+
+static nb_status search_s(search *x, const awq_options *o, choice *best, nb_err *err)
+{
+    for (int64_t j = 0; j < x->n; j++)
+        x->s[j] = 1;
+    *best = (choice){0};
+    NB_TRY(loss_of(x, &best->before, err));
+    best->loss = best->before;
+    for (int family = 0; family < 2; family++) {
+        if (!(family == 0 ? o->plain : o->duo))
+            continue;
+        for (int i = family == 0; i < o->grid; i++)
+            NB_TRY(try_s(x, (double)i / o->grid, family == 1, best, err));
+    }
+    return NB_OK;
+}
+
+static nb_status search_init(search *x, const nb_transform_job *job, nb_point point, nb_err *err)
+{
+    const nb_input_stats *stats = job->stats[point];
+    *x = (search){
+        .job = job, .point = point, .h = &stats->h, .n = nb_point_n_cols(job->config, point)};
+    NB_TRY(nb_trial_init(&x->trial, job, point, MAX_ROWS, err));
+    const int64_t rows = x->trial.most_rows;
+    NB_TRY(NB_ALLOC(&x->log_x, x->n, err));
+    NB_TRY(NB_ALLOC(&x->log_w, x->n, err));
+    NB_TRY(NB_ALLOC(&x->s, x->n, err));
+    NB_TRY(NB_ALLOC(&x->best_s, x->n, err));
+    NB_TRY(NB_ALLOC(&x->e, rows * x->n, err));
+    NB_TRY(NB_ALLOC(&x->row_loss, rows, err));
+    for (int i = 0; i < x->trial.n; i++) {
+        const nb_trial_linear *l = &x->trial.linear[i];
+        NB_TRY(loss_of_rows(x, l->weight, l->n_rows, &x->power[i], err));
+    }
+    memcpy(x->log_x, stats->mean_abs, (size_t)x->n * sizeof *x->log_x);
+    weight_shares(x, x->log_w);
+    share(x, x->log_x);
+    share(x, x->log_w);
+    take_logs(x->log_x, x->n);
+    take_logs(x->log_w, x->n);
+    return NB_OK;
+}
+
+static void search_free(search *x)
+{
+    nb_trial_free(&x->trial);
+    nb_free(x->log_x);
+    nb_free(x->log_w);
+    nb_free(x->s);
+    nb_free(x->best_s);
+    nb_free(x->e);
+    nb_free(x->row_loss);
+}
+
+/* ---- a point ---- */
+
+static bool any_power(const search *x)
+{
+    for (int i = 0; i < x->trial.n; i++) {
+        if (x->power[i] > 0)
+            return true;
+    }
+    return false;
+}
+
+static nb_status awq_point(const nb_transform_job *job, nb_point point, const awq_options *o,
+                           nb_transform_result *result, nb_err *err)
+{
+    char *note = result->note[point];
+    const size_t room = sizeof result->note[point];
+    search x;
+    choice best = {0};
+    nb_status s = search_init(&x, job, point, err);
+    if (s == NB_OK && !any_power(&x)) {
+        snprintf(note, room, x.trial.n == 0 ? "nothing to quantize" : "no inputs");
+        goto done;
+    }
+    if (s == NB_OK)
+        s = search_s(&x, o, &best, err);
+    if (s != NB_OK)
+        goto done;
+    result->before[point] = best.before;
+    result->after[point] = best.loss;
+    if (best.moved) {
+        snprintf(note, room, "alpha %.3g%s", best.alpha, best.duo ? ", duo" : "");
+        NB_TRY_GOTO(s, nb_transform_move(job, point, x.best_s, err));
+    } else {
+        snprintf(note, room, "alpha 0");
+    }
+done:
+    search_free(&x);
+    return s;
+}
+
+static nb_status awq_apply(const nb_transform_job *job, nb_transform_result *result, nb_err *err)
+{
+    awq_options o;
+    NB_TRY(parse(&o, job->options, err));
+    *result = (nb_transform_result){0};
+    for (int p = 0; p < NB_N_POINTS; p++) {
+        result->before[p] = result->after[p] = NAN;
+        NB_TRY(awq_point(job, (nb_point)p, &o, result, err));
+    }
+    return NB_OK;
+}
+
+const nb_transform nb_transform_awq = {
+    .name = "awq",
+    .source = "Lin et al., arXiv:2306.00978",
+    .summary = "larger weights where inputs are large, by the least error of the outputs",
+    .needs = NB_STAT_HESSIAN | NB_STAT_MAGNITUDE,
+    .check = awq_check,
+    .apply = awq_apply,
+};
