@@ -4,6 +4,7 @@
 #include <string.h>
 
 static const char *const nonfinite_choices[] = {"refuse", "zero", NULL};
+static const char *const flow_choices[] = {"auto", "original", "quantized", NULL};
 
 static const nb_opt quantize_options[] = {
     NB_OPT_ROW_OUTPUT("where to write: X.gguf is a GGUF, anything else a Hugging Face folder"),
@@ -19,6 +20,27 @@ static const nb_opt quantize_options[] = {
      .value = "METHOD",
      .preset = "rtn",
      .help = "how codes are chosen: rtn (round to nearest)"},
+    {.name = "transform",
+     .kind = NB_OPT_TEXT,
+     .value = "TRANSFORM",
+     .help = "change weights first, without changing the function: awq, smoothquant"},
+    NB_OPT_ROWS_CALIB,
+    NB_OPT_ROW_SEED,
+    {.name = "calib-flow",
+     .kind = NB_OPT_CHOICE,
+     .value = "FLOW",
+     .choices = flow_choices,
+     .preset = "auto",
+     .help = "what layers see while they are calibrated: the original model's activations, or "
+             "those of the model as quantized so far; auto: as the method is meant"},
+    {.name = "memory",
+     .kind = NB_OPT_SIZE,
+     .value = "BYTES",
+     .max = INT64_MAX,
+     .help = "stay under this much memory, or say at once that it cannot be done"},
+    {.name = "fresh",
+     .kind = NB_OPT_FLAG,
+     .help = "do not go on from what an interrupted run has left"},
     NB_OPT_ROW_TO,
     {.name = "nonfinite",
      .kind = NB_OPT_CHOICE,
@@ -45,8 +67,13 @@ static nb_status run_quantize(const nb_args *args, nb_out *out, nb_err *err)
     NB_TRY(nb_scheme_parse(&scheme, name, err));
     NB_TRY(nb_method_parse(&method, nb_args_text(args, "method"), err));
     const bool zero = strcmp(nb_args_text(args, "nonfinite"), "zero") == 0;
-    return nb_rewriting_run(args, (nb_plan_request){.scheme = &scheme}, &method,
-                            zero ? NB_NONFINITE_ZERO : NB_NONFINITE_REFUSE, out, err);
+    nb_calibrating_flags flags;
+    nb_status s = nb_calibrating_flags_read(&flags, args, err);
+    if (s == NB_OK)
+        s = nb_rewriting_run(args, (nb_plan_request){.scheme = &scheme}, &method, &flags,
+                             zero ? NB_NONFINITE_ZERO : NB_NONFINITE_REFUSE, out, err);
+    nb_calibrating_flags_free(&flags);
+    return s;
 }
 
 const nb_verb nb_verb_quantize = {

@@ -1,13 +1,13 @@
 /* See rewriting.h. */
 #include "cli/rewriting.h"
 
+#include "quant/digest.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
 
-const char *const nb_container_choices[] = {"hf", "gguf", NULL};
-
-nb_status nb_rewriting_container(const nb_args *args, nb_store_kind *out, nb_err *err)
+nb_status nb_rewriting_target(const nb_args *args, nb_plan_request *request, nb_err *err)
 {
     static const char end[] = ".gguf";
     const char *to = nb_args_text(args, "to"), *path = nb_args_text(args, "output");
@@ -17,8 +17,9 @@ nb_status nb_rewriting_container(const nb_args *args, nb_store_kind *out, nb_err
         return nb_fail(err, NB_USAGE, "-o '%s': a model cannot be written there", path);
     const size_t n = path == NULL ? 0 : strlen(path), n_end = sizeof end - 1;
     const bool named = n > n_end && strcasecmp(path + n - n_end, end) == 0;
-    const bool gguf = to != NULL ? strcmp(to, "gguf") == 0 : named;
-    *out = gguf ? NB_STORE_GGUF : NB_STORE_HF;
+    (void)nb_target_by_name(request, to != NULL ? to
+                                     : named    ? "gguf"
+                                                : "hf"); /* one of the choices */
     return NB_OK;
 }
 
@@ -110,9 +111,22 @@ static bool show_progress(void *context, int64_t done, int64_t total)
     return !nb_interrupted();
 }
 
+static nb_status calibrate(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    nb_calibrating *c = &r->calibrating;
+    if (r->flags == NULL)
+        return NB_OK;
+    NB_TRY(nb_calibrating_open(c, r->flags, &r->plan, r->store, r->method, &r->runtime, r->output,
+                               r->dry_run, out, err));
+    if (!c->wanted || r->dry_run)
+        return NB_OK;
+    return nb_calibrating_run(c, r->flags, &r->plan, r->store, r->method, &r->runtime, out, err);
+}
+
 static nb_status dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
 {
     nb_sink *sink;
+    NB_TRY(calibrate(r, out, err));
     NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, NULL, false, err));
     r->bytes = nb_sink_planned_bytes(sink);
     nb_sink_abort(sink);
@@ -130,17 +144,27 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
 {
     const double start = nb_clock();
     nb_sink *sink;
+    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, NULL, false, err));
+    r->bytes = nb_sink_planned_bytes(sink);
+    nb_sink_abort(sink);
+    if (nb_path_exists(r->output) && !nb_args_flag(r->args, "force"))
+        return nb_fail(err, NB_USAGE, "%s: exists already (--force replaces it)", r->output);
+    if (!out->json)
+        nb_rewriting_print_head(r, out);
+    NB_TRY(calibrate(r, out, err));
     NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, r->output,
                                  nb_args_flag(r->args, "force"), err));
     r->bytes = nb_sink_planned_bytes(sink);
-    if (!out->json)
-        nb_rewriting_print_head(r, out);
     int64_t source_bytes = 0;
     for (int64_t i = 0; i < r->plan.n; i++)
         source_bytes += r->plan.from[i] != NULL ? r->plan.from[i]->bytes : 0;
     progress p = {.out = out};
-    const nb_rewrite_options options = {
-        .method = r->method, .nonfinite = nonfinite, .progress = show_progress, .context = &p};
+    const nb_rewrite_options options = {.method = r->method,
+                                        .nonfinite = nonfinite,
+                                        .made = r->calibrating.result.made,
+                                        .dir = &r->calibrating.dir,
+                                        .progress = show_progress,
+                                        .context = &p};
     nb_progress_begin(out, &p.bar, r->plan.request.scheme != NULL ? "quantizing" : "converting",
                       "bytes", source_bytes);
     nb_status s = nb_rewrite(r->store, &r->plan, sink, r->runtime.pool, &options, &r->result, err);
@@ -153,6 +177,12 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
     }
     NB_TRY(nb_sink_commit(sink, err));
     r->seconds = nb_clock() - start;
+    if (r->plan.request.scheme != NULL) {
+        NB_TRY(nb_model_digest(r->output, r->sha256, err));
+        NB_TRY(nb_rewriting_write_report(r, err));
+    }
+    if (r->calibrating.wanted)
+        nb_workdir_close(&r->calibrating.dir, true);
     if (out->json)
         return nb_rewriting_print_json(r, out, err);
     nb_rewriting_print_end(r, out);
@@ -182,17 +212,21 @@ static nb_status run(nb_rewriting *r, const nb_plan_request *request, nb_nonfini
 }
 
 nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_method *method,
-                           nb_nonfinite nonfinite, nb_out *out, nb_err *err)
+                           const nb_calibrating_flags *flags, nb_nonfinite nonfinite, nb_out *out,
+                           nb_err *err)
 {
-    NB_TRY(nb_rewriting_container(args, &request.to, err));
+    NB_TRY(nb_rewriting_target(args, &request, err));
     if (request.scheme != NULL)
         NB_TRY(nb_scheme_check_container(request.scheme, request.to, err));
     nb_rewriting r = {.args = args,
                       .source = nb_args_operand(args, 0),
                       .output = nb_args_text(args, "output"),
                       .method = method,
+                      .flags = flags,
+                      .calibrating = NB_CALIBRATING_NONE,
                       .dry_run = nb_args_flag(args, "dry-run")};
     const nb_status s = run(&r, &request, nonfinite, out, err);
+    nb_calibrating_close(&r.calibrating, false);
     nb_runtime_close(&r.runtime);
     nb_wrapping_free(&r.wrapping);
     nb_plan_free(&r.plan);

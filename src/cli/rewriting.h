@@ -3,18 +3,17 @@
 #ifndef NB_CLI_REWRITING_H
 #define NB_CLI_REWRITING_H
 
-#include "cli/runtime.h"
+#include "cli/calibrating.h"
 #include "cli/verbs.h"
 #include "quant/rewrite.h"
+#include "quant/target.h"
 #include "quant/wrapping.h"
-
-extern const char *const nb_container_choices[];
 
 #define NB_OPT_ROW_TO                                                                              \
     {                                                                                              \
-        .name = "to", .kind = NB_OPT_CHOICE, .value = "CONTAINER",                                 \
-        .choices = nb_container_choices,                                                           \
-        .help = "hf (a folder) or gguf; default: gguf if OUT ends in .gguf, else hf"               \
+        .name = "to", .kind = NB_OPT_CHOICE, .value = "CONTAINER", .choices = nb_target_names,     \
+        .help = "a folder in the layout of compressed-tensors (hf), of GPTQ (gptq, gptq_v2) or "   \
+                "AWQ (awq), or gguf; default: gguf if OUT ends in .gguf, else hf"                  \
     }
 #define NB_OPT_ROW_DRY_RUN                                                                         \
     {                                                                                              \
@@ -22,13 +21,14 @@ extern const char *const nb_container_choices[];
         .help = "print what would be done, its size, memory and time; write nothing"               \
     }
 
-/* The container that --to and -o ask for. NB_USAGE when neither says enough. */
-nb_status nb_rewriting_container(const nb_args *args, nb_store_kind *out, nb_err *err);
+/* Sets what --to and -o ask for. NB_USAGE when neither says enough. */
+nb_status nb_rewriting_target(const nb_args *args, nb_plan_request *request, nb_err *err);
 
 /* Runs a request on operand 0 and option -o; the verb's table has the rows OUTPUT, TO, FORCE,
- * DRY_RUN, THREADS, ISA, JSON and QUIET. Sets request->to. */
+ * DRY_RUN, THREADS, ISA, JSON and QUIET. Sets request->to. `flags` NULL: nothing is calibrated. */
 nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_method *method,
-                           nb_nonfinite nonfinite, nb_out *out, nb_err *err);
+                           const nb_calibrating_flags *flags, nb_nonfinite nonfinite, nb_out *out,
+                           nb_err *err);
 
 /* ---- printing ---- */
 
@@ -41,7 +41,10 @@ typedef struct {
     const nb_method *method;
     nb_plan plan;
     nb_wrapping wrapping;
-    int64_t bytes; /* of the tensor files */
+    const nb_calibrating_flags *flags;
+    nb_calibrating calibrating;
+    char sha256[NB_SHA256_HEX]; /* of the output */
+    int64_t bytes;              /* of the tensor files */
     double seconds;
     nb_rewrite_result result;
     bool dry_run;
@@ -50,6 +53,8 @@ typedef struct {
 void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out);
 nb_status nb_rewriting_print_table(const nb_rewriting *r, nb_out *out, nb_err *err);
 void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out);
+/* nibble-report.json in the output folder, or OUT.gguf.nibble-report.json beside the file. */
+nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err);
 nb_status nb_rewriting_print_json(const nb_rewriting *r, nb_out *out, nb_err *err);
 
 #endif

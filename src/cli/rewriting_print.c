@@ -189,6 +189,8 @@ void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
     nb_out_text(out, "%s: %lld bytes (%s), %.3f bits per weight, in %s\n", r->output,
                 (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
                 nb_human_seconds(r->seconds).text);
+    if (r->sha256[0] != 0)
+        nb_out_text(out, "  sha256 %s\n", r->sha256);
 }
 
 /* ---- JSON ---- */
@@ -272,12 +274,89 @@ static int add_results(json_t *line, const nb_rewriting *r)
     return bad;
 }
 
-nb_status nb_rewriting_print_json(const nb_rewriting *r, nb_out *out, nb_err *err)
+/* What a calibrated run will take, or has taken. */
+static int add_calibration(json_t *line, const nb_rewriting *r)
+{
+    const nb_calibrating *c = &r->calibrating;
+    if (!c->wanted)
+        return 0;
+    json_t *o =
+        json_pack("{s:s,s:I,s:I,s:I,s:I}", "sha256", c->set.sha256, "sequences",
+                  (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens, "held_out_tokens",
+                  (json_int_t)c->set.n_held_tokens, "disk_bytes", (json_int_t)c->plan.disk);
+    return json_object_set_new(line, "calibration", o);
+}
+
+static json_t *whole_json(const nb_rewriting *r)
 {
     json_t *line = plan_json(r);
-    if (line != NULL && (r->dry_run ? add_dry(line, r) : add_results(line, r)) != 0) {
-        json_decref(line);
-        line = NULL;
+    if (line == NULL)
+        return NULL;
+    int bad = r->dry_run ? add_dry(line, r) : add_results(line, r);
+    bad |= add_calibration(line, r);
+    if (!r->dry_run && r->sha256[0] != 0)
+        bad |= json_object_set_new(line, "sha256", json_string(r->sha256));
+    if (bad == 0)
+        return line;
+    json_decref(line);
+    return NULL;
+}
+
+nb_status nb_rewriting_print_json(const nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    return nb_out_json(out, whole_json(r), err);
+}
+
+/* ---- the report beside the weights ---- */
+
+static nb_status report_path(const nb_rewriting *r, nb_buf *out, nb_err *err)
+{
+    size_t n = strlen(r->output);
+    while (n > 1 && r->output[n - 1] == '/')
+        n--;
+    return nb_buf_format(out, err, "%.*s%s", (int)n, r->output,
+                         r->plan.request.to == NB_STORE_HF ? "/nibble-report.json"
+                                                           : ".nibble-report.json");
+}
+
+static nb_status write_text(const char *path, const nb_buf *text, nb_err *err)
+{
+    nb_outfile file = NB_OUTFILE_CLOSED;
+    NB_TRY(nb_outfile_open(&file, path, true, err));
+    const nb_status s = nb_outfile_write(&file, text->data, text->len, err);
+    if (s == NB_OK)
+        return nb_outfile_commit(&file, err);
+    nb_outfile_abort(&file);
+    return s;
+}
+
+nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err)
+{
+    nb_buf path = {0}, text = {0};
+    json_t *calibration = NULL, *report = whole_json(r), *method = NULL;
+    nb_status s = report != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
+    if (s == NB_OK && r->calibrating.wanted)
+        s = nb_calibrating_json(&r->calibrating, &calibration, err);
+    if (s == NB_OK)
+        s = nb_method_spell(r->method, &text, err);
+    if (s == NB_OK) {
+        method = json_stringn((const char *)text.data, text.len);
+        text.len = 0;
+        if (json_object_set(report, "method", method) != 0 ||
+            json_object_set_new(report, "nibble", json_string(nb_version())) != 0 ||
+            (calibration != NULL && json_object_set(report, "calibration", calibration) != 0))
+            s = nb_fail(err, NB_MEMORY, "no memory for the report");
     }
-    return nb_out_json(out, line, err);
+    if (s == NB_OK)
+        s = nb_json_write(&text, report, true, err);
+    if (s == NB_OK)
+        s = report_path(r, &path, err);
+    if (s == NB_OK)
+        s = write_text((const char *)path.data, &text, err);
+    json_decref(method);
+    json_decref(calibration);
+    json_decref(report);
+    nb_buf_free(&path);
+    nb_buf_free(&text);
+    return s;
 }

@@ -1,0 +1,207 @@
+/* See calibrating.h. */
+#include "cli/calibrating.h"
+
+#include "base/clock.h"
+#include "quant/digest.h"
+
+#include <stdio.h>
+#include <string.h>
+
+/* ---- flags ---- */
+
+nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args, nb_err *err)
+{
+    static const char *const flows[] = {"auto", "original", "quantized", NULL};
+    *f = (nb_calibrating_flags){.memory = nb_args_int(args, "memory"),
+                                .fresh = nb_args_flag(args, "fresh")};
+    NB_TRY(nb_calib_request_init(&f->set, args, err));
+    const char *flow = nb_args_text(args, "calib-flow");
+    for (int i = 0; flows[i] != NULL; i++) {
+        if (strcmp(flow, flows[i]) == 0)
+            f->flow = (nb_flow)i;
+    }
+    const char *transform = nb_args_text(args, "transform");
+    if (transform == NULL)
+        return NB_OK;
+    const nb_status s = nb_transform_by_name(&f->transform, &f->transform_options, transform, err);
+    if (s == NB_OK && f->transform->check != NULL)
+        return f->transform->check(f->transform_options, err);
+    return s;
+}
+
+void nb_calibrating_flags_free(nb_calibrating_flags *f)
+{
+    nb_calib_request_free(&f->set);
+    *f = (nb_calibrating_flags){0};
+}
+
+/* ---- the set ---- */
+
+static nb_status read_set(nb_calibrating *c, const nb_calibrating_flags *flags, nb_store *store,
+                          nb_out *out, nb_err *err)
+{
+    if (flags->set.options.n_paths == 0)
+        return nb_fail(err, NB_USAGE,
+                       "this method learns from a text: --calib FILE names one (or more)");
+    nb_tokenizer *tokenizer = NULL;
+    const char *template_ = NULL;
+    size_t n_template = 0;
+    nb_config config;
+    NB_TRY(nb_config_read(store, &config, err));
+    NB_TRY(nb_store_chat_template(store, &template_, &n_template, err));
+    NB_TRY(nb_tokenizer_open(&tokenizer, store, err));
+    nb_calib_options options = flags->set.options;
+    options.vocab_size = config.vocab_size;
+    const nb_status s = nb_calib_set_open(&c->set, tokenizer, template_, n_template, &options, err);
+    nb_tokenizer_close(tokenizer);
+    for (int i = 0; s == NB_OK && i < c->set.n_notes; i++)
+        nb_out_note(out, "%s", c->set.notes[i]);
+    return s;
+}
+
+/* ---- identity ---- */
+
+static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *flags,
+                        const nb_plan *plan, const nb_method *method, char hex[NB_SHA256_HEX],
+                        nb_err *err)
+{
+    nb_buf text = {0};
+    nb_status s = nb_buf_format(&text, err, "%s %s %s %d ", nb_version(), c->model_sha256,
+                                c->set.sha256, (int)flags->flow);
+    if (s == NB_OK)
+        s = nb_method_spell(method, &text, err);
+    if (s == NB_OK && flags->transform != NULL)
+        s = nb_buf_format(&text, err, " %s:%s", flags->transform->name, flags->transform_options);
+    for (int64_t i = 0; i < plan->n && s == NB_OK; i++) {
+        const nb_weight *w = &plan->weights[i];
+        s = nb_buf_format(&text, err, "\n%s %d %s %lld %d %d %d %d", w->name, (int)plan->how[i],
+                          w->fmt->name, (long long)w->group_size, (int)w->symmetric,
+                          (int)w->scale_type, w->act.bits, (int)w->act.per_token);
+    }
+    if (s == NB_OK)
+        nb_sha256_hex(text.data, text.len, hex);
+    nb_buf_free(&text);
+    return s;
+}
+
+/* OUT.nibble-work, beside the output. */
+static nb_status open_dir(nb_calibrating *c, const char *output, bool fresh, nb_err *err)
+{
+    nb_buf path = {0};
+    size_t n = strlen(output);
+    while (n > 1 && output[n - 1] == '/')
+        n--;
+    nb_status s = nb_buf_format(&path, err, "%.*s.nibble-work", (int)n, output);
+    if (s == NB_OK)
+        s = nb_workdir_open(&c->dir, (const char *)path.data, err);
+    nb_buf_free(&path);
+    if (s == NB_OK && fresh)
+        nb_workdir_clear(&c->dir);
+    return s;
+}
+
+/* ---- the walk ---- */
+
+static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *flags,
+                          const nb_plan *plan, nb_store *store, const nb_method *method,
+                          const nb_runtime *rt)
+{
+    return (nb_walk_job){.store = store,
+                         .plan = plan,
+                         .pool = rt->pool,
+                         .kernels = &rt->kernels,
+                         .seqs = c->set.seq,
+                         .n_seqs = c->set.n,
+                         .method = method,
+                         .transform = flags->transform,
+                         .transform_options = flags->transform_options,
+                         .flow = flags->flow,
+                         .memory = flags->memory,
+                         .dir = &c->dir};
+}
+
+nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *flags,
+                              const nb_plan *plan, nb_store *store, const nb_method *method,
+                              const nb_runtime *rt, const char *output, bool dry, nb_out *out,
+                              nb_err *err)
+{
+    *c = NB_CALIBRATING_NONE;
+    c->wanted = nb_walk_wanted(method, flags->transform) && plan->n_quantized > 0;
+    if (!c->wanted)
+        return NB_OK;
+    NB_TRY(read_set(c, flags, store, out, err));
+    const nb_walk_job job = job_of(c, flags, plan, store, method, rt);
+    NB_TRY(nb_walk_estimate(&c->plan, &job, err));
+    if (dry)
+        return NB_OK;
+    NB_TRY(nb_model_digest(nb_store_path(store), c->model_sha256, err));
+    return open_dir(c, output, flags->fresh, err);
+}
+
+typedef struct {
+    nb_out *out;
+    nb_progress bar;
+} progress;
+
+static bool show(void *context, const nb_walk_progress_info *info)
+{
+    progress *p = context;
+    nb_progress_update(p->out, &p->bar, (int64_t)(info->done / 1e6));
+    return !nb_interrupted();
+}
+
+nb_status nb_calibrating_run(nb_calibrating *c, const nb_calibrating_flags *flags,
+                             const nb_plan *plan, nb_store *store, const nb_method *method,
+                             const nb_runtime *rt, nb_out *out, nb_err *err)
+{
+    char key[NB_SHA256_HEX];
+    NB_TRY(key_of(c, flags, plan, method, key, err));
+    nb_walk_job job = job_of(c, flags, plan, store, method, rt);
+    progress p = {.out = out};
+    job.key = key;
+    job.progress = show;
+    job.context = &p;
+    nb_progress_begin(out, &p.bar, "calibrating", "Mflop", (int64_t)(c->plan.flops / 1e6));
+    const nb_status s = nb_walk(&job, &c->result, err);
+    nb_progress_end(out, &p.bar);
+    if (s == NB_INTERRUPTED)
+        return nb_fail(err, NB_INTERRUPTED,
+                       "interrupted; the same command goes on from what is in %s", c->dir.path);
+    return s;
+}
+
+void nb_calibrating_close(nb_calibrating *c, bool done)
+{
+    nb_walk_result_free(&c->result);
+    nb_workdir_close(&c->dir, done);
+    nb_calib_set_free(&c->set);
+    *c = NB_CALIBRATING_NONE;
+}
+
+/* ---- what is recorded ---- */
+
+static json_t *files_json(const nb_calib_set *set)
+{
+    json_t *files = json_array();
+    for (int i = 0; i < set->n_files; i++) {
+        const nb_calib_file *f = &set->files[i];
+        json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:s}", "path", f->path, "kind",
+                              nb_calib_kind_name(f->kind), "bytes", (json_int_t)f->bytes,
+                              "documents", (json_int_t)f->n_documents, "sha256", f->sha256);
+        if (json_array_append_new(files, o) != 0) {
+            json_decref(files);
+            return NULL;
+        }
+    }
+    return files;
+}
+
+nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err)
+{
+    json_t *files = files_json(&c->set);
+    *out = json_pack("{s:o, s:s, s:I, s:I, s:I, s:O, s:s}", "files", files, "sha256", c->set.sha256,
+                     "sequences", (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens,
+                     "held_out_tokens", (json_int_t)c->set.n_held_tokens, "layers",
+                     c->result.layers, "model_sha256", c->model_sha256);
+    return *out != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
+}

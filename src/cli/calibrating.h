@@ -1,0 +1,50 @@
+/* Quantizing with data: the calibration set, the walk, what is recorded of it. Between the plan of
+ * rewriting.h and the writing of the output. */
+#ifndef NB_CLI_CALIBRATING_H
+#define NB_CLI_CALIBRATING_H
+
+#include "cli/calib_options.h"
+#include "cli/runtime.h"
+#include "quant/walk.h"
+
+/* What the flags of a calibrated quantization say. */
+typedef struct {
+    nb_calib_request set;
+    const nb_transform *transform; /* NULL: none */
+    const char *transform_options;
+    nb_flow flow;
+    int64_t memory;
+    bool fresh; /* forget what an earlier run has left */
+} nb_calibrating_flags;
+
+typedef struct {
+    nb_calib_set set;
+    nb_workdir dir;
+    nb_walk_plan plan;
+    nb_walk_result result;
+    char model_sha256[NB_SHA256_HEX];
+    bool wanted; /* whether there is anything to calibrate */
+} nb_calibrating;
+
+/* `{0}` with dir closed. */
+#define NB_CALIBRATING_NONE ((nb_calibrating){.dir = NB_WORKDIR_CLOSED})
+
+nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args, nb_err *err);
+void nb_calibrating_flags_free(nb_calibrating_flags *f);
+
+/* Reads the set, and plans: without a working folder when `dry`. */
+nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *flags,
+                              const nb_plan *plan, nb_store *store, const nb_method *method,
+                              const nb_runtime *rt, const char *output, bool dry, nb_out *out,
+                              nb_err *err);
+/* The walk: c->result then names the weights that wait in c->dir. */
+nb_status nb_calibrating_run(nb_calibrating *c, const nb_calibrating_flags *flags,
+                             const nb_plan *plan, nb_store *store, const nb_method *method,
+                             const nb_runtime *rt, nb_out *out, nb_err *err);
+/* `done`: the output stands, and the working folder can go. */
+void nb_calibrating_close(nb_calibrating *c, bool done);
+
+/* Object for nibble-report.json: the set, its files, layers. */
+nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err);
+
+#endif
