@@ -6,8 +6,8 @@
  * because the sums of p u, p u^2 and p w u say both what a point costs with these codes and which
  * point is the best one for them (least squares in what the family is free to choose). So a map is
  * scanned once, and counts as if its scale had been refitted. The three best are then refined: they
- * are rounded as they will be stored, and so are their neighbours, codes are taken by those, and
- * the least squares of these codes are the next point. See fit.h. */
+ * are moved a little, rounded as they will be stored, codes are taken by those, and the least
+ * squares of these codes are the next points. See fit.h. */
 #include "numeric/fit.h"
 #include "numeric/minifloat.h"
 
@@ -70,6 +70,13 @@ float nb_fit_neighbour(nb_float_type type, double scale, int i)
 {
     static const double moves[] = {0, 1, -1};
     return nb_fit_stored(type, scale * (1 + moves[i] * type_step[type]));
+}
+
+double nb_fit_far_move(int i)
+{
+    static const double moves[NB_FIT_N_FAR_MOVES] = {0,     0.006,  -0.006, 0.012, -0.012,
+                                                     0.018, -0.018, 0.026,  -0.026};
+    return moves[i];
 }
 
 /* ---- scanning ---- */
@@ -228,10 +235,10 @@ static point solve(const search *s, const nb_fit_sums *sum, double shift)
 
 /* ---- the search ---- */
 
-#define MAX_POINTS 112
+#define MAX_POINTS 64
 #define N_KEPT     3
-#define N_VARIANTS NB_FIT_N_NEIGHBOURS
 #define N_ROUNDS   3
+#define MAX_MOVES  NB_FIT_N_FAR_MOVES
 
 /* The least losses, in order; of equal ones the first only, for they are the same codes. */
 static void keep(point *kept, const point *p)
@@ -245,72 +252,97 @@ static void keep(point *kept, const point *p)
     kept[i] = *p;
 }
 
-static point variant(const search *s, const point *p, int i)
+static void keep_none(point *kept)
 {
-    point v = *p;
-    v.scale = (double)nb_fit_neighbour(s->type, p->scale, i);
-    v.offset = (double)nb_fit_stored(s->type, p->offset);
-    return v;
+    for (int i = 0; i <= N_KEPT; i++)
+        kept[i].loss = INFINITY;
 }
 
-/* One round for all kept points: codes are taken by the points as stored. */
-static void refine(const search *s, point *kept, point *best)
+/* How kept points are moved before codes are taken: in the first round as far as to the next one
+ * that was scanned, then to the neighbours that can be stored. */
+typedef struct {
+    double scale, offset; /* a share of the scale; in steps of it */
+} move;
+static const move far_offset_moves[] = {{0, 0},        {0.02, 0},     {-0.02, 0},
+                                        {0.04, -0.25}, {-0.04, 0.25}, {0, 0.25},
+                                        {0, -0.25},    {0.03, -0.5},  {-0.03, 0.5}};
+static_assert(sizeof far_offset_moves / sizeof *far_offset_moves == MAX_MOVES, "all are tried");
+
+static point moved(const search *s, const point *p, int i, bool far)
 {
-    point at[N_KEPT * N_VARIANTS];
-    nb_fit_map map[N_KEPT * N_VARIANTS];
-    nb_fit_sums sum[N_KEPT * N_VARIANTS];
-    int n_kept = 0;
-    while (n_kept < N_KEPT && kept[n_kept].loss < INFINITY)
-        n_kept++;
-    for (int i = 0; i < n_kept * N_VARIANTS; i++) {
-        at[i] = variant(s, &kept[i / N_VARIANTS], i % N_VARIANTS);
-        map[i] = map_of(&at[i]);
-    }
-    nb_fit_scan(s->d, map, n_kept * N_VARIANTS, s->top, sum);
-    for (int k = 0; k < n_kept; k++) {
-        int least = k * N_VARIANTS;
-        for (int i = k * N_VARIANTS; i < (k + 1) * N_VARIANTS; i++) {
-            at[i].loss = at[i].scale != 0 ? loss_of(s, &sum[i], &at[i]) : INFINITY;
-            if (at[i].loss < at[least].loss)
-                least = i;
-            if (at[i].loss < best->loss)
-                *best = at[i];
+    const bool any_offset = s->free == FREE_OFFSET || s->free == FREE_OFFSET_BELOW;
+    const move m = !far         ? (move){0}
+                   : any_offset ? far_offset_moves[i]
+                                : (move){.scale = nb_fit_far_move(i)};
+    const double offset = p->offset + m.offset * p->scale;
+    const bool above = s->free == FREE_OFFSET_BELOW && offset > 0;
+    point to = *p;
+    to.scale = far ? (double)nb_fit_stored(s->type, p->scale * (1 + m.scale))
+                   : (double)nb_fit_neighbour(s->type, p->scale, i);
+    to.offset = (double)nb_fit_stored(s->type, above ? 0 : offset);
+    return to;
+}
+
+/* One round for all kept points: codes are taken by points as stored, which may be the best so far;
+ * the least squares of these codes are kept. */
+static void refine(const search *s, point *kept, bool far, point *best)
+{
+    point at[N_KEPT * MAX_MOVES];
+    nb_fit_map map[N_KEPT * MAX_MOVES];
+    nb_fit_sums sum[N_KEPT * MAX_MOVES];
+    const int n_moves = far ? MAX_MOVES : NB_FIT_N_NEIGHBOURS;
+    int n = 0;
+    for (int k = 0; k < N_KEPT && kept[k].loss < INFINITY; k++) {
+        for (int i = 0; i < n_moves; i++) {
+            at[n] = moved(s, &kept[k], i, far);
+            map[n] = map_of(&at[n]);
+            n += at[n].scale != 0;
         }
-        kept[k] = solve(s, &sum[least], at[least].shift);
+    }
+    keep_none(kept);
+    if (n == 0)
+        return;
+    nb_fit_scan(s->d, map, n, s->top, sum);
+    for (int i = 0; i < n; i++) {
+        at[i].loss = loss_of(s, &sum[i], &at[i]);
+        if (at[i].loss < best->loss)
+            *best = at[i];
+        const point p = solve(s, &sum[i], at[i].shift);
+        keep(kept, &p);
     }
 }
 
 static point search_among(const search *s, const point *first, int n)
 {
-    nb_fit_map map[MAX_POINTS];
+    nb_fit_map map[MAX_POINTS] = {{0}}; /* gcc 12 cannot see that n is above 0 */
     nb_fit_sums sum[MAX_POINTS];
-    assert(n <= MAX_POINTS);
+    assert(n > 0 && n <= MAX_POINTS);
     for (int i = 0; i < n; i++)
         map[i] = map_of(&first[i]);
     nb_fit_scan(s->d, map, n, s->top, sum);
 
     point kept[N_KEPT + 1], best = {.loss = INFINITY};
-    for (int i = 0; i <= N_KEPT; i++)
-        kept[i].loss = INFINITY;
+    keep_none(kept);
     for (int i = 0; i < n; i++) {
         const point p = solve(s, &sum[i], first[i].shift);
         keep(kept, &p);
     }
     for (int i = 0; i < N_ROUNDS; i++)
-        refine(s, kept, &best);
+        refine(s, kept, i == 0, &best);
     return best;
 }
 
 /* ---- first points ---- */
 
-/* Shares of the full range. The best ones of bell-shaped weights lie where the steps are small; the
- * last ones are for groups with an outlier that has to be given up, because it does not count. */
+/* Shares of the full range. The best ones of bell-shaped weights lie where the steps are small. The
+ * rest is for groups so small that some codes are better not used, and for those with an outlier
+ * that has to be given up, because it does not count. */
 double nb_fit_share(int i)
 {
-    static const double last[] = {0.26, 0.2, 0.15, 0.11, 0.08, 0.055, 0.04, 0.028};
-    return i < 32 ? 1.05 - 0.024 * i : last[i - 32];
+    static const double rest[] = {1.13, 1.25, 1.5, 2, 0.27, 0.21, 0.15, 0.11, 0.07, 0.045, 0.028};
+    return i < 21 ? 1.05 - 0.036 * i : rest[i - 21];
 }
-static_assert(2 * NB_FIT_N_SHARES <= MAX_POINTS, "both signs are tried at once");
+static_assert(NB_FIT_N_SHARES * 2 <= MAX_POINTS, "both signs are tried at once");
 
 static double larger(double a, double b)
 {
@@ -339,17 +371,17 @@ float nb_fit_scale(const nb_fit_data *d, int lo, int top, nb_float_type type)
     return best.loss < INFINITY ? (float)best.scale : 0.0f;
 }
 
-/* Shares of either end of the range: each with each of the first eight, and those for outliers on
+/* Shares of either end of the range: each with each of the first seven, and those for outliers on
  * one or both ends. */
-#define N_ENDS  8
-#define N_TAILS 5
+#define N_ENDS  7
+#define N_TAILS 4
 #define N_PAIRS (N_ENDS * N_ENDS + 3 * N_TAILS)
 static_assert(N_PAIRS <= MAX_POINTS, "all pairs are tried at once");
 
 static void ends_of(int i, double *low, double *high)
 {
-    static const double ends[N_ENDS] = {1, 1.06, 0.93, 0.86, 0.78, 0.69, 0.59, 0.49};
-    static const double tails[N_TAILS] = {0.38, 0.25, 0.15, 0.08, 0.04};
+    static const double ends[N_ENDS] = {1, 1.06, 0.93, 0.86, 0.78, 0.66, 0.52};
+    static const double tails[N_TAILS] = {0.38, 0.23, 0.12, 0.05};
     if (i < N_ENDS * N_ENDS) {
         *low = ends[i / N_ENDS];
         *high = ends[i % N_ENDS];
@@ -360,19 +392,29 @@ static void ends_of(int i, double *low, double *high)
     *high = which == 2 ? 0.8 : tails[k / 3];
 }
 
-float nb_fit_scale_zero(const nb_fit_data *d, int top, nb_float_type type, int *zero)
+/* The range always contains 0: of values on one side of it, only the other end is searched. */
+static int first_zeros(const nb_fit_data *d, int top, point *first)
 {
     const double min = d->min < 0 ? (double)d->min : 0, max = d->max > 0 ? (double)d->max : 0;
-    point first[N_PAIRS];
-    for (int i = 0; i < N_PAIRS; i++) {
-        double low, high;
-        ends_of(i, &low, &high);
+    const bool one_sided = min == 0 || max == 0;
+    const int n = one_sided ? NB_FIT_N_SHARES : N_PAIRS;
+    for (int i = 0; i < n; i++) {
+        double low = nb_fit_share(i), high = low;
+        if (!one_sided)
+            ends_of(i, &low, &high);
         const double scale = (max * high - min * low) / top;
         const double below = scale > 0 ? rint(-min * low / scale) : 0;
         first[i] = (point){.scale = scale, .shift = -below};
     }
+    return n;
+}
+
+float nb_fit_scale_zero(const nb_fit_data *d, int top, nb_float_type type, int *zero)
+{
+    point first[MAX_POINTS];
+    const int n = first_zeros(d, top, first);
     const search s = {.d = d, .free = FREE_ZERO, .top = top, .type = type};
-    const point best = search_among(&s, first, N_PAIRS);
+    const point best = search_among(&s, first, n);
     *zero = (int)-best.shift;
     return best.loss < INFINITY ? (float)best.scale : 0.0f;
 }

@@ -40,12 +40,14 @@ void nb_fit_scan(const nb_fit_data *d, const nb_fit_map *map, int n_maps, int to
 float nb_fit_stored(nb_float_type type, double v);
 
 /* What searches have in common: the scale itself (i = 0) and its neighbours, as stored; the shares
- * of the full range that are tried; and the least scale, positive and negative, that clips nothing
- * with levels from lo < 0 to hi > 0. */
+ * of the full range that are tried; moves of a scale about as far as to the next one that was; and
+ * the least scale, positive and negative, that clips nothing with levels from lo < 0 to hi > 0. */
 #define NB_FIT_N_NEIGHBOURS 3
-#define NB_FIT_N_SHARES     40
+#define NB_FIT_N_SHARES     32
+#define NB_FIT_N_FAR_MOVES  9
 float nb_fit_neighbour(nb_float_type type, double scale, int i);
 double nb_fit_share(int i);
+double nb_fit_far_move(int i); /* a share of the scale; 0 for i = 0 */
 void nb_fit_full_scales(const nb_fit_data *d, double lo, double hi, double *positive,
                         double *negative);
 

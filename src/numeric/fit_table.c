@@ -98,7 +98,7 @@ static table_sums scan_bins(const nb_fit_data *d, const table *t, double scale)
 /* ---- the search ---- */
 
 #define N_KEPT   3
-#define N_ROUNDS 2
+#define N_ROUNDS 3
 
 typedef struct {
     double scale, loss;
@@ -111,6 +111,13 @@ static trial solve(const nb_fit_data *d, const table_sums *sum)
     return (trial){.scale = sum->xl / sum->ll, .loss = d->pxx - sum->xl * sum->xl / sum->ll};
 }
 
+static void keep_none(trial *kept)
+{
+    for (int i = 0; i <= N_KEPT; i++)
+        kept[i].loss = INFINITY;
+}
+
+/* The least losses, in order; of equal ones the first only, for they are the same codes. */
 static void keep(trial *kept, const trial *t)
 {
     int i = N_KEPT;
@@ -128,8 +135,6 @@ static void first_trials(const nb_fit_data *d, const table *t, trial *kept)
     double full[2];
     nb_fit_full_scales(d, lo, hi, &full[0], &full[1]);
     const bool mirrored = -lo == hi;
-    for (int i = 0; i < N_KEPT; i++)
-        kept[i].loss = INFINITY;
     for (int i = 0; i < NB_FIT_N_SHARES; i++) {
         for (int sign = 0; sign < (mirrored ? 1 : 2); sign++) {
             const double scale = full[sign] * nb_fit_share(i);
@@ -142,24 +147,29 @@ static void first_trials(const nb_fit_data *d, const table *t, trial *kept)
     }
 }
 
-/* The trial's scale and its neighbours, as stored; then the best scale for the best one's codes. */
-static void refine(const nb_fit_data *d, const table *t, nb_float_type type, trial *at, trial *best)
+/* Kept trials, moved and as stored, of which one may be the best so far; then the best scales for
+ * their codes. */
+static void refine(const nb_fit_data *d, const table *t, nb_float_type type, bool far, trial *kept,
+                   trial *best)
 {
-    trial next = {.loss = INFINITY}, least = next;
-    for (int i = 0; i < NB_FIT_N_NEIGHBOURS; i++) {
-        trial v = {.scale = (double)nb_fit_neighbour(type, at->scale, i)};
+    trial from[N_KEPT + 1];
+    memcpy(from, kept, sizeof from);
+    keep_none(kept);
+    const int n_moves = far ? NB_FIT_N_FAR_MOVES : NB_FIT_N_NEIGHBOURS;
+    for (int i = 0; i < N_KEPT * n_moves && from[i / n_moves].loss < INFINITY; i++) {
+        const double was = from[i / n_moves].scale;
+        trial v;
+        v.scale = (double)(far ? nb_fit_stored(type, was * (1 + nb_fit_far_move(i % n_moves)))
+                               : nb_fit_neighbour(type, was, i % n_moves));
         if (v.scale == 0)
             continue;
         const table_sums sum = scan(d, t, v.scale);
         v.loss = d->pxx - v.scale * (2 * sum.xl - v.scale * sum.ll);
-        if (v.loss < least.loss) {
-            least = v;
-            next = solve(d, &sum);
-        }
+        if (v.loss < best->loss)
+            *best = v;
+        v = solve(d, &sum);
+        keep(kept, &v);
     }
-    if (least.loss < best->loss)
-        *best = least;
-    *at = next;
 }
 
 float nb_fit_scale_table(const nb_fit_data *d, const float *level, int n_levels, nb_float_type type)
@@ -167,10 +177,9 @@ float nb_fit_scale_table(const nb_fit_data *d, const float *level, int n_levels,
     table t;
     trial kept[N_KEPT + 1], best = {.loss = INFINITY};
     table_make(&t, level, n_levels);
+    keep_none(kept);
     first_trials(d, &t, kept);
-    for (int k = 0; k < N_KEPT; k++) {
-        for (int i = 0; i < N_ROUNDS && kept[k].loss < INFINITY; i++)
-            refine(d, &t, type, &kept[k], &best);
-    }
+    for (int i = 0; i < N_ROUNDS; i++)
+        refine(d, &t, type, i == 0, kept, &best);
     return best.loss < INFINITY ? (float)best.scale : 0.0f;
 }
