@@ -2,7 +2,7 @@
  * measured in the same run with the same instruction set. Results are compared with the scalar
  * reference's, bit for bit, before they are timed.
  *
- *     bench_kernels [--threads N] [--isa NAME] [--only gemm|attention|small] [ROWS COLUMNS]
+ *     bench_kernels [--threads N] [--isa NAME] [--only gemm|attention|small|matmul] [ROWS COLUMNS]
  *
  * By default all instruction sets that the machine has, 1 thread, matrices of 2048 x 2048.
  * --threads counts for the matrix products; the other kernels run on one thread anyway. Times are
@@ -125,7 +125,10 @@ static void run_isa(bench *b, nb_pool *one, const char *only)
     const struct {
         const char *name;
         void (*run)(const bench *b);
-    } parts[] = {{"gemm", bench_gemm}, {"attention", bench_attention}, {"small", bench_small}};
+    } parts[] = {{"gemm", bench_gemm},
+                 {"attention", bench_attention},
+                 {"small", bench_small},
+                 {"matmul", bench_matmul}};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         if (only == NULL || strcmp(only, parts[i].name) == 0)
             parts[i].run(b);
@@ -134,8 +137,9 @@ static void run_isa(bench *b, nb_pool *one, const char *only)
 
 static void usage(void)
 {
-    bench_die("usage: bench_kernels [--threads N] [--isa NAME] [--only gemm|attention|small] "
-              "[ROWS COLUMNS]");
+    bench_die(
+        "usage: bench_kernels [--threads N] [--isa NAME] [--only gemm|attention|small|matmul] "
+        "[ROWS COLUMNS]");
 }
 
 int main(int argc, char **argv)

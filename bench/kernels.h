@@ -39,5 +39,6 @@ float bench_random(void);
 void bench_gemm(const bench *b);
 void bench_attention(const bench *b);
 void bench_small(const bench *b);
+void bench_matmul(const bench *b);
 
 #endif

@@ -41,35 +41,66 @@ static int64_t ceil_div(int64_t a, int64_t b)
 
 /* ---- packing ---- */
 
-/* dst[k * width + i] = p[i * i_step + k * k_step] for i < n, k < depth; 0 for i in [n, width). */
-static inline void pack_panel(float *dst, const float *p, int64_t i_step, int64_t k_step, int64_t n,
-                              int64_t depth, const int64_t width)
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float v4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* Four by four: to[k * width + i] = from[i * i_step + k]. */
+INLINE void transpose4(float *to, const int64_t width, const float *from, int64_t i_step)
+{
+    const v4 *const r[4] = {(const void *)from, (const void *)(from + i_step),
+                            (const void *)(from + 2 * i_step), (const void *)(from + 3 * i_step)};
+    const v4 a = __builtin_shufflevector(*r[0], *r[1], 0, 4, 1, 5);
+    const v4 b = __builtin_shufflevector(*r[2], *r[3], 0, 4, 1, 5);
+    const v4 c = __builtin_shufflevector(*r[0], *r[1], 2, 6, 3, 7);
+    const v4 d = __builtin_shufflevector(*r[2], *r[3], 2, 6, 3, 7);
+    const v4 out[4] = {
+        __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+        __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+    for (int k = 0; k < 4; k++)
+        memcpy(to + k * width, &out[k], sizeof out[k]);
+}
+
+/* One panel: dst[k * width + i] = p[i * i_step + k * k_step], i < n, k < depth; 0 for i in
+ * [n, width). */
+INLINE void pack_panel(float *dst, const float *p, int64_t i_step, int64_t k_step, int64_t n,
+                       int64_t depth, const int64_t width)
 {
     if (n < width)
         memset(dst, 0, (size_t)(depth * width) * sizeof *dst);
-    if (i_step == 1 && n == width) { /* of a size that is known here: a few registers */
-        for (int64_t k = 0; k < depth; k++)
-            memcpy(dst + k * width, p + k * k_step, (size_t)width * sizeof *dst);
-        return;
-    }
+    const int64_t n4 = k_step == 1 ? n / 4 * 4 : 0, depth4 = depth / 4 * 4;
+    for (int64_t i = 0; i < n4; i += 4)
+        for (int64_t k = 0; k < depth4; k += 4)
+            transpose4(dst + k * width + i, width, p + i * i_step + k, i_step);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t k = 0; k < depth; k++)
+        for (int64_t k = i < n4 ? depth4 : 0; k < depth; k++)
             dst[k * width + i] = p[i * i_step + k * k_step];
 }
 
-/* Rows [0, m) of a, columns [0, depth <= CHUNK) from p on. */
+/* Panels of `width` for n rows (or columns) of up to CHUNK elements, CHUNK * width apart. Rows that
+ * lie side by side are copied across all panels, as memory has them. */
+INLINE void pack_panels(float *dst, const float *p, int64_t i_step, int64_t k_step, int64_t n,
+                        int64_t depth, const int64_t width)
+{
+    const int64_t whole = i_step == 1 ? n / width * width : 0;
+    for (int64_t k = 0; k < depth && whole > 0; k++)
+        for (int64_t i = 0; i < whole; i += width)
+            memcpy(dst + i * CHUNK + k * width, p + i + k * k_step, (size_t)width * sizeof *dst);
+    for (int64_t i = whole; i < n; i += width)
+        pack_panel(dst + i * CHUNK, p + i * i_step, i_step, k_step, min64(n - i, width), depth,
+                   width);
+}
+
 static void pack_a(float *dst, const float *p, int64_t i_step, int64_t k_step, int64_t m,
                    int64_t depth)
 {
-    for (int64_t i = 0; i < m; i += ROWS, dst += PANEL_A)
-        pack_panel(dst, p + i * i_step, i_step, k_step, min64(m - i, ROWS), depth, ROWS);
+    pack_panels(dst, p, i_step, k_step, m, depth, ROWS);
 }
 
 static void pack_b(float *dst, const float *p, int64_t j_step, int64_t k_step, int64_t n,
                    int64_t depth)
 {
-    for (int64_t j = 0; j < n; j += COLS, dst += PANEL_B)
-        pack_panel(dst, p + j * j_step, j_step, k_step, min64(n - j, COLS), depth, COLS);
+    pack_panels(dst, p, j_step, k_step, n, depth, COLS);
 }
 
 /* Packed b: [chunk][panel][CHUNK][COLS]. */
