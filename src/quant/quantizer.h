@@ -1,9 +1,10 @@
 /* A quantizer chooses codes for weights: format and encoder are separate choices. To add one: a
  * const nb_quantizer in its own file, and a line in quantizers.def.
  *
- * There are two kinds. Those without data work on any rows of one matrix (encode_rows). Those with
- * data work on a group of linear layers that read the same inputs (q, k and v, say), with the
- * statistics of these inputs that they asked for (encode_group). */
+ * There are three kinds. Those without data work on any rows of one matrix (encode_rows). Those
+ * with data work on a group of linear layers that read the same inputs (q, k and v, say), with the
+ * statistics of these inputs that they asked for (encode_group), or on all layers of a block, with
+ * its inputs and outputs (tune_block). */
 #ifndef NB_QUANT_QUANTIZER_H
 #define NB_QUANT_QUANTIZER_H
 
@@ -79,6 +80,9 @@ typedef struct {
     char note[120]; /* what was chosen: "shrink 0.3" */
 } nb_group_result;
 
+struct nb_block_job;
+struct nb_block_result;
+
 typedef struct nb_quantizer {
     const char *name;
     const char *source;  /* the paper it comes from */
@@ -91,6 +95,9 @@ typedef struct nb_quantizer {
     nb_status (*encode_rows)(const nb_quant_job *job, nb_mat *out, nb_err *err);
     /* Fills all matrices of the group; runs on the pool. NULL: needs none. */
     nb_status (*encode_group)(const nb_group_job *job, nb_group_result *result, nb_err *err);
+    /* Fills all matrices of a block (autoround.h); runs on the pool. NULL: works by groups. */
+    nb_status (*tune_block)(const struct nb_block_job *job, struct nb_block_result *result,
+                            nb_err *err);
 } nb_quantizer;
 
 /* All of them, ending with NULL. */

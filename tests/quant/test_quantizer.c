@@ -16,7 +16,8 @@ static void every_quantizer_is_found_by_its_name(void **state)
         nb_err err = {0};
         assert_int_equal(nb_method_parse(&found, (*q)->name, &err), NB_OK);
         assert_ptr_equal(found.quantizer, *q);
-        assert_true((*q)->encode_rows != NULL || (*q)->encode_group != NULL);
+        assert_true((*q)->encode_rows != NULL || (*q)->encode_group != NULL ||
+                    (*q)->tune_block != NULL);
         assert_true((*q)->encode_rows != NULL || (*q)->needs != NB_STAT_NONE);
         assert_non_null((*q)->source);
         assert_non_null((*q)->summary);
