@@ -9,7 +9,8 @@
 
 #define BINS   NB_OBSERVER_BINS
 #define LEVELS NB_OBSERVER_LEVELS
-#define CHUNK  4096
+#define CHUNK  2048
+#define LANES  16
 
 const char *const nb_observer_names[] = {"minmax", "average", "percentile", "entropy", "mse", NULL};
 
@@ -68,26 +69,65 @@ static void grow(nb_observer *o, int exponent)
     o->exponent = exponent;
 }
 
+/* |x| / width, rounded down, for n <= CHUNK values. Powers of two multiply exactly, save that what
+ * lies far below the first bin's end may be rounded, and stays there. */
+static void find_bins(const nb_observer *o, const float *x, int64_t n, int32_t *bin)
+{
+    if (o->exponent > -116) {
+        const float per_width = (float)power_of_two(11 - o->exponent);
+        int64_t i = 0;
+        for (; i + LANES <= n; i += LANES)
+            for (int l = 0; l < LANES; l++)
+                bin[i + l] = (int32_t)(fabsf(x[i + l]) * per_width);
+        for (; i < n; i++)
+            bin[i] = (int32_t)(fabsf(x[i]) * per_width);
+        return;
+    }
+    const double per_width = power_of_two(11 - o->exponent);
+    for (int64_t i = 0; i < n; i++)
+        bin[i] = (int32_t)(fabs((double)x[i]) * per_width);
+}
+
 static void count_values(nb_observer *o, const float *x, int64_t n)
 {
-    const double per_width = o->has_exponent ? power_of_two(11 - o->exponent) : 0;
+    int32_t bin[CHUNK] = {0};
+    if (o->has_exponent)
+        find_bins(o, x, n, bin);
     for (int64_t i = 0; i < n; i++) {
-        const double at = fabs((double)x[i]) * per_width; /* exact: a power of two */
         int64_t *bins = x[i] < 0 ? o->negative : o->positive;
-        bins[(int)at]++;
+        bins[bin[i]]++;
     }
+}
+
+/* Least and greatest of x[0, n), n > 0. Lanes let the compiler use vectors. */
+static void extremes(const float *x, int64_t n, float *least, float *greatest)
+{
+    float lo[LANES], hi[LANES];
+    for (int l = 0; l < LANES; l++)
+        lo[l] = hi[l] = x[0];
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++) {
+            lo[l] = x[i + l] < lo[l] ? x[i + l] : lo[l];
+            hi[l] = x[i + l] > hi[l] ? x[i + l] : hi[l];
+        }
+    for (; i < n; i++) {
+        lo[0] = x[i] < lo[0] ? x[i] : lo[0];
+        hi[0] = x[i] > hi[0] ? x[i] : hi[0];
+    }
+    for (int l = 1; l < LANES; l++) {
+        lo[0] = lo[l] < lo[0] ? lo[l] : lo[0];
+        hi[0] = hi[l] > hi[0] ? hi[l] : hi[0];
+    }
+    /* +0 and -0 are one value: which of them came first must not show. */
+    *least = lo[0] + 0.0f;
+    *greatest = hi[0] + 0.0f;
 }
 
 static void add_chunk(nb_observer *o, const float *x, int64_t n)
 {
-    float least = x[0], greatest = x[0];
-    for (int64_t i = 1; i < n; i++) {
-        least = x[i] < least ? x[i] : least;
-        greatest = x[i] > greatest ? x[i] : greatest;
-    }
-    /* +0 and -0 are one value: which of them came first must not show. */
-    least += 0.0f;
-    greatest += 0.0f;
+    float least, greatest;
+    extremes(x, n, &least, &greatest);
     o->least = o->n == 0 || least < o->least ? least : o->least;
     o->greatest = o->n == 0 || greatest > o->greatest ? greatest : o->greatest;
     o->batch_least = !o->batch_open || least < o->batch_least ? least : o->batch_least;
@@ -103,11 +143,27 @@ static void add_chunk(nb_observer *o, const float *x, int64_t n)
     count_values(o, x, n);
 }
 
+static bool has_nonfinite(const float *x, int64_t n)
+{
+    uint32_t bad[LANES] = {0};
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (int l = 0; l < LANES; l++)
+            bad[l] |= (uint32_t)((nb_f32_bits(x[i + l]) & 0x7f800000u) == 0x7f800000u);
+    for (; i < n; i++)
+        bad[0] |= (nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u;
+    for (int l = 1; l < LANES; l++)
+        bad[0] |= bad[l];
+    return bad[0] != 0;
+}
+
 nb_status nb_observer_add(nb_observer *o, const float *x, int64_t n, nb_err *err)
 {
-    for (int64_t i = 0; i < n; i++) {
-        if ((nb_f32_bits(x[i]) & 0x7f800000u) == 0x7f800000u)
-            return nb_fail(err, NB_DATA, "value %lld is not finite", (long long)i);
+    if (has_nonfinite(x, n)) {
+        int64_t i = 0;
+        while ((nb_f32_bits(x[i]) & 0x7f800000u) != 0x7f800000u)
+            i++;
+        return nb_fail(err, NB_DATA, "value %lld is not finite", (long long)i);
     }
     for (int64_t at = 0; at < n; at += CHUNK)
         add_chunk(o, x + at, n - at < CHUNK ? n - at : CHUNK);
@@ -295,8 +351,9 @@ static double natural_log(double x)
 /* KL(P || Q) of observer.h for the first i bins, up to what all i have in common:
  * N KL = sum p ln p - sum p ln q + N (ln S - ln N), p counts, q a level's count over the number of
  * its bins that are not empty, N = sum of all counts, S = sum of the first i. `plogp` [i] sums
- * c ln c over the bins before i. */
-static double divergence(const int64_t *bins, const double *plogp, const int64_t *sums, int i)
+ * c ln c over the bins before i, and `n_filled` counts those that are not empty. */
+static double divergence(const int64_t *bins, const double *plogp, const int64_t *sums,
+                         const int *n_filled, int i)
 {
     const int64_t total = sums[BINS], inside = sums[i], above = total - inside;
     const int64_t last = bins[i - 1] + above;
@@ -305,14 +362,11 @@ static double divergence(const int64_t *bins, const double *plogp, const int64_t
     double d = plogp[i - 1] + (last > 0 ? (double)last * natural_log((double)last) : 0);
     for (int level = 0; level < LEVELS; level++) {
         const int begin = level * i / LEVELS, end = (level + 1) * i / LEVELS;
-        int n_filled = 0;
-        for (int b = begin; b < end; b++)
-            n_filled += bins[b] > 0;
         const int64_t count = sums[end] - sums[begin];
         if (count == 0)
             continue;
         const int64_t p = count + (end == i ? above : 0);
-        d -= (double)p * natural_log((double)count / n_filled);
+        d -= (double)p * natural_log((double)count / (n_filled[end] - n_filled[begin]));
     }
     return d + (double)total * natural_log((double)inside / (double)total);
 }
@@ -321,12 +375,13 @@ static nb_value_range by_entropy(const nb_observer *o)
 {
     int64_t bins[BINS], sums[BINS + 1] = {0};
     double plogp[BINS + 1] = {0};
-    int n_used = 0;
+    int n_used = 0, n_filled[BINS + 1] = {0};
     for (int i = 0; i < BINS; i++) {
         bins[i] = o->positive[i] + o->negative[i];
         sums[i + 1] = sums[i] + bins[i];
         plogp[i + 1] =
             plogp[i] + (bins[i] > 0 ? (double)bins[i] * natural_log((double)bins[i]) : 0);
+        n_filled[i + 1] = n_filled[i] + (bins[i] > 0);
         if (bins[i] > 0)
             n_used = i + 1;
     }
@@ -335,7 +390,7 @@ static nb_value_range by_entropy(const nb_observer *o)
     for (int i = LEVELS; i <= n_used; i++) {
         if (sums[i] == 0)
             continue;
-        const double d = divergence(bins, plogp, sums, i);
+        const double d = divergence(bins, plogp, sums, n_filled, i);
         if (d < least) {
             least = d;
             best = i;

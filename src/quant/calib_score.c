@@ -10,10 +10,12 @@
 #define RUN      8
 #define MAX_RUNS ((int64_t)1 << 20) /* that are remembered */
 
-/* Below these, a set deserves a word; see write_words for where they come from. */
+/* Past these, a set deserves a word. 262,144 tokens of web text, an encyclopedia and source code,
+ * in a vocabulary of 49,152, have 5, 4 and 3 % unseen and 5, 10 and 25 % repeated; of 32,768 tokens
+ * of web text, 22 % are unseen. */
 #define FEW_TOKENS    65536
-#define MUCH_UNSEEN   0.05
-#define MUCH_REPEATED 0.2
+#define MUCH_UNSEEN   0.1
+#define MUCH_REPEATED 0.4
 #define MUCH_ONE      0.25
 
 static void say(nb_calib_score *s, const char *format, ...) __attribute__((format(printf, 2, 3)));
