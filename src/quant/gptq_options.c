@@ -81,7 +81,8 @@ nb_status nb_gptq_options_parse(nb_gptq_options *out, const nb_method *method, n
     NB_TRY(choice(method, "fit", fits, NB_FIT_SEARCH, &fit, err));
     NB_TRY(choice(method, "importance", weighs, NB_WEIGH_PIVOT, &weigh, err));
     NB_TRY(nb_method_number(method, "damp", 0.01, 0, 1e6, &o.damp, err));
-    NB_TRY(nb_method_number(method, "polish", 0, 0, 100, &polish, err));
+    NB_TRY(nb_method_number(method, "polish", o.move == NB_MOVE_STEPWISE ? 0 : 4, 0, 100, &polish,
+                            err));
     NB_TRY(share(method, "shrink", -1, &o.shrink, err));
     if (o.move != NB_MOVE_NONE)
         NB_TRY(share(method, o.move == NB_MOVE_STEPWISE ? "alpha" : "beta", 1, &o.strength, err));

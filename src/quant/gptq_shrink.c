@@ -1,4 +1,8 @@
-/* See gptq_shrink.h. */
+/* See gptq_shrink.h.
+ *
+ * Rows of a matrix are encoded independently of each other, and all with the same H: a sample of
+ * them tells which shrinkage is best as well as all of them do. Candidates are encoded into the
+ * first rows of the matrix, whose codes are chosen anew in the end. */
 #include "quant/gptq_shrink.h"
 
 #include <float.h>
@@ -13,15 +17,28 @@
 static const double shrinks[] = {0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1};
 static const double strengths[] = {0, 0.25, 0.5, 0.75, 1};
 
+/* Rows of each linear that candidates are compared on. */
+#define SAMPLE_ROWS 192
+
+/* A linear layer as far as it is encoded: all of it, or a sample of its rows. */
+typedef struct {
+    const char *name;
+    const float *weight; /* [out->n_rows][n] */
+    nb_mat *out;
+} part;
+
 typedef struct {
     const nb_group_job *job;
     nb_gptq_options o;
+    part all[NB_GROUP_LINEARS], sample[NB_GROUP_LINEARS];
+    const part *parts; /* of these two, what is being encoded */
+    nb_mat sample_out[NB_GROUP_LINEARS];
+    float *sample_weight[NB_GROUP_LINEARS]; /* NULL: all rows are the sample */
     nb_feedback feedback;
     float *e;           /* [largest n_rows][n] */
     double *row_loss;   /* [largest n_rows] */
     float *d, *product; /* with a move: D [n][n], w D [largest n_rows][n] */
     uint8_t *scratch;   /* of that product */
-    double power[NB_GROUP_LINEARS], held_power[NB_GROUP_LINEARS];
 } group;
 
 /* ---- losses ---- */
@@ -38,8 +55,8 @@ static void error_row(void *context, int64_t r, int thread)
     (void)thread;
     const losing *x = context;
     const int64_t n = x->g->job->stats->n_cols;
-    const nb_mat *out = x->g->job->linear[x->l].out;
-    const float *w = x->g->job->linear[x->l].weight + r * n;
+    const nb_mat *out = x->g->parts[x->l].out;
+    const float *w = x->g->parts[x->l].weight + r * n;
     float *e = x->g->e + r * n;
     out->fmt->decode_row(out, r, e);
     for (int64_t j = 0; j < n; j++)
@@ -67,7 +84,7 @@ static double sum(const double *x, int64_t n)
 static double mismatch_loss(const losing *x)
 {
     group *g = x->g;
-    const int64_t n = g->job->stats->n_cols, n_rows = g->job->linear[x->l].n_rows;
+    const int64_t n = g->job->stats->n_cols, n_rows = g->parts[x->l].out->n_rows;
     nb_algebra *la = g->job->la;
     nb_pool_run(la->pool, n, mismatch_row, (void *)x);
     const nb_matmul_job product = {
@@ -76,7 +93,7 @@ static double mismatch_loss(const losing *x)
         .m = n_rows,
         .n = n,
         .depth = n,
-        .a = {g->job->linear[x->l].weight, n, 1},
+        .a = {g->parts[x->l].weight, n, 1},
         .b = {g->d, n, 1},
     };
     nb_matmul(la->kernels, la->pool, &product, g->scratch);
@@ -94,7 +111,7 @@ static double mismatch_loss(const losing *x)
 static nb_status loss_of(group *g, int l, const nb_moments *on, double *out, nb_err *err)
 {
     losing x = {.g = g, .l = l, .on = on, .scale = g->feedback.scale};
-    const int64_t n_rows = g->job->linear[l].n_rows;
+    const int64_t n_rows = g->parts[l].out->n_rows;
     nb_pool_run(g->job->la->pool, n_rows, error_row, &x);
     NB_TRY(nb_sym_loss_rows(g->job->la, on->h, g->e, n_rows, g->row_loss, err));
     *out = sum(g->row_loss, n_rows);
@@ -106,8 +123,8 @@ static nb_status loss_of(group *g, int l, const nb_moments *on, double *out, nb_
 static nb_status powers_of(group *g, const nb_sym *h, double *power, nb_err *err)
 {
     for (int l = 0; l < g->job->n; l++) {
-        const int64_t n_rows = g->job->linear[l].n_rows;
-        NB_TRY(nb_sym_loss_rows(g->job->la, h, g->job->linear[l].weight, n_rows, g->row_loss, err));
+        const int64_t n_rows = g->parts[l].out->n_rows;
+        NB_TRY(nb_sym_loss_rows(g->job->la, h, g->parts[l].weight, n_rows, g->row_loss, err));
         power[l] = sum(g->row_loss, n_rows);
     }
     return NB_OK;
@@ -135,8 +152,9 @@ static nb_status encode(group *g, const nb_moments *by, double shrink, double st
 {
     int64_t made_for = -1;
     for (int l = 0; l < g->job->n; l++) {
+        const part *p = &g->parts[l];
         nb_grid grid;
-        NB_TRY(nb_grid_of(&grid, g->job->linear[l].out, err));
+        NB_TRY(nb_grid_of(&grid, p->out, err));
         if (made_for < 0 || (g->o.order == NB_ORDER_GROUP && made_for != grid.span_len))
             NB_TRY(
                 nb_feedback_make(&g->feedback, g->job->la, by, &g->o, shrink, grid.span_len, err));
@@ -148,12 +166,12 @@ static nb_status encode(group *g, const nb_moments *by, double shrink, double st
             .moments = by,
             .shrink = shrink,
             .strength = strength,
-            .weight = g->job->linear[l].weight,
-            .out = g->job->linear[l].out,
+            .weight = p->weight,
+            .out = p->out,
             .keep_scales = keep_scales,
         };
         if (nb_gptq_encode(&job, err) != NB_OK)
-            return nb_context(err, "%s", g->job->linear[l].name);
+            return nb_context(err, "%s", p->name);
     }
     return NB_OK;
 }
@@ -161,7 +179,7 @@ static nb_status encode(group *g, const nb_moments *by, double shrink, double st
 /* A candidate on its way: the least held-out loss so far, and what it was. */
 typedef struct {
     double shrink, strength, sum;
-    double loss[NB_GROUP_LINEARS];
+    double power[NB_GROUP_LINEARS], loss[NB_GROUP_LINEARS];
     int n_tried;
 } best;
 
@@ -172,7 +190,7 @@ static nb_status try_one(group *g, const nb_moments *by, const nb_moments *on, d
     const bool keep = b->n_tried > 0 && !g->o.dynamic && g->o.weigh != NB_WEIGH_PIVOT;
     double loss[NB_GROUP_LINEARS];
     NB_TRY(encode(g, by, shrink, strength, keep, err));
-    NB_TRY(losses_of(g, on, g->held_power, loss, err));
+    NB_TRY(losses_of(g, on, b->power, loss, err));
     const double total = sum(loss, g->job->n);
     if (b->n_tried++ == 0 || total < b->sum) {
         b->shrink = shrink;
@@ -186,7 +204,7 @@ static nb_status try_one(group *g, const nb_moments *by, const nb_moments *on, d
 static nb_status choose(group *g, const nb_moments *by, const nb_moments *on, best *b, nb_err *err)
 {
     const double strength = g->o.strength < 0 ? STRENGTH_PRESET : g->o.strength;
-    NB_TRY(powers_of(g, on->h, g->held_power, err));
+    NB_TRY(powers_of(g, on->h, b->power, err));
     if (g->o.shrink >= 0)
         NB_TRY(try_one(g, by, on, g->o.shrink, strength, b, err));
     for (size_t i = 0; i < sizeof shrinks / sizeof *shrinks && g->o.shrink < 0; i++)
@@ -199,12 +217,39 @@ static nb_status choose(group *g, const nb_moments *by, const nb_moments *on, be
     return NB_OK;
 }
 
-static nb_status open_group(group *g, nb_err *err)
+/* ---- the whole ---- */
+
+/* Rows evenly apart, so that each head has its share. */
+static nb_status take_sample(group *g, int l, nb_err *err)
+{
+    const part *all = &g->all[l];
+    const int64_t n = all->out->n_cols, n_rows = all->out->n_rows;
+    g->sample[l] = *all;
+    if (n_rows <= SAMPLE_ROWS)
+        return NB_OK;
+    NB_TRY(NB_ALLOC(&g->sample_weight[l], SAMPLE_ROWS * n, err));
+    for (int64_t i = 0; i < SAMPLE_ROWS; i++)
+        memcpy(g->sample_weight[l] + i * n, all->weight + i * n_rows / SAMPLE_ROWS * n,
+               (size_t)n * sizeof(float));
+    g->sample_out[l] = *all->out;
+    g->sample_out[l].n_rows = SAMPLE_ROWS;
+    g->sample[l].weight = g->sample_weight[l];
+    g->sample[l].out = &g->sample_out[l];
+    return NB_OK;
+}
+
+static nb_status open_group(group *g, bool sampled, nb_err *err)
 {
     const int64_t n = g->job->stats->n_cols;
     int64_t n_rows = 0;
-    for (int l = 0; l < g->job->n; l++)
-        n_rows = g->job->linear[l].n_rows > n_rows ? g->job->linear[l].n_rows : n_rows;
+    for (int l = 0; l < g->job->n; l++) {
+        g->all[l] = (part){.name = g->job->linear[l].name,
+                           .weight = g->job->linear[l].weight,
+                           .out = g->job->linear[l].out};
+        n_rows = g->all[l].out->n_rows > n_rows ? g->all[l].out->n_rows : n_rows;
+        if (sampled)
+            NB_TRY(take_sample(g, l, err));
+    }
     NB_TRY(nb_feedback_init(&g->feedback, n, err));
     NB_TRY(NB_ALLOC(&g->e, n_rows * n, err));
     NB_TRY(NB_ALLOC(&g->row_loss, n_rows, err));
@@ -220,6 +265,8 @@ static nb_status open_group(group *g, nb_err *err)
 static void close_group(group *g)
 {
     nb_feedback_free(&g->feedback);
+    for (int l = 0; l < NB_GROUP_LINEARS; l++)
+        nb_free(g->sample_weight[l]);
     nb_free(g->e);
     nb_free(g->row_loss);
     nb_free(g->d);
@@ -252,18 +299,21 @@ nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result,
     nb_moments all = choosing;
     best b = {.shrink = g.o.shrink < 0 ? SHRINK_PRESET : g.o.shrink,
               .strength = g.o.strength < 0 ? STRENGTH_PRESET : g.o.strength};
+    double power[NB_GROUP_LINEARS];
     nb_status s = NB_OK;
-    NB_TRY_GOTO(s, open_group(&g, err));
+    NB_TRY_GOTO(s, open_group(&g, held, err));
     for (int l = 0; l < NB_GROUP_LINEARS; l++)
         b.loss[l] = NAN;
     if (held) {
+        g.parts = g.sample;
         NB_TRY_GOTO(s, choose(&g, &choosing, &new, &b, err));
         all.more = &stats->held_h;
         all.more_cross = stats->held_cross;
     }
+    g.parts = g.all;
     NB_TRY_GOTO(s, encode(&g, &all, b.shrink, b.strength, false, err));
-    NB_TRY_GOTO(s, powers_of(&g, &stats->h, g.power, err));
-    NB_TRY_GOTO(s, losses_of(&g, &choosing, g.power, result->loss, err));
+    NB_TRY_GOTO(s, powers_of(&g, &stats->h, power, err));
+    NB_TRY_GOTO(s, losses_of(&g, &choosing, power, result->loss, err));
     memcpy(result->held_loss, b.loss, sizeof b.loss);
     tell(&g, &b, result);
 done:

@@ -7,8 +7,8 @@
 #include "quant/gptq.h"
 
 /* nb_quantizer.encode_group of gptq, gptaq and qronos. Candidates are encoded with the tokens that
- * choose and compared on those held out; then the group is encoded once more with all tokens.
- * `held_loss` is that of the best candidate, to which held-out tokens were new. */
+ * choose and compared on those held out, on a sample of rows; then the group is encoded once more
+ * with all tokens. `held_loss` is that of the best candidate, to which held-out tokens were new. */
 nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result, nb_err *err);
 
 #endif
