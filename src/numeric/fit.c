@@ -399,8 +399,10 @@ static int first_zeros(const nb_fit_data *d, int top, point *first)
     const bool one_sided = min == 0 || max == 0;
     const int n = one_sided ? NB_FIT_N_SHARES : N_PAIRS;
     for (int i = 0; i < n; i++) {
-        double low = nb_fit_share(i), high = low;
-        if (!one_sided)
+        double low, high;
+        if (one_sided)
+            low = high = nb_fit_share(i);
+        else
             ends_of(i, &low, &high);
         const double scale = (max * high - min * low) / top;
         const double below = scale > 0 ? rint(-min * low / scale) : 0;
