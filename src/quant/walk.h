@@ -50,9 +50,9 @@ typedef struct {
 
 /* What it will take. */
 typedef struct {
-    int64_t memory, disk; /* bytes */
-    double flops;
-    int64_t max_rows; /* rows of a step, as memory allows */
+    int64_t memory, disk;       /* bytes */
+    double flops, tuning_flops; /* all; of those, what tuning of blocks takes */
+    int64_t max_rows;           /* rows of a step, as memory allows */
 } nb_walk_plan;
 
 typedef struct {

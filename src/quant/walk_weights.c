@@ -1,0 +1,201 @@
+/* See walk_weights.h. */
+#include "quant/walk_weights.h"
+
+#include "quant/room.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static int64_t plan_index(const nb_plan *plan, const char *name)
+{
+    for (int64_t i = 0; i < plan->n; i++) {
+        if (strcmp(plan->weights[i].name, name) == 0)
+            return i;
+    }
+    return -1;
+}
+
+void nb_walker_find(nb_walker *w)
+{
+    static const char *const gains[2] = {"input_layernorm", "post_attention_layernorm"};
+    char name[128];
+    const long long layer = (long long)w->layer;
+    for (int j = 0; j < NB_N_LINEARS; j++) {
+        const char *linear = nb_linear_name((nb_linear_id)j);
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", layer, linear);
+        w->index[j] = plan_index(w->job->plan, name);
+        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", layer, linear);
+        w->bias_index[j] = plan_index(w->job->plan, name);
+    }
+    for (int j = 0; j < 2; j++) {
+        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", layer, gains[j]);
+        w->gain_index[j] = plan_index(w->job->plan, name);
+    }
+}
+
+static const nb_weight *source_of(const nb_walker *w, int j)
+{
+    return w->job->plan->from[w->index[j]];
+}
+
+typedef struct {
+    const nb_mat *from;
+    float *to;
+    int64_t bad_row; /* -1: none; first in the order of rows when the pool has ended */
+    nb_kernels const *kernels;
+} widening;
+
+#define ROWS_PER_CHUNK 16
+
+static void widen_rows(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    widening *job = context;
+    const int64_t begin = chunk * ROWS_PER_CHUNK, n = job->from->n_cols;
+    for (int64_t r = begin; r < begin + ROWS_PER_CHUNK && r < job->from->n_rows; r++)
+        job->from->fmt->decode_row(job->from, r, job->to + r * n);
+}
+
+static nb_status refuse_nonfinite(const nb_walker *w, const nb_weight *from, const float *x,
+                                  nb_err *err)
+{
+    for (int64_t i = 0; i < from->n_rows * from->n_cols; i++) {
+        if (!isfinite(x[i]))
+            return nb_fail(err, NB_DATA, "%s: tensor '%.200s' holds %g at [%lld, %lld]",
+                           nb_store_path(w->job->store), from->name, (double)x[i],
+                           (long long)(i / from->n_cols), (long long)(i % from->n_cols));
+    }
+    return NB_OK;
+}
+
+/* Weight j in full precision; the source's matrix stays in w->source. */
+nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err)
+{
+    const nb_weight *from = source_of(w, j);
+    nb_floats *f = &w->weight[j];
+    NB_TRY(nb_store_read(w->job->store, from, &w->source, err));
+    if (f->n < from->n_rows * from->n_cols) {
+        nb_free(f->values);
+        *f = (nb_floats){0};
+        NB_TRY(NB_ALLOC(&f->values, from->n_rows * from->n_cols, err));
+        f->n = from->n_rows * from->n_cols;
+    }
+    widening job = {.from = &w->source.mat, .to = f->values};
+    nb_pool_run(w->job->pool, (from->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, widen_rows,
+                &job);
+    return refuse_nonfinite(w, from, f->values, err);
+}
+
+void nb_walker_drop_floats(nb_walker *w, int j)
+{
+    nb_free(w->weight[j].values);
+    w->weight[j] = (nb_floats){0};
+}
+
+/* The source's own weight into a slot. */
+nb_status nb_walker_set_original(nb_walker *w, int slot, int j, nb_err *err)
+{
+    NB_TRY(nb_store_read(w->job->store, source_of(w, j), &w->source, err));
+    return nb_model_set_linear(&w->streams.frame, slot, (nb_linear_id)j, &w->source.mat,
+                               &(nb_act_spec){0}, NB_COMPUTE_ALL_F, w->job->pool, err);
+}
+
+/* The full-precision weight into slot 1: as transformed, because what the other stream feeds the
+ * linears is compared with what stream 0 does. */
+nb_status nb_walker_set_other(nb_walker *w, int j, nb_err *err)
+{
+    if (w->job->transform == NULL)
+        return nb_walker_set_original(w, 1, j, err);
+    const nb_weight *from = source_of(w, j);
+    const nb_mat mat = {.fmt = &nb_format_f32,
+                        .n_rows = from->n_rows,
+                        .n_cols = from->n_cols,
+                        .codes = w->weight[j].values,
+                        .row_bytes = from->n_cols * (int64_t)sizeof(float)};
+    return nb_model_set_linear(&w->streams.frame, 1, (nb_linear_id)j, &mat, &(nb_act_spec){0},
+                               NB_COMPUTE_ALL_F, w->job->pool, err);
+}
+
+/* What was made of a weight into slot 0: in mode f, unless the scheme quantizes activations (A7).
+ */
+nb_status nb_walker_set_made(nb_walker *w, int j, nb_err *err)
+{
+    const nb_act_spec *act = &w->job->plan->weights[w->index[j]].act;
+    return nb_model_set_linear(&w->streams.frame, 0, (nb_linear_id)j, &w->made[j].mat, act,
+                               act->bits != 0 ? NB_COMPUTE_AUTO : NB_COMPUTE_ALL_F, w->job->pool,
+                               err);
+}
+
+void nb_walker_drop_linears(nb_walker *w, nb_point point)
+{
+    int n;
+    const nb_linear_id first = nb_point_linears(point, &n);
+    for (int j = (int)first; j < (int)first + n; j++) {
+        for (int slot = 0; slot < w->streams.n_streams; slot++)
+            nb_model_drop_linear(&w->streams.frame, slot, (nb_linear_id)j);
+    }
+}
+
+nb_status nb_walker_load_norms(nb_walker *w, nb_err *err)
+{
+    for (int slot = 0; slot < w->streams.n_streams; slot++)
+        NB_TRY(nb_model_load_vectors(&w->streams.frame, w->job->store, slot, w->layer, err));
+    return NB_OK;
+}
+
+nb_status nb_walker_keep_vector(nb_walker *w, int64_t index, const float *x, nb_err *err)
+{
+    const nb_weight *to = &w->job->plan->weights[index];
+    nb_loaded made = {0};
+    nb_status s = nb_room_for(&made, to, err);
+    if (s == NB_OK) {
+        to->fmt->encode_row(&made.mat, 0, x);
+        s = nb_workdir_put_mat(w->job->dir, index, &made.mat, err);
+    }
+    nb_loaded_free(&made);
+    return s;
+}
+
+/* JSON of what is known of a linear that was quantized. */
+nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, const char *note,
+                         double seconds, nb_err *err)
+{
+    const nb_weight *to = &w->job->plan->weights[w->index[j]];
+    json_t *o = json_pack("{s:s, s:s, s:I, s:f}", "name", to->name, "format", to->fmt->name,
+                          "bytes", (json_int_t)to->bytes, "seconds", seconds);
+    bool bad = o == NULL;
+    if (!bad && isfinite(loss))
+        bad = json_object_set_new(o, "loss", json_real(loss)) != 0;
+    if (!bad && isfinite(held_loss))
+        bad = json_object_set_new(o, "held_out_loss", json_real(held_loss)) != 0;
+    if (!bad && note != NULL && note[0] != 0)
+        bad = json_object_set_new(o, "note", json_string(note)) != 0;
+    if (bad || json_array_append_new(w->result->layers, o) != 0)
+        return nb_fail(err, NB_MEMORY, "no memory for the report");
+    return NB_OK;
+}
+
+nb_status nb_walker_keep(nb_walker *w, int j, nb_err *err)
+{
+    return nb_workdir_put_mat(w->job->dir, w->index[j], &w->made[j].mat, err);
+}
+
+/* Makes room for weight j in its new format, padding and all zero. */
+nb_status nb_walker_room(nb_walker *w, int j, nb_err *err)
+{
+    const nb_weight *to = &w->job->plan->weights[w->index[j]];
+    NB_TRY(nb_room_for(&w->made[j], to, err));
+    nb_mat_arrays arrays;
+    nb_mat_list_arrays(&w->made[j].mat, &arrays);
+    for (int i = 0; i < arrays.n; i++)
+        memset(arrays.array[i].data, 0, arrays.array[i].bytes);
+    return NB_OK;
+}
+
+void nb_walker_encode_plain(nb_walker *w, int j)
+{
+    const nb_mat *to = &w->made[j].mat;
+    for (int64_t r = 0; r < to->n_rows; r++)
+        to->fmt->encode_row(&w->made[j].mat, r, w->weight[j].values + r * to->n_cols);
+}

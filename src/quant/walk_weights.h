@@ -1,0 +1,79 @@
+/* Private to the walk: the weights of the block at hand, in full precision and as they were made,
+ * on their way between the source, the frame's slots and the working folder. */
+#ifndef NB_QUANT_WALK_WEIGHTS_H
+#define NB_QUANT_WALK_WEIGHTS_H
+
+#include "quant/walk.h"
+
+/* Weights as floats, of one linear. */
+typedef struct {
+    float *values; /* [n_rows][n_cols] */
+    int64_t n;
+} nb_floats;
+
+typedef struct {
+    const nb_walk_job *job;
+    nb_walk_result *result;
+    nb_walk_plan plan;
+    nb_streams streams;
+    nb_algebra la;
+    nb_config config;               /* of the whole model */
+    bool quantized_flow, has_other; /* stream 0 is the quantized model; stream 1 the original */
+    bool by_block;                  /* the method tunes whole blocks */
+    unsigned needs, transform_needs;
+    int64_t layer;
+    int64_t index[NB_N_LINEARS]; /* of the plan */
+    int64_t gain_index[2], bias_index[NB_N_LINEARS];
+    nb_floats weight[NB_N_LINEARS]; /* where they are held: of the group at hand, or, with a
+                                    transform, of the block */
+    nb_loaded source, made[NB_N_LINEARS];
+    nb_input_stats stats[NB_N_POINTS];
+    double done, started;
+    char what[64];
+} nb_walker;
+
+/* Where the weights of block w->layer are in the plan. */
+void nb_walker_find(nb_walker *w);
+static inline bool nb_walker_quantizes(const nb_walker *w, int j)
+{
+    return w->job->plan->how[w->index[j]] == NB_HOW_QUANTIZE;
+}
+/* Norms and biases into all slots. */
+nb_status nb_walker_load_norms(nb_walker *w, nb_err *err);
+/* Weight j in full precision into w->weight[j]; refuses what is not finite. */
+nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err);
+void nb_walker_drop_floats(nb_walker *w, int j);
+
+/* The source's own weight into a slot. */
+nb_status nb_walker_set_original(nb_walker *w, int slot, int j, nb_err *err);
+/* The full-precision weight into slot 1: as transformed, because what the other stream feeds the
+ * linears is compared with what stream 0 does. */
+nb_status nb_walker_set_other(nb_walker *w, int j, nb_err *err);
+/* What was made of a weight into slot 0: in mode f, unless the scheme quantizes activations (A7).
+ */
+nb_status nb_walker_set_made(nb_walker *w, int j, nb_err *err);
+/* Frees the weights of a point in all slots. */
+void nb_walker_drop_linears(nb_walker *w, nb_point point);
+
+/* Room for weight j in its planned format, all zero. */
+nb_status nb_walker_room(nb_walker *w, int j, nb_err *err);
+/* A weight that the plan does not quantize, but a transform has changed, into its room. */
+void nb_walker_encode_plain(nb_walker *w, int j);
+/* What was made of weight j into the working folder. */
+nb_status nb_walker_keep(nb_walker *w, int j, nb_err *err);
+/* A changed vector of the plan into the working folder. */
+nb_status nb_walker_keep_vector(nb_walker *w, int64_t index, const float *x, nb_err *err);
+/* Adds an object to the report. Losses that are NaN are left out, as is an empty note. */
+nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, const char *note,
+                         double seconds, nb_err *err);
+
+/* A sweep of stream i with the weights that are in its slot: statistics `needs` at all points into
+ * w->stats, if not 0, and the results kept. */
+nb_status nb_walker_sweep(nb_walker *w, int i, unsigned needs, bool keep, nb_err *err);
+/* walk_block.c: the block at hand as a whole, by the method's tune_block. */
+nb_status nb_walker_tune_block(nb_walker *w, nb_err *err);
+/* The block's transform, by statistics of stream 0 with full-precision weights, which are then
+ * held, changed, in w->weight. */
+nb_status nb_walker_transform(nb_walker *w, nb_err *err);
+
+#endif
