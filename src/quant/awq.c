@@ -12,6 +12,7 @@
  * s = 1 comes first, and the first of equals wins: the loss is never above that of plain rounding.
  * The paper's search for q, k, v looks behind the attention instead; ours does not run the block.
  */
+#include "quant/awq_clip.h"
 #include "quant/trial.h"
 
 #include "kernel/math.h"
@@ -286,6 +287,26 @@ static bool any_power(const search *x)
     return false;
 }
 
+/* The rotations after q and k make their errors hard to foretell: the paper leaves them alone. */
+static nb_status clip(const search *x, char *note, size_t room, nb_err *err)
+{
+    double share = 0;
+    int count = 0;
+    for (int i = 0; i < x->trial.n; i++) {
+        const nb_linear_id id = x->trial.linear[i].id;
+        double clipped;
+        if (id == NB_LINEAR_Q || id == NB_LINEAR_K)
+            continue;
+        NB_TRY(nb_awq_clip(x->job, id, x->h, &clipped, err));
+        share += clipped;
+        count++;
+    }
+    const size_t len = strlen(note);
+    if (count > 0)
+        snprintf(note + len, room - len, ", %.0f %% of groups clipped", 100 * share / count);
+    return NB_OK;
+}
+
 static nb_status awq_point(const nb_transform_job *job, nb_point point, const awq_options *o,
                            nb_transform_result *result, nb_err *err)
 {
@@ -304,12 +325,11 @@ static nb_status awq_point(const nb_transform_job *job, nb_point point, const aw
         goto done;
     result->before[point] = best.before;
     result->after[point] = best.loss;
-    if (best.moved) {
-        snprintf(note, room, "alpha %.3g%s", best.alpha, best.duo ? ", duo" : "");
+    snprintf(note, room, "alpha %.3g%s", best.alpha, best.duo ? ", duo" : "");
+    if (best.moved)
         NB_TRY_GOTO(s, nb_transform_move(job, point, x.best_s, err));
-    } else {
-        snprintf(note, room, "alpha 0");
-    }
+    if (o->clip && !nb_trial_searches(job->method))
+        s = clip(&x, note, room, err);
 done:
     search_free(&x);
     return s;
