@@ -232,7 +232,7 @@ static json_t *plan_json(const nb_rewriting *r)
     json_t *a = json_pack(
         "{s:o,s:s,s:o,s:s,s:o,s:o,s:o,s:I,s:I,s:I,s:I}", "source", text_json(r->source),
         "source_container", nb_container_name(nb_store_kind_of(r->store)), "output",
-        text_json(r->output), "container", nb_container_name(plan->request.to), "scheme",
+        text_json(r->output), "container", nb_target_name(&plan->request), "scheme",
         text_json(scheme == NULL ? NULL : scheme->name), "method",
         text_json(scheme == NULL ? NULL : r->method->quantizer->name), "group_size", group,
         "n_tensors", (json_int_t)plan->n, "n_quantized", (json_int_t)plan->n_quantized,

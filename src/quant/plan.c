@@ -3,6 +3,7 @@
 
 #include "quant/roles.h"
 #include "quant/rope_factors.h"
+#include "quant/target.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@ typedef struct {
     nb_store *store;
     bool is_f32;         /* a model whose floats have 32 bits: then all of them do */
     nb_loaded loaded;    /* of the few weights that planning has to look into */
+    int64_t n_affine;    /* weights in codes of an affine format */
     int64_t n_unblocked; /* weights whose rows are no whole blocks, and the first of them */
     const nb_weight *first_unblocked;
 } planner;
@@ -49,8 +51,10 @@ static nb_status find_main_type(planner *p, nb_err *err)
     /* Blocks have F16 scales, which readers turn into the type of the whole folder. */
     const bool keeps_blocks = r->scheme == NULL && r->dtype == NB_DTYPE_KEEP &&
                               r->to == NB_STORE_HF && nb_store_kind_of(store) == NB_STORE_GGUF;
-    p->plan->main_type = keeps_blocks ? NB_F16 : NB_BF16;
-    if (keeps_blocks)
+    const bool turns_blocks =
+        nb_target_turns(r->layout) && nb_store_kind_of(store) == NB_STORE_GGUF;
+    p->plan->main_type = keeps_blocks || turns_blocks ? NB_F16 : NB_BF16;
+    if (keeps_blocks || turns_blocks)
         return NB_OK;
     for (int64_t i = 0; i < nb_store_n_weights(store); i++) {
         const nb_weight *w = nb_store_weight(store, i);
@@ -212,7 +216,7 @@ static bool be_affine_of_block(nb_weight *to, nb_how *how)
 /* And back: a group of several blocks repeats its scale. */
 static nb_status be_block_of_affine(planner *p, nb_weight *to, nb_how *how, nb_err *err)
 {
-    const nb_format *fmt = to->fmt->bits == 4 ? &nb_format_q4_0 : &nb_format_q8_0;
+    const nb_format *fmt = to->fmt->bits <= 4 ? &nb_format_q4_0 : &nb_format_q8_0;
     const bool whole = to->n_cols % fmt->block_len == 0;
     const bool same = to->symmetric && to->group_size % fmt->block_len == 0;
     if (whole && same) {
@@ -268,7 +272,8 @@ static nb_status quantize(planner *p, const nb_weight *from, nb_weight *to, nb_h
     const nb_scheme *scheme = p->plan->request.scheme;
     const nb_role role = nb_role_of(from);
     if (role == NB_ROLE_LINEAR && scheme->fmt->affine)
-        be_affine(to, how, scheme, p->plan->group_size, p->plan->main_type);
+        be_affine(to, how, scheme, p->plan->group_size,
+                  nb_target_turns(p->plan->request.layout) ? NB_F16 : p->plan->main_type);
     else if (role == NB_ROLE_LINEAR)
         be_block(p, to, how, scheme->fmt);
     else if ((role == NB_ROLE_EMBED || role == NB_ROLE_HEAD) && !scheme->fmt->affine)
@@ -276,22 +281,32 @@ static nb_status quantize(planner *p, const nb_weight *from, nb_weight *to, nb_h
     else
         NB_TRY(keep(p, from, to, how, err));
     p->plan->n_quantized += *how == NB_HOW_QUANTIZE;
-    p->plan->n_requantized += *how == NB_HOW_QUANTIZE && !is_plain(from);
+    p->plan->n_requantized += *how == NB_HOW_QUANTIZE && (!is_plain(from) || from->reordered);
     return NB_OK;
 }
 
 static nb_status convert_to_hf(planner *p, const nb_weight *from, nb_weight *to, nb_how *how,
                                nb_err *err)
 {
-    if (nb_store_kind_of(p->store) == NB_STORE_HF)
-        return NB_OK; /* whatever a folder holds, another one does */
+    const bool turned = nb_target_turns(p->plan->request.layout);
+    if (nb_store_kind_of(p->store) == NB_STORE_HF) {
+        /* Whatever a folder holds, another one does; only scales may have to be another type. */
+        if (turned && from->fmt->affine && from->scale_type != NB_F16) {
+            to->scale_type = NB_F16;
+            *how = NB_HOW_REPACK;
+        }
+        return NB_OK;
+    }
+    const nb_role role = nb_role_of(from);
+    if (turned && role == NB_ROLE_LINEAR && be_affine_of_block(to, how))
+        return NB_OK;
     if (is_plain(from) || p->plan->request.dtype == NB_DTYPE_AUTO)
         return keep(p, from, to, how, err);
-    const nb_role role = nb_role_of(from);
-    if ((role == NB_ROLE_LINEAR || role == NB_ROLE_HEAD) && be_affine_of_block(to, how))
+    if ((role == NB_ROLE_LINEAR || (role == NB_ROLE_HEAD && !turned)) &&
+        be_affine_of_block(to, how))
         return NB_OK;
     /* No reader of folders knows embeddings in codes. Binary32 holds code * scale exactly. */
-    if (role == NB_ROLE_EMBED || role == NB_ROLE_VECTOR) {
+    if (role == NB_ROLE_EMBED || role == NB_ROLE_VECTOR || (turned && role == NB_ROLE_HEAD)) {
         be_plain(to, how, &nb_format_f32);
         return NB_OK;
     }
@@ -315,6 +330,12 @@ static nb_status convert(planner *p, const nb_weight *from, nb_weight *to, nb_ho
         be_plain(to, how, gguf && vector ? &nb_format_f32 : formats[dtype]);
         return NB_OK;
     }
+    if (from->reordered)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%s: the columns of tensor '%.200s' are in groups by an order of their own "
+                       "(desc_act), which nothing that nibble writes can say; --dtype bf16 makes "
+                       "floats, nibble quantize chooses new codes",
+                       nb_store_path(p->store), from->name);
     if (!gguf)
         return convert_to_hf(p, from, to, how, err);
     if (nb_store_kind_of(p->store) == NB_STORE_GGUF)
@@ -330,12 +351,23 @@ static nb_status convert(planner *p, const nb_weight *from, nb_weight *to, nb_ho
 
 /* ---- all weights ---- */
 
+/* GPTQ and AWQ: zero points are always there, and GPTQ has an index for each column. */
+static int64_t turned_bytes(const nb_weight *w)
+{
+    const int64_t n_groups = w->n_cols / w->group_size;
+    const int64_t codes = w->n_rows * w->n_cols * w->fmt->bits / 8;
+    const int64_t order = w->layout == NB_LAYOUT_AWQ ? 0 : 4 * w->n_cols;
+    return codes + order + n_groups * (2 * w->n_rows + w->n_rows * w->fmt->bits / 8);
+}
+
 /* As the reader of the file will count them (nb_weight). */
 static int64_t weight_bytes(const nb_weight *w)
 {
     const int64_t word_bits = 32, n_words = (w->n_cols * w->fmt->bits + word_bits - 1) / word_bits;
     if (!w->fmt->affine)
         return w->n_rows * (w->n_cols / w->fmt->block_len) * w->fmt->block_bytes;
+    if (nb_target_turns(w->layout))
+        return turned_bytes(w);
     const bool packed = w->fmt->bits != 8 || w->act.bits == 0;
     const int64_t n_groups = w->n_cols / w->group_size;
     int64_t bytes = packed ? 16 + w->n_rows * 4 * n_words : w->n_rows * w->n_cols;
@@ -376,9 +408,13 @@ static nb_status add(planner *p, const nb_weight *from, nb_err *err)
     nb_how *how = &plan->how[plan->n];
     plan->from[plan->n] = from;
     *to = *from;
+    to->reordered = false;
     *how = NB_HOW_COPY;
     NB_TRY(plan->request.scheme != NULL ? quantize(p, from, to, how, err)
                                         : convert(p, from, to, how, err));
+    if (to->fmt->affine && (nb_target_turns(to->layout) || nb_target_turns(plan->request.layout)))
+        to->layout = plan->request.layout;
+    p->n_affine += to->fmt->affine;
     if (plan->request.to == NB_STORE_GGUF && to->n_dims == 0) {
         to->n_dims = 1; /* GGUF knows no scalars */
         to->dims[0] = 1;
@@ -472,6 +508,7 @@ static nb_status make(planner *p, nb_err *err)
 {
     nb_plan *plan = p->plan;
     const int64_t n = nb_store_n_weights(p->store);
+    NB_TRY(nb_target_check(&plan->request, err));
     NB_TRY(nb_config_read(p->store, &plan->config, err));
     NB_TRY(nb_roles_check(p->store, &plan->config, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->weights, n + 1, err));
@@ -486,6 +523,10 @@ static nb_status make(planner *p, nb_err *err)
     for (int64_t i = 0; i < n; i++)
         NB_TRY(add(p, nb_store_weight(p->store, i), err));
     NB_TRY(add_rope_factors(p, err));
+    if (nb_target_turns(plan->request.layout) && p->n_affine == 0)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%s: no weight is in codes that %s can hold; nibble quantize chooses some",
+                       nb_store_path(p->store), nb_target_name(&plan->request));
     return add_notes(p, err);
 }
 

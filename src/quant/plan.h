@@ -25,6 +25,7 @@ typedef enum { NB_DTYPE_AUTO, NB_DTYPE_KEEP, NB_DTYPE_F32, NB_DTYPE_F16, NB_DTYP
 
 typedef struct {
     nb_store_kind to;
+    nb_layout layout;        /* of a folder's quantized weights */
     const nb_scheme *scheme; /* quantize; NULL: convert */
     nb_dtype dtype;          /* convert */
     bool requantize;         /* convert: where codes cannot be carried over, choose new ones */

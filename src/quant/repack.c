@@ -1,6 +1,7 @@
 /* See repack.h. */
 #include "quant/repack.h"
 
+#include "numeric/codebits.h"
 #include "numeric/minifloat.h"
 
 #include <assert.h>
@@ -30,7 +31,7 @@ static bool read_row(source_row *s, const nb_mat *from, int64_t r, void *scratch
     s->row = (nb_int_row){
         .scale = floats, .min = floats + n, .zero = zeros, .code = (int8_t *)(void *)(zeros + n)};
     from->fmt->int_form(from, &s->form);
-    if (s->form.has_min || s->form.has_zero)
+    if (s->form.has_min)
         return false;
     from->fmt->int_row(from, r, &s->row);
     if (s->form.table != NULL) {
@@ -69,12 +70,31 @@ static bool codes_within(const source_row *s, int lo, int hi)
 
 /* ---- what is written ---- */
 
+/* The zero point of columns [c, c + n), if it is one and a code. */
+static bool zero_of(const source_row *s, int64_t c, int64_t n, int half, int8_t *out)
+{
+    *out = 0;
+    if (!s->form.has_zero)
+        return true;
+    const int64_t first = c / s->form.segment_len, last = (c + n - 1) / s->form.segment_len;
+    const int zero = s->row.zero[first];
+    for (int64_t k = first + 1; k <= last; k++) {
+        if (s->row.zero[k] != zero)
+            return false;
+    }
+    *out = (int8_t)zero;
+    return zero >= -half && zero < half;
+}
+
 static bool write_affine(nb_mat *to, int64_t r, const source_row *s)
 {
-    const int64_t n_groups = nb_mat_n_groups(to);
+    const int half = 1 << (to->fmt->bits - 1);
+    const int64_t n_groups = nb_mat_n_groups(to), n = to->group_size;
     for (int64_t g = 0; g < n_groups; g++) {
-        if (!scale_of(s, g * to->group_size, to->group_size, to->scale_type, to->scales,
-                      r * n_groups + g))
+        const int64_t i = r * n_groups + g;
+        if (!scale_of(s, g * n, n, to->scale_type, to->scales, i))
+            return false;
+        if (to->zeros != NULL && !zero_of(s, g * n, n, half, &to->zeros[i]))
             return false;
     }
     uint8_t *codes = nb_mat_row(to, r);
@@ -82,9 +102,8 @@ static bool write_affine(nb_mat *to, int64_t r, const source_row *s)
         memcpy(codes, s->row.code, (size_t)to->n_cols);
         return true;
     }
-    memset(codes, 0, (size_t)to->row_bytes);
-    for (int64_t c = 0; c < to->n_cols; c++)
-        codes[c / 2] |= (uint8_t)((s->row.code[c] + 8) << c % 2 * 4);
+    nb_codebits_put(codes, to->fmt->bits, 0, s->row.code, to->n_cols, half);
+    nb_codebits_clear_rest(codes, to->fmt->bits, to->n_cols);
     return true;
 }
 
@@ -113,8 +132,10 @@ bool nb_repack_row(nb_mat *to, const nb_mat *from, int64_t r, void *scratch)
     const int bits = to->fmt->bits;
     if (!codes_within(&s, -(1 << (bits - 1)), (1 << (bits - 1)) - 1))
         return false;
+    if (s.form.has_zero && to->zeros == NULL)
+        return false; /* blocks have none either */
     if (to->fmt->affine)
-        return to->zeros == NULL && write_affine(to, r, &s);
+        return write_affine(to, r, &s);
     assert(to->fmt == &nb_format_q4_0 || to->fmt == &nb_format_q8_0);
     return write_blocks(to, r, &s);
 }

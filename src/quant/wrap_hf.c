@@ -2,6 +2,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "quant/wrapping.h"
 
+#include "quant/target.h"
 #include "text/tokenizer.h"
 
 #include <assert.h>
@@ -70,7 +71,8 @@ static const char *dtype_name(const nb_format *fmt)
     return fmt == &nb_format_f32 ? "float32" : fmt == &nb_format_f16 ? "float16" : "bfloat16";
 }
 
-/* Readers turn every tensor into the type that the config names: that of the largest one. */
+/* Readers turn every tensor into the type that the config names: that of the largest one, but F16
+ * where that is the type of all scales. */
 static const nb_format *folder_type(const nb_plan *plan)
 {
     const nb_format *main_format = plan->main_type == NB_F16 ? &nb_format_f16 : &nb_format_bf16;
@@ -82,6 +84,8 @@ static const nb_format *folder_type(const nb_plan *plan)
             !plan->weights[i].fmt->affine)
             embed = plan->weights[i].fmt;
     }
+    if (any_quantized && nb_target_turns(plan->request.layout))
+        return &nb_format_f16;
     const bool widened = plan->request.dtype == NB_DTYPE_KEEP && any_quantized;
     return widened ? main_format : embed;
 }
@@ -92,7 +96,7 @@ static nb_status add_config(nb_wrapping *w, const nb_plan *plan, json_t *config,
     json_t *quantization = NULL;
     if (config == NULL)
         return no_memory(err);
-    nb_status s = nb_ct_config(&quantization, plan->weights, plan->n, err);
+    nb_status s = nb_hf_quantization(&quantization, plan->weights, plan->n, err);
     if (s != NB_OK) {
         json_decref(config);
         return s;
@@ -110,6 +114,16 @@ static nb_status add_config(nb_wrapping *w, const nb_plan *plan, json_t *config,
         return no_memory(err);
     }
     return add_json(w, "config.json", config, err);
+}
+
+/* Older readers of GPTQ look for its words in a file of their own. */
+static nb_status add_quantize_config(nb_wrapping *w, const nb_plan *plan, nb_err *err)
+{
+    json_t *quantization = NULL;
+    if (plan->request.layout != NB_LAYOUT_GPTQ && plan->request.layout != NB_LAYOUT_GPTQ_V2)
+        return NB_OK;
+    NB_TRY(nb_hf_quantization(&quantization, plan->weights, plan->n, err));
+    return quantization == NULL ? NB_OK : add_json(w, "quantize_config.json", quantization, err);
 }
 
 /* ---- from a folder ---- */
@@ -132,8 +146,9 @@ static nb_status copy_file(nb_wrapping *w, const nb_store *store, const char *na
 
 static nb_status from_folder(nb_wrapping *w, nb_store *store, const nb_plan *plan, nb_err *err)
 {
-    static_assert(sizeof copied / sizeof *copied < NB_MAX_SIDE_FILES, "room for all of them");
+    static_assert(sizeof copied / sizeof *copied + 2 <= NB_MAX_SIDE_FILES, "room for all of them");
     NB_TRY(add_config(w, plan, json_deep_copy(nb_store_config(store)), err));
+    NB_TRY(add_quantize_config(w, plan, err));
     for (size_t i = 0; i < sizeof copied / sizeof *copied; i++)
         NB_TRY(copy_file(w, store, copied[i], err));
     return NB_OK;
@@ -223,6 +238,7 @@ static nb_status from_gguf(nb_wrapping *w, nb_store *store, const nb_plan *plan,
     if (nb_config_to_json(&plan->config, &config, err) != NB_OK)
         return nb_context(err, "%s", nb_store_path(store));
     NB_TRY(add_config(w, plan, config, err));
+    NB_TRY(add_quantize_config(w, plan, err));
     NB_TRY(nb_store_chat_template(store, &template_, &len, err));
     NB_TRY(nb_tokenizer_open(&tokenizer, store, err));
     const nb_status s = add_tokenizer(w, tokenizer, template_, len, err);

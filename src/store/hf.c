@@ -239,8 +239,11 @@ static nb_status parse_quantization(nb_store *store, nb_err *err)
 {
     nb_hf_state *hf = store->state;
     const json_t *q = json_object_get(store->config, "quantization_config");
+    const char *method = json_string_value(json_object_get(q, "quant_method"));
     nb_status s = refuse_other_configs(store->config, err);
-    if (s == NB_OK && q != NULL && !json_is_null(q))
+    if (s == NB_OK && method != NULL && (strcmp(method, "gptq") == 0 || strcmp(method, "awq") == 0))
+        s = nb_qweight_parse(&hf->qweight, q, err);
+    else if (s == NB_OK && q != NULL && !json_is_null(q))
         s = nb_ct_parse(&hf->ct, &store->arena, q, hf->n_tensors, err);
     return s == NB_OK ? NB_OK : nb_context(err, "%s/config.json", store->path);
 }
@@ -337,6 +340,65 @@ static nb_status add_quantized(nb_store *store, nb_located at, const char *modul
     return NB_OK;
 }
 
+/* g_idx is data, but without it nobody knows whether groups are runs of columns. */
+static nb_status read_order(nb_store *store, nb_hf_recipe *r, nb_weight *w, nb_err *err)
+{
+    const nb_st_tensor *t = r->order.tensor;
+    if (t == NULL)
+        return NB_OK;
+    nb_buf g_idx = {0};
+    bool in_order = true;
+    nb_status s = nb_buf_reserve(&g_idx, (size_t)t->bytes, err);
+    if (s == NB_OK)
+        s = nb_st_read(r->order.file, t, g_idx.data, err);
+    if (s == NB_OK && nb_qweight_check_order(w, (const int32_t *)(const void *)g_idx.data,
+                                             &in_order, err) != NB_OK)
+        s = nb_context(err, "tensor '%.200s'", t->name);
+    nb_buf_free(&g_idx);
+    if (s != NB_OK || in_order)
+        return s;
+    nb_weight *coded;
+    NB_TRY(NB_ARENA_ALLOC(&store->arena, &coded, 1, err));
+    *coded = *w;
+    r->turned = coded;
+    w->fmt = &nb_format_f32;
+    w->reordered = true;
+    return NB_OK;
+}
+
+/* A weight of GPTQ or AWQ: `at` is P.qweight. */
+static nb_status add_turned(nb_store *store, nb_located at, const char *module, nb_err *err)
+{
+    nb_hf_state *hf = store->state;
+    if (!nb_qweight_is(hf->qweight.layout))
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "tensor '%.200s': codes of GPTQ or AWQ, and config.json has no "
+                       "quantization_config of theirs",
+                       at.tensor->name);
+    nb_weight *w = &store->weights[store->n_weights];
+    nb_hf_recipe *r = &hf->recipes[store->n_weights];
+    *w = (nb_weight){.file_name = at.tensor->name};
+    *r = (nb_hf_recipe){.codes = at, .turned = w};
+    char *name;
+    NB_TRY(nb_arena_format(&store->arena, &name, err, "%s.weight", module));
+    w->name = name;
+    if (nb_names_find(hf->names, hf->n_tensors, name) != NULL)
+        return nb_fail(err, NB_DATA, "tensors '%.200s' and '%.200s' are one weight, twice",
+                       at.tensor->name, name);
+    NB_TRY(find_part(store, &r->scale, module, "scales", err));
+    NB_TRY(find_part(store, &r->zero_point, module, "qzeros", err));
+    if (hf->qweight.layout != NB_LAYOUT_AWQ)
+        NB_TRY(find_part(store, &r->order, module, "g_idx", err));
+    const nb_qweight_parts parts = {.qweight = at.tensor,
+                                    .qzeros = r->zero_point.tensor,
+                                    .scales = r->scale.tensor,
+                                    .g_idx = r->order.tensor};
+    NB_TRY(nb_qweight_describe(w, &hf->qweight, &parts, err));
+    NB_TRY(read_order(store, r, w, err));
+    store->n_weights++;
+    return NB_OK;
+}
+
 static const nb_format *plain_format(nb_st_dtype dtype)
 {
     switch (dtype) {
@@ -424,16 +486,19 @@ static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
     const char *name = at.tensor->name;
     const bool packed = ends_with(name, ".weight_packed");
     const bool int8 = ends_with(name, ".weight") && at.tensor->dtype == NB_ST_I8;
+    const bool turned = ends_with(name, ".qweight");
     const bool float_weight = ends_with(name, ".weight") && !int8;
-    if (!packed && is_part_name(name))
+    if (!packed && !turned && is_part_name(name))
         return NB_OK; /* looked for by name; whether it was is asked at the end */
     hf->used[i] = true;
-    if (!packed && !int8 && (!float_weight || hf->ct.n_groups == 0))
+    if (!packed && !int8 && !turned && (!float_weight || hf->ct.n_groups == 0))
         return add_plain(store, at, err);
 
     char *module;
     const char *dot = strrchr(name, '.');
     NB_TRY(nb_arena_text(&store->arena, &module, name, (size_t)(dot - name), err));
+    if (turned)
+        return add_turned(store, at, module, err);
     if (packed || int8)
         return add_quantized(store, at, module, packed, err);
     bool named;

@@ -5,6 +5,7 @@
 
 #include "store/compressed_tensors.h"
 #include "store/container.h"
+#include "store/qweight.h"
 
 /* A tensor and the file it is in; {NULL, NULL}: not there. */
 typedef struct {
@@ -14,8 +15,10 @@ typedef struct {
 
 /* How weight i is read. */
 typedef struct {
-    const nb_ct_group *group; /* NULL: plain numbers */
-    nb_located codes, scale, zero_point;
+    const nb_ct_group *group; /* compressed-tensors; NULL: not */
+    const nb_weight
+        *turned; /* GPTQ and AWQ: what the codes are; NULL: not. Neither: plain numbers */
+    nb_located codes, scale, zero_point, order;
 } nb_hf_recipe;
 
 typedef struct {
@@ -26,6 +29,7 @@ typedef struct {
     bool *used;          /* which tensors belong to a weight */
     int64_t n_tensors;
     nb_ct ct;
+    nb_qweight_spec qweight;
     nb_hf_recipe *recipes; /* one a weight */
 } nb_hf_state;
 

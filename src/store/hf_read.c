@@ -91,8 +91,108 @@ static nb_status read_zeros(const nb_hf_recipe *r, const nb_weight *w, nb_loaded
     return NB_OK;
 }
 
+/* ---- GPTQ and AWQ ---- */
+
+static nb_status read_turned_zeros(const nb_hf_recipe *r, nb_loaded *out, nb_err *err)
+{
+    const nb_weight *w = r->turned;
+    const int64_t n = w->n_rows * (w->n_cols / w->group_size);
+    NB_TRY(read_into(&out->scratch, r->zero_point, 0, err));
+    out->zeros.len = 0;
+    NB_TRY(nb_buf_reserve(&out->zeros, (size_t)n, err));
+    return nb_qweight_read_zeros((int8_t *)out->zeros.data, w, r->zero_point.tensor->name,
+                                 (const uint32_t *)(const void *)out->scratch.data, err);
+}
+
+static nb_status read_turned_scales(const nb_hf_recipe *r, nb_loaded *out, nb_err *err)
+{
+    const nb_weight *w = r->turned;
+    const size_t n = (size_t)r->scale.tensor->bytes;
+    NB_TRY(read_into(&out->scratch, r->scale, 0, err));
+    out->scales.len = 0;
+    NB_TRY(nb_buf_reserve(&out->scales, n, err));
+    nb_qweight_turn(out->scales.data, out->scratch.data, w->n_cols / w->group_size, w->n_rows,
+                    nb_float_bytes(w->scale_type));
+    return NB_OK;
+}
+
+/* Groups are no runs of columns: a row becomes the values that its codes mean. `m` has codes,
+ * scales and zero points; its rows are written anew as f32, in `out`. */
+static void spread_row(float *y, const nb_mat *m, int64_t r, const int32_t *g_idx,
+                       const nb_int_row *row)
+{
+    m->fmt->int_row(m, r, row);
+    for (int64_t k = 0; k < m->n_cols; k++) {
+        const int64_t g = g_idx[k];
+        y[k] = row->scale[g] * (float)(row->code[k] - (m->zeros != NULL ? row->zero[g] : 0));
+    }
+}
+
+static nb_status read_reordered(const nb_hf_recipe *r, nb_loaded *out, nb_err *err)
+{
+    const nb_mat coded = out->mat;
+    const size_t n_cols = (size_t)coded.n_cols, n_groups = (size_t)nb_mat_n_groups(&coded);
+    size_t bytes;
+    bool in_order;
+    NB_TRY(read_into(&out->scratch, r->order, 0, err));
+    const int32_t *g_idx = (const int32_t *)(const void *)out->scratch.data;
+    if (nb_qweight_check_order(r->turned, g_idx, &in_order, err) != NB_OK)
+        return nb_context(err, "tensor '%.200s'", r->order.tensor->name);
+    if (!nb_mul_size(n_cols * sizeof(float), (size_t)coded.n_rows, &bytes))
+        return nb_fail(err, NB_MEMORY, "%lld rows do not fit in memory", (long long)coded.n_rows);
+    nb_buf values = {0}, room = {0};
+    nb_status s = nb_buf_reserve(&values, bytes, err);
+    if (s == NB_OK)
+        s = nb_buf_reserve(&room, n_groups * (sizeof(float) + sizeof(int16_t)) + n_cols, err);
+    if (s == NB_OK) {
+        float *scale = (float *)(void *)room.data, *y = (float *)(void *)values.data;
+        int16_t *zero = (int16_t *)(void *)(scale + n_groups);
+        const nb_int_row row = {
+            .scale = scale, .zero = zero, .code = (int8_t *)(void *)(zero + n_groups)};
+        for (int64_t i = 0; i < coded.n_rows; i++)
+            spread_row(y + i * coded.n_cols, &coded, i, g_idx, &row);
+        nb_buf_free(&out->codes);
+        out->codes = values;
+        out->mat = (nb_mat){.fmt = &nb_format_f32,
+                            .n_rows = coded.n_rows,
+                            .n_cols = coded.n_cols,
+                            .codes = y,
+                            .row_bytes = coded.n_cols * (int64_t)sizeof *y};
+    } else {
+        nb_buf_free(&values);
+    }
+    nb_buf_free(&room);
+    return s;
+}
+
+static nb_status read_turned(const nb_hf_recipe *r, nb_loaded *out, nb_err *err)
+{
+    const nb_weight *w = r->turned;
+    nb_mat *m = &out->mat;
+    *m = (nb_mat){.fmt = w->fmt,
+                  .n_rows = w->n_rows,
+                  .n_cols = w->n_cols,
+                  .group_size = w->group_size,
+                  .scale_type = w->scale_type};
+    NB_TRY(nb_format_row_bytes(w->fmt, w->n_cols, &m->row_bytes, err));
+    NB_TRY(read_turned_zeros(r, out, err));
+    NB_TRY(read_turned_scales(r, out, err));
+    NB_TRY(read_into(&out->scratch, r->codes, 0, err));
+    out->codes.len = 0;
+    NB_TRY(nb_buf_reserve(&out->codes, (size_t)(w->n_rows * m->row_bytes), err));
+    nb_qweight_read_codes(out->codes.data, w, (const uint32_t *)(const void *)out->scratch.data);
+    m->codes = out->codes.data;
+    m->scales = out->scales.data;
+    m->zeros = w->symmetric ? NULL : (int8_t *)out->zeros.data;
+    return NB_OK;
+}
+
 static nb_status read_weight(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err)
 {
+    if (r->turned != NULL) {
+        NB_TRY(read_turned(r, out, err));
+        return w->reordered ? read_reordered(r, out, err) : NB_OK;
+    }
     out->mat = (nb_mat){.fmt = w->fmt, .n_rows = w->n_rows, .n_cols = w->n_cols};
     if (r->group == NULL) {
         NB_TRY(read_into(&out->codes, r->codes, 0, err));
@@ -111,11 +211,11 @@ nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err)
 {
     const nb_hf_recipe *r = &((nb_hf_state *)store->state)->recipes[i];
     const nb_status s = read_weight(r, &store->weights[i], out, err);
-    const nb_located parts[] = {r->codes, r->scale, r->zero_point};
+    const nb_located parts[] = {r->codes, r->scale, r->zero_point, r->order};
     /* Bytes that make no sense may come from a file that was replaced: say that, then. */
     if (s != NB_OK && s != NB_DATA)
         return s;
-    for (int p = 0; p < 3; p++) {
+    for (size_t p = 0; p < sizeof parts / sizeof *parts; p++) {
         if (parts[p].tensor != NULL)
             NB_TRY(nb_file_check_unchanged(&parts[p].file->file, err));
     }

@@ -1,9 +1,11 @@
 /* Writes Hugging Face folders: model.safetensors or shards with their index, and the side files,
  * all in a temporary folder that gets its name at the end. Tensors are laid out when the sink is
- * opened, so each put only streams bytes; quantized weights become compressed-tensors. */
+ * opened, so each put only streams bytes; quantized weights are written as their layout says:
+ * compressed-tensors, or GPTQ and AWQ, which qweight.h knows. */
 #include "store/compressed_tensors.h"
 #include "store/container.h"
 #include "store/ct_pack.h"
+#include "store/qweight.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -12,7 +14,15 @@
 #define CHUNK_BYTES         ((size_t)1 << 20)
 
 /* What a tensor of the file holds of its weight. */
-typedef enum { PART_PLAIN, PART_PACKED, PART_INT8, PART_SHAPE, PART_ZERO, PART_SCALE } part_kind;
+typedef enum {
+    PART_PLAIN,
+    PART_PACKED,
+    PART_INT8,
+    PART_SHAPE,
+    PART_ZERO,
+    PART_SCALE,
+    PART_TURNED, /* and of GPTQ and AWQ: PART_TURNED + nb_qweight_kind */
+} part_kind;
 
 typedef struct {
     int64_t first, n; /* tensors */
@@ -69,6 +79,17 @@ static nb_status float_dtype(const char *name, nb_st_dtype *out, nb_err *err)
     return NB_OK;
 }
 
+static nb_status plan_turned(nb_sink *sink, const nb_weight *w, nb_err *err)
+{
+    nb_qweight_part parts[NB_QWEIGHT_MAX_PARTS];
+    int n;
+    NB_TRY(nb_qweight_plan(parts, &n, w, err));
+    for (int i = 0; i < n; i++)
+        NB_TRY(add_part(sink, w, parts[i].suffix, (part_kind)(PART_TURNED + (int)parts[i].kind),
+                        parts[i].dtype, parts[i].n_dims, parts[i].dims, err));
+    return NB_OK;
+}
+
 /* The largest elements first, so that tensors stay aligned as long as shapes are even. */
 static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
 {
@@ -80,6 +101,8 @@ static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
     const size_t len = strlen(w->name), end = strlen(".weight");
     if (len < end || strcmp(w->name + len - end, ".weight") != 0 || w->n_dims != 2)
         return nb_fail(err, NB_UNSUPPORTED, "only a module's two-dimensional weight is quantized");
+    if (nb_qweight_is(w->layout))
+        return plan_turned(sink, w, err);
     const int bits = w->fmt->bits;
     const int64_t n = w->n_rows, k = w->n_cols, n_groups = k / w->group_size;
     NB_TRY(float_dtype(nb_float_name(w->scale_type), &dtype, err));
@@ -266,9 +289,37 @@ static nb_status put_zeros(hf_out *hf, const nb_mat *m, const nb_st_tensor *t, n
     return nb_outfile_write(&hf->file, hf->chunk.data, (size_t)t->bytes, err);
 }
 
-static nb_status put_part(hf_out *hf, const nb_mat *m, part_kind kind, const nb_st_tensor *t,
-                          nb_err *err)
+static nb_status put_turned(hf_out *hf, const nb_weight *w, const nb_mat *m, nb_qweight_kind kind,
+                            const nb_st_tensor *t, nb_err *err)
 {
+    hf->chunk.len = 0;
+    NB_TRY(nb_buf_reserve(&hf->chunk, (size_t)t->bytes, err));
+    uint32_t *words = (uint32_t *)(void *)hf->chunk.data;
+    switch (kind) {
+    case NB_QWEIGHT_CODES:
+        nb_qweight_write_codes(words, w, m);
+        break;
+    case NB_QWEIGHT_ZEROS:
+        if (nb_qweight_write_zeros(words, w, m, err) != NB_OK)
+            return nb_context(err, "weight '%.200s'", w->name);
+        break;
+    case NB_QWEIGHT_ORDER:
+        for (int64_t k = 0; k < m->n_cols; k++)
+            words[k] = (uint32_t)(k / m->group_size);
+        break;
+    case NB_QWEIGHT_SCALES:
+        nb_qweight_turn(words, m->scales, m->n_rows, nb_mat_n_groups(m),
+                        nb_float_bytes(m->scale_type));
+        break;
+    }
+    return nb_outfile_write(&hf->file, words, (size_t)t->bytes, err);
+}
+
+static nb_status put_part(hf_out *hf, const nb_weight *w, const nb_mat *m, part_kind kind,
+                          const nb_st_tensor *t, nb_err *err)
+{
+    if (kind >= PART_TURNED)
+        return put_turned(hf, w, m, (nb_qweight_kind)((int)kind - PART_TURNED), t, err);
     switch (kind) {
     case PART_SHAPE:
         return nb_outfile_write(&hf->file, (const int64_t[]){m->n_rows, m->n_cols}, 16, err);
@@ -282,6 +333,7 @@ static nb_status put_part(hf_out *hf, const nb_mat *m, part_kind kind, const nb_
         break; /* fewer bits: nb_mat has the bytes of the file */
     case PART_PLAIN:
     case PART_INT8:
+    case PART_TURNED:
         break;
     }
     return nb_outfile_write(&hf->file, m->codes, (size_t)t->bytes, err);
@@ -298,7 +350,7 @@ static nb_status hf_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err 
         NB_TRY(start_shard(hf, err));
     }
     for (int64_t t = first; t < end; t++)
-        NB_TRY(put_part(hf, mat, hf->kinds[t], &hf->tensors[t], err));
+        NB_TRY(put_part(hf, &sink->plan[index], mat, hf->kinds[t], &hf->tensors[t], err));
     return NB_OK;
 }
 
@@ -355,4 +407,13 @@ nb_status nb_sink_open_hf(nb_sink **out, const char *path, bool force, const nb_
     }
     *out = sink;
     return NB_OK;
+}
+
+nb_status nb_hf_quantization(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err)
+{
+    for (int64_t i = 0; i < n_weights; i++) {
+        if (plan[i].fmt->affine && nb_qweight_is(plan[i].layout))
+            return nb_qweight_config(out, plan, n_weights, err);
+    }
+    return nb_ct_config(out, plan, n_weights, err);
 }

@@ -25,6 +25,10 @@ typedef struct {
     bool per_token; /* one scale a token; else unspecified (the kernels choose groups) */
 } nb_act_spec;
 
+/* How a Hugging Face folder lays out a quantized weight: compressed-tensors, GPTQ with zero points
+ * less one (version 1) or as they are, AWQ. */
+typedef enum { NB_LAYOUT_CT, NB_LAYOUT_GPTQ, NB_LAYOUT_GPTQ_V2, NB_LAYOUT_AWQ } nb_layout;
+
 #define NB_MAX_DIMS 4
 
 /* One weight, described. Also the plan of a weight to be written. */
@@ -39,7 +43,10 @@ typedef struct {
     bool symmetric;           /* affine only */
     nb_float_type scale_type; /* affine only */
     nb_act_spec act;
-    int64_t bytes; /* everything in the file that belongs to it */
+    nb_layout layout; /* affine only, of folders */
+    bool reordered;   /* codes in the file, whose groups are no runs of columns (GPTQ's g_idx): read
+                         as the f32 values that they mean */
+    int64_t bytes;    /* everything in the file that belongs to it */
 } nb_weight;
 
 /* `path` is a .gguf file (or the first of a split one) or a Hugging Face folder. */
@@ -86,7 +93,7 @@ typedef struct nb_sink nb_sink;
 
 /* Starts a Hugging Face folder (temporary beside the target). Weights are planned first, in the
  * order in which they will be put; side files are written as they are. Shards above
- * `shard_bytes` (0: 5 GB, as save_pretrained). Affine weights become compressed-tensors.
+ * `shard_bytes` (0: 5 GB, as save_pretrained). Affine weights are written in their layout.
  * With path NULL, here and below, nothing is written: the plan is checked and can be asked for its
  * size, and the sink can only be aborted. */
 nb_status nb_sink_open_hf(nb_sink **out, const char *path, bool force, const nb_weight *plan,
@@ -106,8 +113,12 @@ void nb_sink_abort(nb_sink *sink); /* NULL is fine */
 /* Bytes that the planned output's tensor files will have. */
 int64_t nb_sink_planned_bytes(const nb_sink *sink);
 
-/* The quantization_config (compressed-tensors) that describes the plan: NULL in *out when no
- * weight is affine. Weights sharing (bits, group, symmetry, activations) share a config group;
+/* The quantization_config that describes the plan, in the words of the weights' layout, which is
+ * one for all: NULL in *out when no weight is affine. NB_UNSUPPORTED says what it has no words for.
+ */
+nb_status nb_hf_quantization(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err);
+/* The same of compressed-tensors. Weights sharing (bits, group, symmetry, activations) share a
+ * config group;
  * unquantized 2-D linears go to `ignore`, embeddings are never named. Free with json_decref. */
 nb_status nb_ct_config(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err);
 

@@ -217,16 +217,61 @@ static void refused(void **state)
 
     shape(&from, &nb_format_int4, 64, 32, NB_F16, false);
     encode_random(&from, 1);
-    shape(&to, &nb_format_int4, 64, 32, NB_F16, true); /* a target with zero points */
+    shape(&to, &nb_format_int4, 64, 32, NB_F16, true); /* a target with zero points has zeros */
+    memset(to.zeros, 7, ROWS * 2);
+    assert_true(repack_all(&to, &from));
+    assert_same_values(&from, &to);
+    for (int i = 0; i < ROWS * 2; i++)
+        assert_int_equal(to.zeros[i], 0);
+}
+
+/* Zero points move with the codes, into wider groups only where they are one. */
+static void zero_points(void **state)
+{
+    (void)state;
+    static const nb_format *const formats[] = {&nb_format_int2, &nb_format_int3, &nb_format_int4,
+                                               &nb_format_int8};
+    static matrix from, to;
+    for (int f = 0; f < 4; f++) {
+        for (int t = f; t < 4; t++) {
+            shape(&from, formats[f], 64, 32, NB_F16, true);
+            encode_random(&from, 5);
+            shape(&to, formats[t], 64, 16, NB_F32, true);
+            assert_true(repack_all(&to, &from));
+            assert_same_values(&from, &to);
+            shape(&to, formats[t], 64, 32, NB_F16, false);
+            assert_false(repack_all(&to, &from));
+        }
+    }
+    shape(&from, &nb_format_int4, 64, 16, NB_F16, true);
+    encode_random(&from, 6);
+    for (int i = 0; i < ROWS * 4; i++) {
+        nb_float_put(from.scales, NB_F16, i, 0.5f);
+        from.zeros[i] = 3;
+    }
+    shape(&to, &nb_format_int4, 64, 32, NB_F16, true);
+    assert_true(repack_all(&to, &from));
+    assert_same_values(&from, &to);
+    from.zeros[1] = 2; /* two zero points in a group of the target */
+    assert_false(repack_all(&to, &from));
+    memset(from.codes, 0x88, sizeof from.codes); /* codes of 0 fit, but not these zero points */
+    memset(from.zeros, 3, sizeof from.zeros);
+    shape(&to, &nb_format_int3, 64, 32, NB_F16, true);
+    assert_true(repack_all(&to, &from));
+    from.zeros[1] = from.zeros[0] = 4;
     assert_false(repack_all(&to, &from));
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(codes_of_a_table),          cmocka_unit_test(blocks_there_and_back),
-        cmocka_unit_test(wide_groups_to_blocks),     cmocka_unit_test(narrow_codes),
-        cmocka_unit_test(scales_fit_or_are_refused), cmocka_unit_test(refused),
+        cmocka_unit_test(codes_of_a_table),
+        cmocka_unit_test(blocks_there_and_back),
+        cmocka_unit_test(wide_groups_to_blocks),
+        cmocka_unit_test(narrow_codes),
+        cmocka_unit_test(scales_fit_or_are_refused),
+        cmocka_unit_test(refused),
+        cmocka_unit_test(zero_points),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -160,7 +160,8 @@ static void weights_of_other_types_are_refused(void **state)
         {NB_ST_I8, "a.weight", "config.json has no quantization_config"},
         {NB_ST_I32, "a.weight_packed", "config.json has no quantization_config"},
         {NB_ST_F32, "a.weight_scale", "belongs to no quantized weight"},
-        {NB_ST_I32, "a.qweight", "belongs to no quantized weight"},
+        {NB_ST_I32, "a.qweight", "config.json has no quantization_config of theirs"},
+        {NB_ST_I32, "a.qzeros", "belongs to no quantized weight"},
         {NB_ST_F32, "a.weight_scale_inv", "belongs to no quantized weight"},
         {NB_ST_F32, "model.k_proj.k_scale", "belongs to no quantized weight"},
     };
