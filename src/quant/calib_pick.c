@@ -17,7 +17,7 @@ static int by_key(const void *a, const void *b)
 
 void nb_calib_pick_draw(nb_calib_picker *p, const nb_calib_ticket **out, int64_t *n)
 {
-    const size_t most = (size_t)(p->most > 0 ? p->most : NB_CALIB_MAX_PICKED);
+    const size_t most = (size_t)(p->most > 0 ? p->most : NB_CALIB_PICKED);
     size_t count = p->tickets.len / sizeof(nb_calib_ticket);
     if (count > 0)
         qsort(p->tickets.data, count, sizeof(nb_calib_ticket), by_key);
@@ -30,7 +30,7 @@ void nb_calib_pick_draw(nb_calib_picker *p, const nb_calib_ticket **out, int64_t
 nb_status nb_calib_pick_offer(nb_calib_picker *p, int file, nb_calib_span span, nb_err *err)
 {
     /* Twice as many are kept as will stay, so that sorting them costs little for each. */
-    const int64_t most = p->most > 0 ? p->most : NB_CALIB_MAX_PICKED;
+    const int64_t most = p->most > 0 ? p->most : NB_CALIB_PICKED;
     if (p->tickets.len / sizeof(nb_calib_ticket) >= 2 * (size_t)most) {
         const nb_calib_ticket *ignored;
         int64_t n;

@@ -6,7 +6,7 @@
 
 #include "quant/calib_source.h"
 
-#define NB_CALIB_MAX_PICKED ((int64_t)1 << 20)
+#define NB_CALIB_PICKED ((int64_t)1 << 18)
 
 typedef struct {
     uint64_t key;
@@ -19,7 +19,7 @@ typedef struct {
 typedef struct {
     uint64_t seed;
     int64_t n_offered;
-    int64_t most;   /* tickets that stay; 0: NB_CALIB_MAX_PICKED */
+    int64_t most;   /* tickets that stay; 0: NB_CALIB_PICKED */
     nb_buf tickets; /* of nb_calib_ticket */
 } nb_calib_picker;
 

@@ -301,8 +301,8 @@ static void write_notes(builder *b)
         note(b, "%lld of %lld documents are longer than %lld tokens and were cut",
              (long long)b->n_cut, (long long)set->n_documents, (long long)set->length);
     if (b->n_plain > 0 && !b->o.plain_chat)
-        note(b, "%lld conversations were taken as text: the model has no chat template",
-             (long long)b->n_plain);
+        note(b, "%lld conversation%s taken as text: the model has no chat template",
+             (long long)b->n_plain, b->n_plain == 1 ? " was" : "s were");
     if (b->n_left_out > 0)
         note(b, "%lld bytes have no token and were left out", (long long)b->n_left_out);
 }
@@ -412,6 +412,7 @@ nb_status nb_calib_set_open(nb_calib_set *set, const nb_tokenizer *tokenizer,
     b.bos = nb_tokenizer_adds_bos(tokenizer) ? nb_tokenizer_bos(tokenizer) : -1;
     b.set.length = b.o.length;
     b.limit = b.o.n_samples;
+    b.picker.most = b.o.n_samples > NB_CALIB_PICKED ? b.o.n_samples : NB_CALIB_PICKED;
     const nb_status s = build(&b, chat_template, n_template, err);
     for (int i = 0; b.sources != NULL && i < b.o.n_paths; i++)
         nb_calib_source_close(&b.sources[i]);

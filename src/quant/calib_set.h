@@ -11,7 +11,8 @@
  * (i + 1) / k of those asked for. `random` takes the documents of all files in the order of
  * Philox(seed, 0x63616c6962, number of the document); there, a text without separators and a file
  * of ids count as documents of about one window (4 bytes a token, cut at line ends), so that the
- * sequences come from everywhere. At most 2^20 documents are drawn.
+ * sequences come from everywhere. At most 2^18 documents are drawn, or as many as sequences were
+ * asked for.
  *
  * Every eighth sequence (index 7, 15, ...) is held out: it judges choices, and makes none. Of 2 to
  * 7 sequences, the last one is.
@@ -94,8 +95,9 @@ static inline bool nb_calib_is_held(int64_t index, int64_t n)
 }
 
 /* Reads a set. Files are streamed: memory is the ids, a few MiB, and with `random` 40 bytes a
- * document. `chat_template` [n_template] is the model's, NULL: it has none. All is checked that is
- * taken, nothing else: a text's bytes that are no UTF-8 are encoded as such and noted.
+ * document (up to twice as many as can be drawn). `chat_template` [n_template] is the model's,
+ * NULL: it has none. All is checked that is taken, nothing else: a text's bytes that are no UTF-8
+ * are encoded as such and noted.
  *
  * NB_DATA: files that are missing, empty, or not what their names say, by file and line; ids
  * outside the vocabulary; nothing to take at all. NB_USAGE: options out of range. */

@@ -485,7 +485,7 @@ static void conversations_can_be_plain(void **state)
                                        &(nb_calib_options){.paths = &path, .n_paths = 1}, &err),
                      NB_OK);
     expect_text(&set.seq[0], "p\n\nc");
-    assert_true(has_note(&set, "1 conversations were taken as text"));
+    assert_true(has_note(&set, "1 conversation was taken as text"));
     nb_calib_set_free(&set);
 }
 
