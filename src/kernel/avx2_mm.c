@@ -1,5 +1,6 @@
 /* Tiles of general matrix products on AVX2: 6 rows by two registers of sums, which leaves 4. */
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 
 #if defined(__clang__)
@@ -79,6 +80,18 @@ INLINE void vf_add_widened(double *c, vf v)
     const vd high = _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1));
     vd_store(c, _mm256_add_pd(vd_load(c), low));
     vd_store(c + VD_LANES, _mm256_add_pd(vd_load(c + VD_LANES), high));
+}
+
+INLINE void vf_axpy_rest(float *y, float a, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = fmaf(a, x[i], y[i]);
+}
+
+INLINE void vd_axpy_rest(double *y, double a, const double *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = fma(a, x[i], y[i]);
 }
 
 #include "kernel/mm_body.h"

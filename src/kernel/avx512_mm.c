@@ -81,6 +81,22 @@ INLINE void vf_add_widened(double *c, vf v)
     vd_store(c + VD_LANES, _mm512_add_pd(vd_load(c + VD_LANES), high));
 }
 
+INLINE void vf_axpy_rest(float *y, float a, const float *x, int64_t n)
+{
+    const __mmask16 mask = (__mmask16)((1u << n) - 1);
+    const vf sum =
+        _mm512_fmadd_ps(vf_set1(a), _mm512_maskz_loadu_ps(mask, x), _mm512_maskz_loadu_ps(mask, y));
+    _mm512_mask_storeu_ps(y, mask, sum);
+}
+
+INLINE void vd_axpy_rest(double *y, double a, const double *x, int64_t n)
+{
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    const vd sum =
+        _mm512_fmadd_pd(vd_set1(a), _mm512_maskz_loadu_pd(mask, x), _mm512_maskz_loadu_pd(mask, y));
+    _mm512_mask_storeu_pd(y, mask, sum);
+}
+
 #include "kernel/mm_body.h"
 
 void nb_kernels_avx512_mm(nb_kernels *k)

@@ -4,6 +4,7 @@
  *   vf, vd, VF_LANES, VD_LANES       registers of binary32 and binary64
  *   vf_/vd_ zero, load, store, set1, add, fma; vd_fnma(a, b, c) = c - a * b
  *   vf_add_widened(c, v)             adds the lanes of v to the doubles at c
+ *   vf_/vd_axpy_rest(y, a, x, n)     axpy of fewer elements than a register has
  *   SUB_ROWS, SUB_VECS               rows and registers of a tile whose sums stay in registers
  *   FOR_EACH_T(X)                    X(1) .. X(SUB_ROWS)
  *   UNROLL, INLINE
@@ -206,8 +207,7 @@ static void axpy(float *y, float a, const float *x, int64_t n)
     int64_t i = 0;
     for (; i + VF_LANES <= n; i += VF_LANES)
         vf_store(y + i, vf_fma(va, vf_load(x + i), vf_load(y + i)));
-    for (; i < n; i++)
-        y[i] = fmaf(a, x[i], y[i]);
+    vf_axpy_rest(y + i, a, x + i, n - i);
 }
 
 static void axpy_d(double *y, double a, const double *x, int64_t n)
@@ -216,8 +216,7 @@ static void axpy_d(double *y, double a, const double *x, int64_t n)
     int64_t i = 0;
     for (; i + VD_LANES <= n; i += VD_LANES)
         vd_store(y + i, vd_fma(va, vd_load(x + i), vd_load(y + i)));
-    for (; i < n; i++)
-        y[i] = fma(a, x[i], y[i]);
+    vd_axpy_rest(y + i, a, x + i, n - i);
 }
 
 static void fill_mm(nb_kernels *k)

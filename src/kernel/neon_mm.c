@@ -1,5 +1,6 @@
 /* Tiles of general matrix products on NEON: 6 rows by four registers of sums, which leaves 8. */
 #include <arm_neon.h>
+#include <math.h>
 #include <stdint.h>
 
 #if defined(__clang__)
@@ -77,6 +78,18 @@ INLINE void vf_add_widened(double *c, vf v)
 {
     vd_store(c, vaddq_f64(vd_load(c), vcvt_f64_f32(vget_low_f32(v))));
     vd_store(c + VD_LANES, vaddq_f64(vd_load(c + VD_LANES), vcvt_high_f64_f32(v)));
+}
+
+INLINE void vf_axpy_rest(float *y, float a, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = fmaf(a, x[i], y[i]);
+}
+
+INLINE void vd_axpy_rest(double *y, double a, const double *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = fma(a, x[i], y[i]);
 }
 
 #include "kernel/mm_body.h"

@@ -1,6 +1,8 @@
 /* The second moments of a linear layer's inputs, and the linear algebra that encoders need of them:
- * sums over tokens, damping, factorization, solving. All of it in binary64 and in one blocked order
- * (A10): the same bits on any number of threads and any instruction set.
+ * sums over tokens, damping, factorization, solving. All of it in binary64 and in one order (A10),
+ * the same bits on any number of threads and any instruction set: an element of a factor, an
+ * inverse or a solution is one chain of fused multiply-adds in the order in which columns become
+ * known, then a multiplication by the reciprocal of the diagonal.
  *
  * H = sum over tokens of x x^T. For a change E of the weights [n_rows, n], tr(E H E^T) is the
  * squared error of the layer's outputs over those tokens. */
@@ -33,7 +35,8 @@ void nb_sym_copy(nb_sym *to, const nb_sym *from); /* of equal n */
 /* to += from, element by element. */
 void nb_sym_add(nb_sym *to, const nb_sym *from);
 
-/* What the functions below run on. `scratch` grows as needed and is freed by nb_algebra_free. */
+/* What the functions below run on. `scratch` grows as needed, to about 1 KiB for each column (sums:
+ * 18 KiB), and is freed by nb_algebra_free. */
 typedef struct {
     const nb_kernels *kernels;
     nb_pool *pool;
@@ -57,7 +60,7 @@ void nb_sym_damp(nb_sym *s, double shrink, double damp);
 /* In place: S = R R^T with R upper triangular (the Cholesky factor of the matrix in reverse order).
  * Feedback of errors from column i to a later one k is then R(i, k) / R(k, k) (QuIP,
  * arXiv:2307.13304, theorem 6), and R^-1 is the upper Cholesky factor U of S^-1 = U^T U that GPTQ
- * uses. False where a pivot is not positive or not finite: s is then spoilt. */
+ * uses. *positive is false where a pivot is not positive or not finite: s is then spoilt. */
 nb_status nb_sym_factor(nb_algebra *la, nb_sym *s, bool *positive, nb_err *err);
 /* In place: R -> R^-1, upper triangular. */
 nb_status nb_sym_invert_factor(nb_algebra *la, nb_sym *r, nb_err *err);

@@ -20,8 +20,9 @@ enum {
     COLS = NB_MM_COLS_D,
     STRIP = 4 * ROWS, /* rows of a task */
     BAND_STRIPS = (BLOCK + STRIP - 1) / STRIP,
+    NARROW = 2 * COLS, /* columns that are solved one by one */
 };
-static_assert(BLOCK % COLS == 0, "a block is whole panels");
+static_assert(BLOCK % NARROW == 0 && NARROW % COLS == 0, "a block is whole panels");
 
 typedef struct step step;
 struct step {
@@ -134,14 +135,14 @@ static void pack_diag(const step *st)
     }
 }
 
-/* Chunks: the known blocks, then the diagonal where it is known too. */
+/* Chunks: the known blocks, then the one on the diagonal where it is known too. */
 static void pack_task(void *context, int64_t chunk, int thread)
 {
     (void)thread;
     const step *st = context;
     if (chunk == n_known(st))
         pack_diag(st);
-    else if (st->down)
+    if (st->down)
         pack_down(st, chunk);
     else
         pack_up(st, chunk);
@@ -168,15 +169,21 @@ static void pack_rows_f32(double *dst, const float *a, int64_t lda, int64_t m, i
 
 /* ---- leaves ---- */
 
+/* c [m][n] -= packed rows times a packed panel. */
+static void subtract_panel(const step *st, double *c, int64_t ldc, int64_t m, int64_t n,
+                           const double *rows, const double *panel, int64_t depth)
+{
+    for (int64_t r = 0; r < m; r += ROWS)
+        st->k->mm_sub_d(c + r * ldc, ldc, min64(m - r, ROWS), n, rows + r * BLOCK, panel, depth);
+}
+
 /* c [m][width] -= packed rows times the i-th packed block. */
 static void subtract_block(const step *st, int64_t i, int64_t depth, double *c, int64_t ldc,
                            int64_t m, const double *rows)
 {
-    const double *b = st->packed + i * SQUARE;
-    for (int64_t j = 0; j < st->width; j += COLS, b += BLOCK * COLS)
-        for (int64_t r = 0; r < m; r += ROWS)
-            st->k->mm_sub_d(c + r * ldc + j, ldc, min64(m - r, ROWS), min64(st->width - j, COLS),
-                            rows + r * BLOCK, b, depth);
+    for (int64_t j = 0; j < st->width; j += COLS)
+        subtract_panel(st, c + j, ldc, m, min64(st->width - j, COLS), rows,
+                       st->packed + i * SQUARE + j * BLOCK, depth);
 }
 
 /* c -= what the known blocks from the `first` of the sum on contribute, by the columns of a. */
@@ -191,21 +198,38 @@ static void subtract_known(const step *st, int64_t first, double *c, int64_t ldc
     }
 }
 
-/* y R = y, in place, for the triangle R on the diagonal; y is zero before column `from`. */
-static void solve_up(const step *st, double *y, int64_t from)
+/* Columns [begin, end) of y become known: y R = y (up) or y R^T = y (down) for the triangle R on
+ * the diagonal between them. Rows go side by side, because each step of one waits for the step
+ * before. */
+static void solve_narrow(const step *st, double *y, int64_t ldy, int64_t m, int64_t begin,
+                         int64_t end)
 {
-    for (int64_t j = from; j < st->width; j++) {
-        y[j] *= st->inverse[j];
-        st->k->axpy_d(y + j + 1, -y[j], st->diag + j * BLOCK + j + 1, st->width - j - 1);
+    for (int64_t s = begin; s < end; s++) {
+        const int64_t j = st->down ? begin + end - 1 - s : s;
+        const int64_t to = st->down ? begin : j + 1, n = st->down ? j - begin : end - j - 1;
+        for (int64_t i = 0; i < m; i++) {
+            double *row = y + i * ldy;
+            row[j] *= st->inverse[j];
+            st->k->axpy_d(row + to, -row[j], st->diag + j * BLOCK + to, n);
+        }
     }
 }
 
-/* y R^T = y. */
-static void solve_down(const step *st, double *y)
+/* The same for all columns of the step, m <= STRIP rows, in place: a few columns at a time, which
+ * then leave the others as those of a known block do. */
+static void solve(const step *st, double *y, int64_t ldy, int64_t m, double *scratch)
 {
-    for (int64_t j = st->width - 1; j >= 0; j--) {
-        y[j] *= st->inverse[j];
-        st->k->axpy_d(y, -y[j], st->diag + j * BLOCK, j);
+    const double *packed = st->packed + n_known(st) * SQUARE;
+    for (int64_t at = 0; at < st->width; at += NARROW) {
+        /* down, the first columns are the last ones, and what is left of them may be fewer */
+        const int64_t begin = st->down ? (st->width - at - 1) / NARROW * NARROW : at;
+        const int64_t end = min64(begin + NARROW, st->width), depth = end - begin;
+        solve_narrow(st, y, ldy, m, begin, end);
+        pack_rows(scratch, y + begin, ldy, m, depth, st->down);
+        const double *b = packed + (st->down ? st->width - end : begin) * COLS;
+        const int64_t from = st->down ? 0 : end, to = st->down ? begin : st->width;
+        for (int64_t j = from; j < to; j += COLS)
+            subtract_panel(st, y + j, ldy, m, min64(to - j, COLS), scratch, b + j * BLOCK, depth);
     }
 }
 
@@ -244,7 +268,7 @@ static void factor_update_task(void *context, int64_t chunk, int thread)
         subtract_known(st, 0, t.a + st->at, t.ld, t.m, t.a, t.ld, thread_scratch(st, thread));
 }
 
-/* The square on the diagonal, columns descending; leaves `diag` and `inverse` for the others. */
+/* The square on the diagonal, columns descending; leaves it packed for the others. */
 static void factor_diag_task(void *context, int64_t chunk, int thread)
 {
     (void)chunk, (void)thread;
@@ -267,15 +291,15 @@ static void factor_diag_task(void *context, int64_t chunk, int thread)
             st->k->axpy_d(nb_sym_row(st->s, st->at + i) + st->at + i, -column[i], column + i,
                           j - i);
     }
+    pack_down(st, n_known(st));
 }
 
 static void factor_solve_task(void *context, int64_t chunk, int thread)
 {
-    (void)thread;
     const step *st = context;
     const strip t = strip_at(st, chunk);
-    for (int64_t i = 0; i < t.m && *st->positive; i++)
-        solve_down(st, t.a + i * t.ld + st->at);
+    if (t.m > 0 && *st->positive)
+        solve(st, t.a + st->at, t.ld, t.m, thread_scratch(st, thread));
 }
 
 nb_status nb_sym_factor(nb_algebra *la, nb_sym *s, bool *positive, nb_err *err)
@@ -310,13 +334,11 @@ static void invert_task(void *context, int64_t chunk, int thread)
     const bool on_diagonal = t.band == st->block;
     if (t.m > 0 && !on_diagonal)
         subtract_known(st, t.band, y, BLOCK, t.m, t.a, t.ld, scratch);
-    for (int64_t i = 0; i < t.m; i++) {
-        const int64_t from = on_diagonal ? t.row + i - st->at : 0;
-        if (on_diagonal)
-            y[i * BLOCK + from] = 1;
-        solve_up(st, y + i * BLOCK, from);
+    for (int64_t i = 0; i < t.m && on_diagonal; i++)
+        y[i * BLOCK + t.row + i - st->at] = 1;
+    solve(st, y, BLOCK, t.m, scratch);
+    for (int64_t i = 0; i < t.m; i++)
         memcpy(t.a + i * t.ld + st->at, y + i * BLOCK, (size_t)st->width * sizeof *y);
-    }
 }
 
 nb_status nb_sym_invert_factor(nb_algebra *la, nb_sym *r, nb_err *err)
@@ -340,14 +362,9 @@ static void solve_task(void *context, int64_t chunk, int thread)
 {
     const step *st = context;
     const int64_t n = st->s->n, row = chunk * STRIP, m = min64(st->n_rows - row, STRIP);
-    double *v = st->v + row * n;
-    subtract_known(st, 0, v + st->at, n, m, v, n, thread_scratch(st, thread));
-    for (int64_t i = 0; i < m; i++) {
-        if (st->down)
-            solve_down(st, v + i * n + st->at);
-        else
-            solve_up(st, v + i * n + st->at, 0);
-    }
+    double *v = st->v + row * n, *scratch = thread_scratch(st, thread);
+    subtract_known(st, 0, v + st->at, n, m, v, n, scratch);
+    solve(st, v + st->at, n, m, scratch);
 }
 
 static void solve_step(nb_pool *pool, step *st, int64_t block)
