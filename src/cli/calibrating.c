@@ -126,7 +126,11 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
                               nb_err *err)
 {
     *c = NB_CALIBRATING_NONE;
-    c->wanted = nb_walk_wanted(method, flags->transform) && plan->n_quantized > 0;
+    /* What would use statistics but can do without (rtn:search) gets them if a text is named. */
+    const bool can_do_without = method->quantizer->encode_rows != NULL &&
+                                flags->transform == NULL && flags->set.options.n_paths == 0;
+    c->wanted =
+        nb_walk_wanted(method, flags->transform) && plan->n_quantized > 0 && !can_do_without;
     if (!c->wanted)
         return NB_OK;
     NB_TRY(read_set(c, flags, store, out, err));
