@@ -511,6 +511,7 @@ def pack_bits(codes, bits):
 
 
 @golden("compressed_tensors")
+@golden("compressed_tensors_low")
 def make_compressed_tensors(old):
     """Codes, zero points and scales are the recorded inputs; packed words and values follow."""
     new = {"about": old["about"]}
@@ -540,6 +541,73 @@ def make_compressed_tensors(old):
             [number(scale[r][c // gs] * f32(q[r][c] - z[r][c // gs])) for c in range(k)]
             for r in range(n)
         ]
+        new[name] = out
+    return new
+
+
+# ---- GPTQ and AWQ ----
+
+
+def columns_as_words(codes, bits):
+    """codes[k][n]: one bit string per column n, its words below each other; row-major bytes."""
+    n = len(codes[0])
+    strings = [unsigned_bits([row[i] for row in codes], bits) for i in range(n)]
+    n_words = len(strings[0]) // 4
+    return b"".join(strings[i][4 * w : 4 * w + 4] for w in range(n_words) for i in range(n))
+
+
+def unsigned_bits(codes, bits):
+    string = sum(q << bits * k for k, q in enumerate(codes))
+    return string.to_bytes(len(codes) * bits // 8, "little")
+
+
+def dequantized(q, zeros, scale, group):
+    """[n][k] from codes [k][n]."""
+    return [
+        [scale[group[k]][n] * f32(q[k][n] - zeros[group[k]][n]) for k in range(len(q))]
+        for n in range(len(q[0]))
+    ]
+
+
+@golden("gptq")
+def make_gptq(old):
+    new = {"about": old["about"]}
+    for name, e in old.items():
+        if name == "about":
+            continue
+        bits, q, zeros = e["bits"], e["q"], e["zeros"]
+        raw = bytes.fromhex(e["scales_f16"])
+        scale = [[half(raw, 2 * (g * e["N"] + n)) for n in range(e["N"])] for g in range(len(zeros))]
+        values = dequantized(q, zeros, scale, e["g_idx"])
+        out = dict(e)
+        out["qweight"] = columns_as_words(q, bits).hex()
+        for version, less in (("qzeros_v1", 1), ("qzeros_v2", 0)):
+            rows = [unsigned_bits([z - less for z in row], bits) for row in zeros]
+            out[version] = b"".join(rows).hex()
+        out["W_f32le_hex"] = b"".join(struct.pack("<f", v + 0) for r in values for v in r).hex()
+        out["W_row0_first8"] = [number(v) for v in values[0][:8]]
+        new[name] = out
+    return new
+
+
+@golden("awq")
+def make_awq(old):
+    order = old["nibble_order_low_to_high"]
+    new = dict(old)
+    for name, e in old.items():
+        if not isinstance(e, dict):
+            continue
+
+        def words(rows):
+            nibbles = [row[8 * c + i] for row in rows for c in range(len(row) // 8) for i in order]
+            return unsigned_bits(nibbles, 4)
+
+        raw, n = bytes.fromhex(e["scales_f16"]), e["N"]
+        scale = [[half(raw, 2 * (g * n + i)) for i in range(n)] for g in range(len(e["zeros"]))]
+        group = [k // e["group_size"] for k in range(e["K"])]
+        values = dequantized(e["q"], e["zeros"], scale, group)
+        out = dict(e, qweight=words(e["q"]).hex(), qzeros=words(e["zeros"]).hex())
+        out["W"] = [[number(v) for v in row] for row in values]
         new[name] = out
     return new
 

@@ -143,8 +143,10 @@ static void affine_formats_are_packed_as_they_decode(void **state)
     static const int64_t groups[] = {0, 1, 8, 16, 24, 32, 64};
     int64_t n_shapes = 0;
     uint64_t stream = 1000;
-    for (int wide = 0; wide < 2; wide++) {
-        const nb_format *fmt = wide ? &nb_format_int8 : &nb_format_int4;
+    static const nb_format *const formats[] = {&nb_format_int4, &nb_format_int8, &nb_format_int3,
+                                               &nb_format_int2};
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        const nb_format *fmt = formats[f];
         for (size_t c = 0; c < sizeof cols / sizeof *cols; c++) {
             for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
                 const int64_t group = groups[g] == 0 ? cols[c] : groups[g];
@@ -164,7 +166,7 @@ static void affine_formats_are_packed_as_they_decode(void **state)
             }
         }
     }
-    assert_true(n_shapes > 200);
+    assert_true(n_shapes > 400);
     assert_true(n_values > 100000 && n_nonzero > n_values / 2);
 }
 

@@ -1,17 +1,24 @@
-/* int8 and int4: the bytes of compressed-tensors, the rules for scale and zero point, and the
- * promises of an affine format on ordinary and on extreme data. */
+/* int8, int4, int3 and int2: the bytes of compressed-tensors, the rules for scale and zero point,
+ * and the promises of an affine format on ordinary and on extreme data. */
 #include "numeric/mat.h"
 
 #include <float.h>
 
-static const nb_format *const FORMATS[] = {&nb_format_int8, &nb_format_int4};
+static const nb_format *const FORMATS[] = {&nb_format_int8, &nb_format_int4, &nb_format_int3,
+                                           &nb_format_int2};
+enum { N_FORMATS = 4 };
 
 static int code_at(const nb_mat *m, int64_t r, int64_t c)
 {
     const uint8_t *row = nb_mat_row(m, r);
     if (m->fmt == &nb_format_int8)
         return (int8_t)row[c];
-    return (row[c / 2] >> (c % 2 * 4) & 15) - 8;
+    int u = 0; /* bit by bit, as the layout is defined */
+    for (int b = 0; b < m->fmt->bits; b++) {
+        const int64_t at = c * m->fmt->bits + b;
+        u |= (row[at / 8] >> at % 8 & 1) << b;
+    }
+    return u - (1 << (m->fmt->bits - 1));
 }
 
 /* ---- recorded vectors ---- */
@@ -69,6 +76,13 @@ static void golden_words_decode(void **state)
     golden_entry(golden, "w4_asym", &nb_format_int4);
     golden_entry(golden, "w4_oddcols", &nb_format_int4);
     golden_entry(golden, "w8_sym", &nb_format_int8);
+    golden_entry(golden, "w3_sym_dense", &nb_format_int3);
+    json_decref(golden);
+    golden = golden_load("compressed_tensors_low.json");
+    golden_entry(golden, "w3_sym", &nb_format_int3);
+    golden_entry(golden, "w3_asym", &nb_format_int3);
+    golden_entry(golden, "w2_sym", &nb_format_int2);
+    golden_entry(golden, "w2_asym", &nb_format_int2);
     json_decref(golden);
 }
 
@@ -217,7 +231,7 @@ static void encoding_follows_the_rule(void **state)
     } shapes[] = {{512, 32}, {512, 64},  {512, 128}, {512, 512}, {576, 64}, {100, 100},
                   {12, 4},   {105, 105}, {105, 35},  {105, 3},   {9, 1},    {33, 33}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (int f = 0; f < 2; f++)
+        for (int f = 0; f < N_FORMATS; f++)
             for (int type = 0; type < 3; type++)
                 for (int asymmetric = 0; asymmetric < 2; asymmetric++) {
                     nb_mat m = test_mat(FORMATS[f], 1, shapes[s].n_cols, shapes[s].group_size,
@@ -229,8 +243,9 @@ static void encoding_follows_the_rule(void **state)
                     FORMATS[f]->encode_row(&m, 0, x);
                     for (int64_t g = 0; g < nb_mat_n_groups(&m); g++)
                         expect_group(&m, x, g);
-                    for (int64_t c = m.n_cols; f == 1 && c < 2 * m.row_bytes; c++)
-                        assert_int_equal(code_at(&m, 0, c), -8); /* padding bits are 0 */
+                    const uint8_t *row = m.codes; /* padding bits are 0 */
+                    for (int64_t b = m.n_cols * m.fmt->bits; b < 8 * m.row_bytes; b++)
+                        assert_int_equal(row[b / 8] >> b % 8 & 1, 0);
                     test_mat_free(&m);
                 }
 }
@@ -243,7 +258,7 @@ static void zero_is_exact_and_errors_bounded(void **state)
     double worst_of_all = 0;
     static const float offsets[] = {0, 0.3f, -0.3f, 5, -5, 1000, -1000};
     for (size_t o = 0; o < sizeof offsets / sizeof *offsets; o++)
-        for (int f = 0; f < 2; f++)
+        for (int f = 0; f < N_FORMATS; f++)
             for (int asymmetric = 0; asymmetric < 2; asymmetric++) {
                 nb_mat m = test_mat(FORMATS[f], 1, 512, 64, NB_BF16, asymmetric);
                 const int qmin = -(1 << (FORMATS[f]->bits - 1)), qmax = -qmin - 1;
@@ -302,7 +317,7 @@ static void finer_is_better(void **state)
         for (int i = 0; one_sided && i < ROWS * COLS; i++)
             x[i] = fabsf(x[i]);
         for (int asymmetric = 0; asymmetric < 2; asymmetric++)
-            for (int f = 0; f < 2; f++) {
+            for (int f = 0; f < N_FORMATS; f++) {
                 const nb_format *fmt = FORMATS[f];
                 const double channel = mean_square_error(x, ROWS, COLS, COLS, fmt, asymmetric);
                 const double g128 = mean_square_error(x, ROWS, COLS, 128, fmt, asymmetric);
@@ -313,6 +328,9 @@ static void finer_is_better(void **state)
         for (int g = 32; g <= COLS; g *= 2) {
             const double sym = mean_square_error(x, ROWS, COLS, g, &nb_format_int4, false);
             const double asym = mean_square_error(x, ROWS, COLS, g, &nb_format_int4, true);
+            const double three = mean_square_error(x, ROWS, COLS, g, &nb_format_int3, false);
+            assert_true(sym < three / 2);
+            assert_true(three < mean_square_error(x, ROWS, COLS, g, &nb_format_int2, false));
             assert_true(mean_square_error(x, ROWS, COLS, g, &nb_format_int8, false) < sym / 100);
             if (one_sided)
                 assert_true(asym < sym / 2);
@@ -369,7 +387,7 @@ static void extremes_stay_finite(void **state)
     int n_cases = 0;
     for (int exponent = -149; exponent <= 128; exponent++)
         for (int kind = 0; kind < 6; kind++)
-            for (int f = 0; f < 2; f++)
+            for (int f = 0; f < N_FORMATS; f++)
                 for (int type = 0; type < 3; type++)
                     for (int asymmetric = 0; asymmetric < 2; asymmetric++) {
                         const float top = exponent == 128 ? FLT_MAX : ldexpf(1, exponent);
@@ -386,7 +404,7 @@ static void extremes_stay_finite(void **state)
                         expect_sensible(x, N, FORMATS[f], (nb_float_type)type, asymmetric);
                         n_cases++;
                     }
-    assert_int_equal(n_cases, 278 * 72);
+    assert_int_equal(n_cases, 278 * 36 * N_FORMATS);
 }
 
 /* A group of zeros: codes that mean zero, and a scale no reader stumbles over. */
@@ -395,7 +413,7 @@ static void zeros_stay_zero(void **state)
     (void)state;
     const float x[40] = {0, -0.0f};
     static const float epsilon[] = {0x1p-23f, 0x1p-10f, 0x1p-7f};
-    for (int f = 0; f < 2; f++)
+    for (int f = 0; f < N_FORMATS; f++)
         for (int type = 0; type < 3; type++)
             for (int asymmetric = 0; asymmetric < 2; asymmetric++) {
                 nb_mat m = test_mat(FORMATS[f], 1, 40, 40, (nb_float_type)type, asymmetric);
@@ -416,7 +434,7 @@ static void rows_do_not_touch_each_other(void **state)
     enum { ROWS = 3, COLS = 44, GROUP = 22, N_GROUPS = 2 };
     float x[COLS];
     test_random_weights(x, COLS, 1, 0, 90);
-    for (int f = 0; f < 2; f++) {
+    for (int f = 0; f < N_FORMATS; f++) {
         nb_mat m = test_mat(FORMATS[f], ROWS, COLS, GROUP, NB_BF16, true);
         FORMATS[f]->encode_row(&m, 1, x);
         for (int64_t i = 0; i < ROWS * m.row_bytes; i++)

@@ -125,9 +125,10 @@ static void affine(bool tame)
         int64_t n_cols, group_size;
     } shapes[] = {{512, 32}, {512, 64},  {512, 128}, {512, 512}, {576, 64}, {100, 100},
                   {12, 4},   {105, 105}, {105, 35},  {105, 3},   {9, 1},    {33, 33}};
-    static const nb_format *const formats[] = {&nb_format_int8, &nb_format_int4};
+    static const nb_format *const formats[] = {&nb_format_int8, &nb_format_int4, &nb_format_int3,
+                                               &nb_format_int2};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        for (int f = 0; f < 2; f++)
+        for (int f = 0; f < 4; f++)
             for (int type = 0; type < 3; type++)
                 for (int asymmetric = 0; asymmetric < 2; asymmetric++) {
                     nb_mat m = test_mat(formats[f], ROWS, shapes[s].n_cols, shapes[s].group_size,
