@@ -329,7 +329,7 @@ static void finer_is_better(void **state)
             const double sym = mean_square_error(x, ROWS, COLS, g, &nb_format_int4, false);
             const double asym = mean_square_error(x, ROWS, COLS, g, &nb_format_int4, true);
             const double three = mean_square_error(x, ROWS, COLS, g, &nb_format_int3, false);
-            assert_true(sym < three / 2);
+            assert_true(sym < three); /* not by a factor: outliers make most codes 0 */
             assert_true(three < mean_square_error(x, ROWS, COLS, g, &nb_format_int2, false));
             assert_true(mean_square_error(x, ROWS, COLS, g, &nb_format_int8, false) < sym / 100);
             if (one_sided)
