@@ -60,7 +60,7 @@ typedef struct {
     bool upper;
 } nb_outer_job;
 
-/* About 9 KiB for each row and each column of c. */
+/* About 2 KiB for each row and each column of c. */
 int64_t nb_outer_scratch_bytes(int64_t m, int64_t n, int n_threads);
 void nb_outer_add(const nb_kernels *k, nb_pool *pool, const nb_outer_job *job, void *scratch);
 

@@ -36,7 +36,7 @@ void nb_sym_copy(nb_sym *to, const nb_sym *from); /* of equal n */
 void nb_sym_add(nb_sym *to, const nb_sym *from);
 
 /* What the functions below run on. `scratch` grows as needed, to about 1 KiB for each column (sums:
- * 18 KiB), and is freed by nb_algebra_free. */
+ * 4 KiB), and is freed by nb_algebra_free. */
 typedef struct {
     const nb_kernels *kernels;
     nb_pool *pool;
