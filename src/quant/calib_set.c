@@ -228,6 +228,7 @@ static nb_status take_first(builder *b, nb_err *err)
     for (int i = 0; i < b->o.n_paths; i++) {
         nb_calib_span span;
         bool more = true;
+        const int64_t before = b->set.n;
         b->limit = b->o.n_samples * (i + 1) / b->o.n_paths;
         while (b->set.n < b->limit) {
             NB_TRY(nb_calib_source_next(&b->sources[i], &span, &more, err));
@@ -235,6 +236,9 @@ static nb_status take_first(builder *b, nb_err *err)
                 break;
             NB_TRY(add_document(b, i, span, err));
         }
+        if (b->o.n_paths > 1 && b->set.n < b->limit)
+            note(b, "%.120s: %lld sequences, where there was room for %lld", b->o.paths[i],
+                 (long long)(b->set.n - before), (long long)(b->limit - before));
         nb_buf_free(&b->sources[i].block);
     }
     return NB_OK;

@@ -277,6 +277,13 @@ static void files_share_the_windows(void **state)
     assert_memory_equal(set.seq[2].ids + blank.n, of_b.ids, 40 * sizeof(int32_t));
     assert_int_equal(set.n_files, 2);
     assert_int_equal(set.files[1].n_documents, 1);
+    assert_int_equal(set.n_notes, 0);
+    nb_calib_set_free(&set);
+    /* The second file cannot fill its share of 1,000, and that is said. */
+    o.n_samples = 2000;
+    set = set_of(NULL, o);
+    assert_true(has_note(&set, "b.txt: "));
+    assert_int_equal(set.n, (of_a.n + of_b.n + blank.n) / 64);
     nb_calib_set_free(&set);
     nb_tokens_free(&of_a);
     nb_tokens_free(&of_b);
@@ -787,6 +794,54 @@ static void whatever_fails_nothing_leaks(void **state)
     }
 }
 
+/* Good files with a few bytes changed: whatever comes of it, it is an answer, and nothing leaks. */
+static void damaged_files_end_well(void **state)
+{
+    (void)state;
+    static const char lines[] =
+        "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": "
+        "\"a\"}]}, "
+        "{\"from\": \"gpt\", \"value\": \"b\"}]}\n[1, 2]\n{\"instruction\": \"i\", \"input\": "
+        "\"x\", \"output\": \"o\"}\n{\"input_ids\": [5, 6]}\n{\"text\": \"\\u00e9\"}\n";
+    static const char array[] = "\x93NUMPY\x01\x00\x3c\x00{'descr': '<u2', 'fortran_order': False, "
+                                "'shape': (2, 3), }\n1\x00"
+                                "2\x00"
+                                "3\x00"
+                                "4\x00"
+                                "5\x00"
+                                "6\x00";
+    static const struct {
+        const char *name, *bytes;
+        size_t n;
+    } files[] = {{"x.jsonl", lines, sizeof lines - 1}, {"x.npy", array, sizeof array - 1}};
+    int n_fine = 0, n_bad = 0;
+    const int64_t live = nb_alloc_live();
+    for (uint64_t i = 0; i < 600; i++) {
+        char bytes[sizeof lines + sizeof array];
+        uint32_t r[4];
+        nb_philox(77, 1, i, r);
+        const size_t f = i % 2, n = files[f].n;
+        memcpy(bytes, files[f].bytes, n);
+        for (uint32_t k = 0; k < r[3] % 3; k++) {
+            static const char alphabet[] = "0123456789{}[]\":,\n' (<";
+            bytes[r[k] % n] =
+                r[3] & 64 ? (char)(r[k] >> 24) : alphabet[(r[k] >> 20) % (sizeof alphabet - 1)];
+        }
+        scratch_write(files[f].name, bytes, r[3] & 128 ? n : n - (r[2] >> 8) % n);
+        const char *path = scratch_path(files[f].name);
+        nb_calib_set set;
+        nb_err err = {0};
+        const nb_status s = open_set(
+            &set, (nb_calib_options){.paths = &path, .n_paths = 1, .random = i % 4 > 1}, &err);
+        assert_true(s == NB_OK || s == NB_DATA || s == NB_UNSUPPORTED);
+        assert_true(s == NB_OK ? set.n_tokens > 0 : err.text[0] != 0);
+        *(s == NB_OK ? &n_fine : &n_bad) += 1;
+        nb_calib_set_free(&set);
+        assert_int_equal(nb_alloc_live(), live);
+    }
+    assert_true(n_fine > 50 && n_bad > 50);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -809,6 +864,7 @@ int main(void)
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(long_lines_are_refused),
         cmocka_unit_test(cuts_fall_between_words),
+        cmocka_unit_test(damaged_files_end_well),
         cmocka_unit_test(whatever_fails_nothing_leaks),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
