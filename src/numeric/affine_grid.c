@@ -27,6 +27,7 @@ static void affine_shape(const nb_mat *m, nb_grid *grid)
         .uniform = true,
         .group_len = m->group_size,
         .span_len = m->group_size,
+        .has_zero = m->zeros != NULL,
     };
 }
 
@@ -66,6 +67,19 @@ static void affine_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_gro
     };
 }
 
+static bool affine_group_put(nb_mat *m, int64_t r, int64_t col, const nb_grid_group *g)
+{
+    const int below = levels_below_zero(m);
+    const int64_t i = group_index(m, r, col);
+    const float stored = nb_fit_stored(m->scale_type, (double)g->scale);
+    if (stored == 0 || g->zero < -below || g->zero >= below)
+        return false;
+    nb_float_put(m->scales, m->scale_type, i, stored);
+    if (m->zeros != NULL)
+        m->zeros[i] = (int8_t)g->zero;
+    return true;
+}
+
 /* Grid codes are what is stored, for codes are stored with their offset; but int8 has none. */
 static void affine_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)
 {
@@ -84,5 +98,6 @@ const nb_grid_form nb_affine_grid = {
     .shape = affine_shape,
     .fit = affine_fit,
     .group_at = affine_group_at,
+    .group_put = affine_group_put,
     .put = affine_put,
 };

@@ -432,7 +432,18 @@ static void block_fit(const nb_grid *grid, void *block, const float *w, const fl
     block_search(block, &d, (int)grid->level[0], grid->n_levels - 1, has_min);
 }
 
-static void block_shape(nb_grid *grid, int least, int most)
+static bool block_group_put(void *block, bool has_min, const nb_grid_group *g)
+{
+    const float scale = nb_fit_stored(NB_F16, (double)g->scale);
+    if (scale == 0)
+        return false;
+    const uint16_t half[2] = {nb_f16_from_f32(scale),
+                              nb_f16_from_f32(nb_fit_stored(NB_F16, (double)g->offset))};
+    memcpy(block, half, has_min ? 4 : 2);
+    return true;
+}
+
+static void block_shape(nb_grid *grid, int least, int most, bool has_min)
 {
     *grid = (nb_grid){
         .n_levels = most - least + 1,
@@ -440,6 +451,7 @@ static void block_shape(nb_grid *grid, int least, int most)
         .uniform = true,
         .group_len = BLOCK,
         .span_len = BLOCK,
+        .has_offset = has_min,
     };
 }
 
@@ -481,7 +493,7 @@ static void block_shape(nb_grid *grid, int least, int most)
     static void id##_grid_shape(const nb_mat *m, nb_grid *grid)                                    \
     {                                                                                              \
         (void)m;                                                                                   \
-        block_shape(grid, grid_least, (least) + (1 << (width)) - 1);                               \
+        block_shape(grid, grid_least, (least) + (1 << (width)) - 1, minimum);                      \
     }                                                                                              \
     static void id##_grid_fit(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col,              \
                               const float *w, const float *importance, int64_t n, nb_fit fit)      \
@@ -493,6 +505,10 @@ static void block_shape(nb_grid *grid, int least, int most)
     {                                                                                              \
         block_group_at(m, r, col, minimum, out);                                                   \
     }                                                                                              \
+    static bool id##_grid_group_put(nb_mat *m, int64_t r, int64_t col, const nb_grid_group *g)     \
+    {                                                                                              \
+        return block_group_put(block_at(m, r, col), minimum, g);                                   \
+    }                                                                                              \
     static void id##_grid_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)   \
     {                                                                                              \
         blocks_put(m, r, col, code, n, id##_pack);                                                 \
@@ -501,6 +517,7 @@ static void block_shape(nb_grid *grid, int least, int most)
         .shape = id##_grid_shape,                                                                  \
         .fit = id##_grid_fit,                                                                      \
         .group_at = id##_grid_group_at,                                                            \
+        .group_put = id##_grid_group_put,                                                          \
         .put = id##_grid_put,                                                                      \
     };                                                                                             \
     const nb_format nb_format_##id = {                                                             \

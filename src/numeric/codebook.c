@@ -115,6 +115,15 @@ static void iq4_nl_grid_group_at(const nb_mat *m, int64_t r, int64_t col, nb_gri
     *out = (nb_grid_group){.scale = nb_f16_to_f32(block_at(m, r, col)->d)};
 }
 
+static bool iq4_nl_grid_group_put(nb_mat *m, int64_t r, int64_t col, const nb_grid_group *g)
+{
+    const float scale = nb_fit_stored(NB_F16, (double)g->scale);
+    if (scale == 0)
+        return false;
+    block_at(m, r, col)->d = nb_f16_from_f32(scale);
+    return true;
+}
+
 static void iq4_nl_grid_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)
 {
     assert(col % BLOCK == 0 && n % BLOCK == 0);
@@ -129,6 +138,7 @@ static const nb_grid_form iq4_nl_grid = {
     .shape = iq4_nl_grid_shape,
     .fit = iq4_nl_grid_fit,
     .group_at = iq4_nl_grid_group_at,
+    .group_put = iq4_nl_grid_group_put,
     .put = iq4_nl_grid_put,
 };
 

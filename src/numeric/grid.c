@@ -242,6 +242,13 @@ void nb_grid_group_at(const nb_grid *grid, const nb_mat *m, int64_t r, int64_t c
     m->fmt->grid->group_at(m, r, col, out);
 }
 
+bool nb_grid_group_put(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col,
+                       const nb_grid_group *g)
+{
+    assert((g->zero == 0 || grid->has_zero) && (g->offset == 0 || grid->has_offset));
+    return m->fmt->grid->group_put != NULL && m->fmt->grid->group_put(m, r, col, g);
+}
+
 void nb_grid_put(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const uint8_t *code,
                  int64_t n)
 {

@@ -20,6 +20,7 @@ typedef struct {
     int64_t span_len;   /* columns whose scales are chosen and stored together: group_len, or a
                            super-block; n_cols where a row has to be known whole */
     bool whole;         /* scales depend on the whole matrix: nb_grid_fit_rows only */
+    bool has_zero, has_offset; /* whether a group may have another zero or offset than 0 */
 } nb_grid;
 
 /* The scale of one group, as stored. */
@@ -44,6 +45,9 @@ typedef struct nb_grid_form {
     void (*fit)(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const float *w,
                 const float *importance, int64_t n, nb_fit fit);
     void (*group_at)(const nb_mat *m, int64_t r, int64_t col, nb_grid_group *out);
+    /* Rounds as it is stored; false, and nothing stored, where it cannot be. NULL: groups depend on
+     * each other. */
+    bool (*group_put)(nb_mat *m, int64_t r, int64_t col, const nb_grid_group *g);
     void (*put)(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n);
     /* With grid->whole, in place of fit. */
     void (*fit_whole)(const nb_grid *grid, nb_mat *m, const float *w, const float *importance,
@@ -75,6 +79,12 @@ void nb_grid_fit_rows(const nb_grid *grid, nb_mat *m, int64_t begin, int64_t end
 /* The stored scale of the group that column col of row r belongs to. */
 void nb_grid_group_at(const nb_grid *grid, const nb_mat *m, int64_t r, int64_t col,
                       nb_grid_group *out);
+
+/* Stores another scale, zero and offset, as the format rounds them, for encoders that refine scales
+ * themselves. False, with nothing stored, where the format cannot: its groups depend on each other
+ * (q4_k), the scale rounds to 0, or the zero is none of its codes. */
+bool nb_grid_group_put(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col,
+                       const nb_grid_group *g);
 
 /* Stores codes of row r for columns [col, col + n); col and n are multiples of group_len, or n
  * reaches the end of the row. */
