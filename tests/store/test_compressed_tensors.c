@@ -68,64 +68,74 @@ static void golden_codes(const json_t *golden, const char *key)
     free(row);
 }
 
-static void golden_vectors(void **state)
+static int golden_file(const char *name)
 {
-    (void)state;
-    json_t *golden = golden_load("compressed_tensors.json");
+    json_t *golden = golden_load(name);
     int n = 0;
     const char *key;
     json_t *value;
     json_object_foreach(golden, key, value)
     {
-        const json_t *bits = json_object_get(value, "bits");
-        if (json_is_object(value) && json_object_get(value, "q") != NULL &&
-            (json_integer_value(bits) == 4 || json_integer_value(bits) == 8)) {
+        if (json_object_get(value, "q") != NULL) {
             golden_codes(golden, key);
             n++;
         }
     }
-    assert_int_equal(n, 4);
-    assert_non_null(json_object_get(golden_get(golden, "w4_asym"), "zero_point"));
+    json_decref(golden);
+    return n;
+}
+
+static void golden_vectors(void **state)
+{
+    (void)state;
+    assert_int_equal(golden_file("compressed_tensors.json"), 5);
+    assert_int_equal(golden_file("compressed_tensors_low.json"), 4);
+    json_t *golden = golden_load("compressed_tensors_low.json");
+    assert_non_null(json_object_get(golden_get(golden, "w3_asym"), "zero_point"));
     json_decref(golden);
 }
 
-/* Bit k * b of a little-endian bit string, as formats.md 4.4 defines it. */
-static int field(const uint8_t *bytes, int64_t index, int bits)
-{
-    const int64_t at = index * bits;
-    return bytes[at / 8] >> at % 8 & ((1 << bits) - 1);
-}
-
+/* Code k is bits k * b .. of a little-endian string, as formats.md 4.4 defines it. */
 static void packing_is_the_definition_at_every_width(void **state)
 {
     (void)state;
+    static const int widths[] = {2, 3, 4};
     nb_err err;
+    for (size_t i = 0; i < 3; i++) {
+        const int bits = widths[i], half = 1 << (bits - 1);
+        for (int64_t n_cols = 1; n_cols <= 70; n_cols++) {
+            int8_t codes[70];
+            uint8_t words[41], dirty[41];
+            for (int64_t c = 0; c < n_cols; c++) {
+                uint32_t r[4];
+                nb_philox(3, (uint64_t)n_cols, (uint64_t)c, r);
+                codes[c] = (int8_t)((int)(r[0] % (2u * (uint32_t)half)) - half);
+            }
+            const int64_t n_bytes = 4 * nb_ct_n_words(n_cols, bits);
+            memset(words, 0xff, sizeof words);
+            assert_int_equal(nb_ct_pack_row(words, codes, n_cols, bits, &err), NB_OK);
+            for (int64_t b = 0; b < 8 * n_bytes; b++) {
+                const int64_t c = b / bits;
+                assert_int_equal(words[b / 8] >> b % 8 & 1,
+                                 c < n_cols ? (codes[c] + half) >> b % bits & 1 : 0);
+            }
+            assert_int_equal(words[n_bytes], 0xff); /* and not a byte more */
+
+            /* Foreign padding is cleared, and nothing else. */
+            memcpy(dirty, words, sizeof dirty);
+            for (int64_t b = n_cols * bits; b < 8 * n_bytes; b++)
+                dirty[b / 8] |= (uint8_t)(1 << b % 8);
+            nb_ct_clear_padding(dirty, 1, n_cols, bits);
+            assert_memory_equal(dirty, words, sizeof dirty);
+        }
+    }
     for (int64_t n_cols = 1; n_cols <= 40; n_cols++) {
         int8_t codes[40];
-        uint8_t words[41];
-        for (int64_t c = 0; c < n_cols; c++) {
-            uint32_t r[4];
-            nb_philox(3, (uint64_t)n_cols, (uint64_t)c, r);
-            codes[c] = (int8_t)(r[0] % 16 - 8);
-        }
-        const int64_t n4 = nb_ct_n_words(n_cols, 4) * 8;
-        memset(words, 0xff, sizeof words);
-        assert_int_equal(nb_ct_pack_row(words, codes, n_cols, 4, &err), NB_OK);
-        for (int64_t c = 0; c < n4; c++)
-            assert_int_equal(field(words, c, 4), c < n_cols ? codes[c] + 8 : 0);
-        assert_int_equal(words[n4 / 2], 0xff); /* and not a byte more */
-
-        /* Foreign padding is cleared, and nothing else. */
-        uint8_t dirty[41];
-        memcpy(dirty, words, sizeof dirty);
-        for (int64_t c = n_cols; c < n4; c++)
-            dirty[c / 2] |= (uint8_t)(9 << 4 * (c % 2));
-        nb_ct_clear_padding(dirty, 1, n_cols, 4);
-        assert_memory_equal(dirty, words, sizeof dirty);
-
-        const int64_t n8 = nb_ct_n_words(n_cols, 8) * 4;
+        uint8_t words[40];
+        for (int64_t c = 0; c < n_cols; c++)
+            codes[c] = (int8_t)(37 * c + n_cols);
         nb_ct_pack8_row(words, codes, n_cols);
-        for (int64_t c = 0; c < n8; c++)
+        for (int64_t c = 0; c < 4 * nb_ct_n_words(n_cols, 8); c++)
             assert_int_equal(words[c], c < n_cols ? codes[c] + 128 : 0);
     }
     assert_int_equal(nb_ct_n_words(INT64_MAX, 4), INT64_MAX / 8 + 1); /* no overflow */
@@ -134,15 +144,24 @@ static void packing_is_the_definition_at_every_width(void **state)
 static void codes_that_need_more_bits_are_refused(void **state)
 {
     (void)state;
-    for (int code = -128; code < 128; code++) {
-        int8_t codes[9] = {0};
-        uint8_t words[8];
-        nb_err err;
-        codes[8] = (int8_t)code;
-        const bool fits = code >= -8 && code <= 7;
-        assert_int_equal(nb_ct_pack_row(words, codes, 9, 4, &err), fits ? NB_OK : NB_DATA);
-        if (!fits)
-            assert_non_null(strstr(err.text, "at column 8, not in [-8, 7]"));
+    static const struct {
+        int bits, lo, hi;
+        const char *reason;
+    } widths[] = {{4, -8, 7, "at column 8, not in [-8, 7]"},
+                  {3, -4, 3, "at column 8, not in [-4, 3]"},
+                  {2, -2, 1, "at column 8, not in [-2, 1]"}};
+    for (size_t i = 0; i < 3; i++) {
+        for (int code = -128; code < 128; code++) {
+            int8_t codes[9] = {0};
+            uint8_t words[8];
+            nb_err err;
+            codes[8] = (int8_t)code;
+            const bool fits = code >= widths[i].lo && code <= widths[i].hi;
+            assert_int_equal(nb_ct_pack_row(words, codes, 9, widths[i].bits, &err),
+                             fits ? NB_OK : NB_DATA);
+            if (!fits)
+                assert_non_null(strstr(err.text, widths[i].reason));
+        }
     }
 }
 
@@ -166,24 +185,25 @@ static void rows_of_8_bits_close_up(void **state)
 static void zero_points_at_every_height(void **state)
 {
     (void)state;
-    for (int bits = 4; bits <= 8; bits += 4) {
-        for (int64_t n_rows = 1; n_rows <= 20; n_rows++) {
+    static const int widths[] = {2, 3, 4, 8};
+    for (int i = 0; i < 4; i++) {
+        const int bits = widths[i], half = 1 << (bits - 1);
+        for (int64_t n_rows = 1; n_rows <= 40; n_rows++) {
             for (int64_t n_groups = 1; n_groups <= 3; n_groups++) {
-                int8_t zeros[60], again[60];
-                uint32_t words[20];
-                for (int64_t i = 0; i < n_rows * n_groups; i++) {
+                int8_t zeros[120], again[120];
+                uint32_t words[40];
+                for (int64_t k = 0; k < n_rows * n_groups; k++) {
                     uint32_t r[4];
-                    nb_philox(4, (uint64_t)n_rows, (uint64_t)i, r);
-                    zeros[i] = (int8_t)((int)(r[0] % (1u << bits)) - (1 << (bits - 1)));
+                    nb_philox(4, (uint64_t)n_rows, (uint64_t)k, r);
+                    zeros[k] = (int8_t)((int)(r[0] % (2u * (uint32_t)half)) - half);
                 }
                 nb_ct_pack_zeros(words, zeros, n_rows, n_groups, bits);
-                const int64_t per = 32 / bits;
-                for (int64_t r = 0; r < nb_ct_n_words(n_rows, bits) * per; r++) {
+                for (int64_t b = 0; b < 32 * nb_ct_n_words(n_rows, bits); b++) {
                     for (int64_t g = 0; g < n_groups; g++) {
-                        const uint32_t u =
-                            words[r / per * n_groups + g] >> r % per * bits & ((1u << bits) - 1);
-                        assert_int_equal(u, r < n_rows ? zeros[r * n_groups + g] + (1 << (bits - 1))
-                                                       : 0);
+                        const int64_t r = b / bits;
+                        const uint32_t got = words[b / 32 * n_groups + g] >> b % 32 & 1;
+                        assert_int_equal(
+                            got, r < n_rows ? (zeros[r * n_groups + g] + half) >> b % bits & 1 : 0);
                     }
                 }
                 nb_ct_unpack_zeros(again, words, n_rows, n_groups, bits);

@@ -189,7 +189,6 @@ static void json_files_of_all_kinds(void **state)
         {"config.json", "{}{}", "config.json: not valid JSON"},
         {"config.json", "{\"a\":NaN}", "config.json: not valid JSON"},
         {"config.json", "{\"a\":1e999}", "config.json: not valid JSON"},
-        {"config.json", "{\"a\":99999999999999999999}", "config.json: not valid JSON"},
         {"config.json", "{/**/}", "config.json: not valid JSON"},
         {"config.json", "{\"a\":1,\"a\":2}", "config.json: not valid JSON"},
         {"config.json", "{\"a\":\"\\ud800\"}", "config.json: not valid JSON"},
@@ -668,7 +667,7 @@ static void plain_weights_beside_quantized_ones(void **state)
 
 /* ---- writing, and reading back ---- */
 
-#define MAX_PLAN 12
+#define MAX_PLAN 18
 typedef struct {
     nb_weight plan[MAX_PLAN];
     nb_mat mats[MAX_PLAN];
@@ -712,8 +711,8 @@ static void add_weight(sample *s, const nb_format *fmt, int64_t n_rows, int64_t 
     fill(m->codes, (size_t)(n_rows * m->row_bytes), (uint64_t)i, fmt->affine ? 0xff : 0x3f);
     if (!fmt->affine)
         return;
-    if (fmt->bits == 4)
-        nb_ct_clear_padding(m->codes, n_rows, n_cols, 4);
+    if (fmt->bits < 8)
+        nb_ct_clear_padding(m->codes, n_rows, n_cols, fmt->bits);
     const size_t n_scales = (size_t)(n_rows * (n_cols / group_size));
     m->group_size = group_size;
     m->scale_type = scale_type;
@@ -722,8 +721,8 @@ static void add_weight(sample *s, const nb_format *fmt, int64_t n_rows, int64_t 
     if (!symmetric) {
         m->zeros = malloc(n_scales);
         fill(m->zeros, n_scales, 200 + (uint64_t)i, 0xff);
-        for (size_t z = 0; z < n_scales && fmt->bits == 4; z++)
-            m->zeros[z] = (int8_t)(m->zeros[z] >> 4);
+        for (size_t z = 0; z < n_scales; z++)
+            m->zeros[z] = (int8_t)(m->zeros[z] >> (8 - fmt->bits));
     }
 }
 
@@ -764,6 +763,10 @@ static void all_kinds(sample *s)
     add_weight(s, &nb_format_int8, 5, 39, 39, true, NB_BF16, 8);
     add_weight(s, &nb_format_int8, 5, 39, 13, false, NB_BF16, 8);
     add_weight(s, &nb_format_f32, 1, 3, 0, false, NB_F32, 0);
+    add_weight(s, &nb_format_int3, 35, 64, 32, false, NB_F16, 0);
+    add_weight(s, &nb_format_int3, 3, 41, 41, true, NB_BF16, 0);
+    add_weight(s, &nb_format_int2, 19, 24, 8, false, NB_BF16, 0);
+    add_weight(s, &nb_format_int2, 2, 33, 33, true, NB_F32, 0);
     finish_sample(s);
 }
 
@@ -838,7 +841,7 @@ static void what_is_written_reads_back(void **state)
     static const struct {
         int64_t shard_bytes;
         int n_files; /* tensors, and the index */
-    } cases[] = {{0, 1}, {100000, 1}, {1, 12}, {1000, 0}};
+    } cases[] = {{0, 1}, {100000, 1}, {1, 16}, {1000, 0}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         int64_t planned;
         nb_err err;
