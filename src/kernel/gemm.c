@@ -53,7 +53,9 @@ void nb_xlayout_for(nb_xlayout *layout, const nb_panels *w, nb_compute wanted, b
 bool nb_xlayout_equal(const nb_xlayout *a, const nb_xlayout *b)
 {
     return a->mode == b->mode && a->n_cols == b->n_cols && a->x_seg_len == b->x_seg_len &&
-           a->seg_len == b->seg_len && a->zero_const == b->zero_const;
+           a->seg_len == b->seg_len && a->zero_const == b->zero_const &&
+           a->round.on == b->round.on && a->round.group == b->round.group &&
+           a->round.scale == b->round.scale;
 }
 
 /* ---- packing of activations ---- */

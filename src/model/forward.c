@@ -28,7 +28,10 @@ static int64_t scratch_floats(const nb_model *m)
 
 static int64_t normed_floats(const nb_config *c)
 {
-    return (NB_ROWS_MAX * c->d_model + 15) / 16 * 16;
+    int64_t widest = c->n_heads * c->head_dim; /* rows that are rounded before they are packed */
+    widest = widest > c->d_model ? widest : c->d_model;
+    widest = widest > c->d_ff ? widest : c->d_ff;
+    return (NB_ROWS_MAX * widest + 15) / 16 * 16;
 }
 
 int64_t nb_work_bytes(const nb_model *model, int n_threads, int64_t max_tokens)

@@ -48,7 +48,7 @@ typedef struct {
     int64_t max_tokens, max_positions;
     float *x, *h, *q, *k, *v, *att, *gate, *up; /* [max_tokens][...] */
     void *packed;                               /* activations of one run of linears */
-    float *normed;                              /* a tile of rows, per thread */
+    float *normed;                              /* a tile of rows of any width, per thread */
     int64_t normed_floats;                      /* of one thread */
     int64_t *row_input, *row_pos;               /* of each row of the step */
     float *scratch;                             /* attention, per thread */

@@ -59,6 +59,15 @@ static void pack_chunk(void *context, int64_t chunk, int thread)
         }
         x = normed;
     }
+    if (packed->layout.round.on) {
+        float *rounded = w->normed + thread * w->normed_floats;
+        bool finite = true;
+        for (int64_t t = 0; t < packed->tiles[i].n_tok; t++)
+            finite = nb_round_row(rounded + t * n, x + t * n, n, &packed->layout.round) && finite;
+        if (!finite)
+            atomic_store_explicit(&r->bad, true, memory_order_relaxed);
+        x = rounded;
+    }
     if (!nb_xpack_tile(packed, w->kernels, i, x, n))
         atomic_store_explicit(&r->bad, true, memory_order_relaxed);
 }
@@ -160,6 +169,7 @@ static void plan_packings(run *r)
         const nb_linear *linear = l->w[j];
         nb_xlayout layout;
         nb_xlayout_for(&layout, &linear->w, linear->mode, linear->per_token);
+        layout.round = linear->round;
         int g = 0;
         while (g < r->n_groups && !nb_xlayout_equal(&layouts[g], &layout))
             g++;

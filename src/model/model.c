@@ -89,6 +89,12 @@ static void choose_mode(nb_linear *out, const nb_format *fmt, const nb_act_spec 
     nb_xlayout_for(&layout, &out->w, nb_weight_compute(&like, choice), act->per_token);
     out->mode = layout.mode;
     out->per_token = act->per_token;
+    /* Mode f, asked for by name, takes activations as they are: what quantizing them costs can be
+     * seen then. */
+    out->round = (nb_xround){0};
+    if (act->is_float && choice != NB_COMPUTE_ALL_F)
+        out->round = (nb_xround){
+            .on = true, .group = act->group_size, .scale = act->is_static ? act->scale : 0};
 }
 
 static nb_status pack_linear(loader *l, const nb_weight *w, nb_linear *out, nb_err *err)

@@ -4,6 +4,7 @@
 #include "quant/roles.h"
 #include "quant/rope_factors.h"
 #include "quant/target.h"
+#include "store/bnb.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -137,8 +138,8 @@ static nb_status choose_group(planner *p, nb_err *err)
 {
     const nb_scheme *scheme = p->plan->request.scheme;
     p->plan->group_size = scheme->group_size;
-    if (!scheme->fmt->affine || scheme->group_size == NB_GROUP_CHANNEL)
-        return NB_OK;
+    if (!scheme->fmt->affine || scheme->group_size == NB_GROUP_CHANNEL || scheme->scale_rows > 1)
+        return NB_OK; /* the last of a row's blocks may be smaller */
     if (scheme->group_size != NB_GROUP_CHOOSE) {
         const nb_weight *w = first_undivided(p->store, scheme->group_size);
         return w == NULL ? NB_OK : undivided(p, w, scheme->group_size, err);
@@ -161,7 +162,8 @@ static void be_plain(nb_weight *to, nb_how *how, const nb_format *fmt)
         return;
     *how = fmt == &nb_format_f32 ? NB_HOW_WIDEN : NB_HOW_ROUND;
     to->fmt = fmt;
-    to->group_size = 0;
+    to->group_size = to->scale_rows = 0;
+    to->nested = false;
     to->act = (nb_act_spec){0};
 }
 
@@ -176,7 +178,29 @@ static void be_affine(nb_weight *to, nb_how *how, const nb_scheme *scheme, int64
     to->group_size = group;
     to->symmetric = scheme->symmetric;
     to->scale_type = scale_type;
+    to->scale_rows = 0;
+    to->nested = false;
+    to->layout = NB_LAYOUT_CT;
     to->act = scheme->act;
+}
+
+static void be_float_coded(nb_weight *to, nb_how *how, const nb_scheme *scheme, int64_t group_size,
+                           nb_float_type main_type)
+{
+    const nb_weight from = *to;
+    const bool nf4 = scheme->fmt == &nb_format_nf4;
+    to->fmt = scheme->fmt;
+    to->group_size = group_size == NB_GROUP_CHANNEL ? to->n_cols : group_size;
+    to->symmetric = true;
+    to->scale_type = nf4 ? NB_F32 : main_type;
+    to->scale_rows = scheme->scale_rows == NB_ROWS_ALL ? to->n_rows : scheme->scale_rows;
+    to->nested = scheme->nested;
+    to->act = scheme->act;
+    to->layout = nf4 ? NB_LAYOUT_BNB : NB_LAYOUT_CT;
+    const bool same = from.fmt == to->fmt && from.group_size == to->group_size &&
+                      from.scale_type == to->scale_type && from.scale_rows == to->scale_rows &&
+                      from.nested == to->nested;
+    *how = same ? NB_HOW_COPY : NB_HOW_QUANTIZE;
 }
 
 /* Rows that are no whole blocks stay floats, as other programs keep them. */
@@ -186,7 +210,8 @@ static void be_block(planner *p, nb_weight *to, nb_how *how, const nb_format *fm
         return;
     if (to->n_cols % fmt->block_len == 0) {
         to->fmt = fmt;
-        to->group_size = 0;
+        to->group_size = to->scale_rows = 0;
+        to->nested = false;
         to->act = (nb_act_spec){0};
         *how = NB_HOW_QUANTIZE;
         return;
@@ -218,7 +243,8 @@ static nb_status be_block_of_affine(planner *p, nb_weight *to, nb_how *how, nb_e
 {
     const nb_format *fmt = to->fmt->bits <= 4 ? &nb_format_q4_0 : &nb_format_q8_0;
     const bool whole = to->n_cols % fmt->block_len == 0;
-    const bool same = to->symmetric && to->group_size % fmt->block_len == 0;
+    const bool same =
+        to->symmetric && to->group_size % fmt->block_len == 0 && to->fmt->int_form != NULL;
     if (whole && same) {
         *how = NB_HOW_REPACK;
     } else if (whole && p->plan->request.requantize) {
@@ -231,7 +257,8 @@ static nb_status be_block_of_affine(planner *p, nb_weight *to, nb_how *how, nb_e
                        to->symmetric ? "" : ", asymmetric,", (long long)to->n_cols, fmt->name);
     }
     to->fmt = fmt;
-    to->group_size = 0;
+    to->group_size = to->scale_rows = 0;
+    to->nested = false;
     to->act = (nb_act_spec){0};
     return NB_OK;
 }
@@ -271,7 +298,9 @@ static nb_status quantize(planner *p, const nb_weight *from, nb_weight *to, nb_h
 {
     const nb_scheme *scheme = p->plan->request.scheme;
     const nb_role role = nb_role_of(from);
-    if (role == NB_ROLE_LINEAR && scheme->fmt->affine)
+    if (role == NB_ROLE_LINEAR && scheme->fmt->levels != NULL)
+        be_float_coded(to, how, scheme, p->plan->group_size, p->plan->main_type);
+    else if (role == NB_ROLE_LINEAR && scheme->fmt->affine)
         be_affine(to, how, scheme, p->plan->group_size,
                   nb_target_turns(p->plan->request.layout) ? NB_F16 : p->plan->main_type);
     else if (role == NB_ROLE_LINEAR)
@@ -289,6 +318,10 @@ static nb_status convert_to_hf(planner *p, const nb_weight *from, nb_weight *to,
                                nb_err *err)
 {
     const bool turned = nb_target_turns(p->plan->request.layout);
+    if (turned && from->fmt->levels != NULL)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%s: tensor '%.200s' is %s, and GPTQ and AWQ have integer codes only",
+                       nb_store_path(p->store), from->name, from->fmt->name);
     if (nb_store_kind_of(p->store) == NB_STORE_HF) {
         /* Whatever a folder holds, another one does; only scales may have to be another type. */
         if (turned && from->fmt->affine && from->scale_type != NB_F16) {
@@ -360,12 +393,32 @@ static int64_t turned_bytes(const nb_weight *w)
     return codes + order + n_groups * (2 * w->n_rows + w->n_rows * w->fmt->bits / 8);
 }
 
+/* With what bitsandbytes keeps of each matrix besides: tables and a text. */
+static int64_t nf4_bytes(const nb_weight *w)
+{
+    const int64_t all = w->n_rows * w->n_cols, n = all / w->group_size;
+    const int64_t scales =
+        w->nested ? n + 4 * ((n + NB_NESTED_BLOCK - 1) / NB_NESTED_BLOCK) + 4 * 256 : 4 * n;
+    return all / 2 + scales + 4 * 16 + nb_bnb_state_bytes(w);
+}
+
+static int64_t fp8_bytes(const nb_weight *w)
+{
+    const int64_t rows = w->scale_rows > 1 ? w->scale_rows : 1;
+    const int64_t n_groups = (w->n_cols + w->group_size - 1) / w->group_size;
+    const int64_t n_scales = (w->n_rows + rows - 1) / rows * n_groups;
+    return w->n_rows * w->n_cols + n_scales * (int64_t)nb_float_bytes(w->scale_type) +
+           (w->act.is_static ? 4 : 0);
+}
+
 /* As the reader of the file will count them (nb_weight). */
 static int64_t weight_bytes(const nb_weight *w)
 {
     const int64_t word_bits = 32, n_words = (w->n_cols * w->fmt->bits + word_bits - 1) / word_bits;
     if (!w->fmt->affine)
         return w->n_rows * (w->n_cols / w->fmt->block_len) * w->fmt->block_bytes;
+    if (w->fmt->levels != NULL)
+        return w->fmt == &nb_format_nf4 ? nf4_bytes(w) : fp8_bytes(w);
     if (nb_target_turns(w->layout))
         return turned_bytes(w);
     const bool packed = w->fmt->bits != 8 || w->act.bits == 0;
@@ -509,6 +562,11 @@ static nb_status make(planner *p, nb_err *err)
     nb_plan *plan = p->plan;
     const int64_t n = nb_store_n_weights(p->store);
     NB_TRY(nb_target_check(&plan->request, err));
+    if (plan->request.scheme != NULL && plan->request.scheme->act.is_static)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "scheme %s: static scales of activations come from calibration, which has "
+                       "none to give yet; without static each token has its own",
+                       plan->request.scheme->name);
     NB_TRY(nb_config_read(p->store, &plan->config, err));
     NB_TRY(nb_roles_check(p->store, &plan->config, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->weights, n + 1, err));

@@ -150,6 +150,13 @@ static nb_status make(rewriter *w, band *b, const nb_weight *from, nb_err *err)
     nb_error_sum error = {0};
     NB_TRY(prepare(w, b, err));
     const int64_t bytes = b->job.from->row_bytes * b->job.from->n_rows;
+    if (b->job.how != NB_HOW_COPY && nb_mat_shares(b->job.to)) {
+        b->job.survey = true;
+        run_band(w, b, false);
+        b->job.survey = false;
+        NB_TRY(first_failure(w, b, from, err));
+        b->job.to->fmt->settle(b->job.to);
+    }
     run_band(w, b, b->job.how != NB_HOW_COPY && bytes > LARGE_BYTES);
     NB_TRY(first_failure(w, b, from, err));
     const int64_t zeroed_before = w->sums->n_zeroed, new_before = w->sums->n_requantized;

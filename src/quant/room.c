@@ -26,6 +26,14 @@ nb_status nb_room_for(nb_loaded *made, const nb_weight *to, nb_err *err)
     const size_t n = (size_t)to->n_rows * (size_t)nb_mat_n_groups(m);
     NB_TRY(nb_room_reserve(&made->scales, n * nb_float_bytes(m->scale_type), err));
     m->scales = made->scales.data;
+    m->scale_rows = to->scale_rows;
+    if (to->nested) {
+        const size_t n_steps = (n + NB_NESTED_BLOCK - 1) / NB_NESTED_BLOCK;
+        NB_TRY(nb_room_reserve(&made->nested_codes, n, err));
+        NB_TRY(nb_room_reserve(&made->nested_steps, n_steps * sizeof(float), err));
+        m->nested.code = made->nested_codes.data;
+        m->nested.step = (float *)(void *)made->nested_steps.data;
+    }
     if (to->symmetric)
         return NB_OK;
     NB_TRY(nb_room_reserve(&made->zeros, n, err));

@@ -47,7 +47,8 @@ static void encode(nb_mat *out, const nb_grid *grid, const float *weight, const 
 static nb_status rtn_encode_rows(const nb_quant_job *job, nb_mat *out, nb_err *err)
 {
     nb_grid grid;
-    const bool search = searches(job->method, out);
+    /* Scales that rows share are chosen before, from all of them. */
+    const bool search = searches(job->method, out) && !nb_mat_shares(out);
     if (search)
         NB_TRY(nb_grid_of(&grid, out, err));
     encode(out, search ? &grid : NULL, job->weight, job->importance, 0, job->n_rows);
@@ -82,6 +83,11 @@ static nb_status encode_linear(const nb_group_job *job, int i, const float *impo
     if (search && nb_grid_of(&grid, out, err) != NB_OK)
         return nb_context(err, "%s", job->linear[i].name);
     const bool whole = search && grid.whole;
+    if (!search && nb_mat_shares(out)) {
+        for (int64_t r = 0; r < out->n_rows; r++)
+            out->fmt->survey_row(out, r, job->linear[i].weight + r * out->n_cols);
+        out->fmt->settle(out);
+    }
     rtn_task task = {
         .out = out,
         .grid = search ? &grid : NULL,

@@ -16,17 +16,35 @@ typedef struct {
     int64_t group_size;
     nb_act_spec act;
     const char *instead;
+    int64_t scale_rows;
 } preset;
 
+#define INT8_TOKEN                                                                                 \
+    {                                                                                              \
+        .bits = 8, .per_token = true                                                               \
+    }
+#define FP8_TOKEN                                                                                  \
+    {                                                                                              \
+        .bits = 8, .per_token = true, .is_float = true                                             \
+    }
+#define FP8_BLOCKS                                                                                 \
+    {                                                                                              \
+        .bits = 8, .is_float = true, .group_size = 128                                             \
+    }
+
 static const preset presets[] = {
-    {"W8A16", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, {0}, "Q8_0"},
-    {"W4A16", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0"},
-    {"W3A16", &nb_format_int3, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0"},
-    {"W2A16", &nb_format_int2, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0"},
-    {"W8A8", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, {8, true}, "Q8_0"},
-    {"W4A8", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, {8, true}, "Q4_0"},
-    {"Q4_0", &nb_format_q4_0, NB_STORE_GGUF, 0, {0}, "W4A16:g32"},
-    {"Q8_0", &nb_format_q8_0, NB_STORE_GGUF, 0, {0}, "W8A16:g32"},
+    {"W8A16", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, {0}, "Q8_0", 0},
+    {"W4A16", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0", 0},
+    {"W3A16", &nb_format_int3, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0", 0},
+    {"W2A16", &nb_format_int2, NB_STORE_HF, NB_GROUP_CHOOSE, {0}, "Q4_0", 0},
+    {"W8A8", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, INT8_TOKEN, "Q8_0", 0},
+    {"W4A8", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, INT8_TOKEN, "Q4_0", 0},
+    {"Q4_0", &nb_format_q4_0, NB_STORE_GGUF, 0, {0}, "W4A16:g32", 0},
+    {"Q8_0", &nb_format_q8_0, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
+    {"FP8", &nb_format_fp8_e4m3, NB_STORE_HF, NB_GROUP_CHANNEL, FP8_TOKEN, "Q8_0", 0},
+    {"FP8_DYNAMIC", &nb_format_fp8_e4m3, NB_STORE_HF, NB_GROUP_CHANNEL, FP8_TOKEN, "Q8_0", 0},
+    {"FP8_BLOCK", &nb_format_fp8_e4m3, NB_STORE_HF, 128, FP8_BLOCKS, "Q8_0", 128},
+    {"NF4", &nb_format_nf4, NB_STORE_HF, 64, {0}, "Q4_0", 0},
 };
 #define N_PRESETS (sizeof presets / sizeof *presets)
 
@@ -71,8 +89,39 @@ typedef struct {
     bool group, symmetry;
 } seen;
 
+/* The modifiers of float codes. */
+static nb_status read_float_modifier(nb_scheme *s, seen *had, const char *text, size_t len,
+                                     nb_err *err)
+{
+    const bool nf4 = s->fmt == &nb_format_nf4, block = s->scale_rows > 1;
+    const bool tensor = modifier_is(text, len, "tensor"), fixed = modifier_is(text, len, "static");
+    const bool single = modifier_is(text, len, "single");
+    const bool group = len > 1 && (text[0] == 'g' || text[0] == 'G');
+    if (nf4 ? !single && !group : !fixed && (block || !tensor))
+        return nb_fail(err, NB_USAGE, "unknown modifier '%.*s'; there %s", len < 40 ? (int)len : 40,
+                       text,
+                       nf4     ? "are gN (g64, g128) and single"
+                       : block ? "is static"
+                               : "are tensor and static");
+    bool *twice = tensor || group ? &had->group : &had->symmetry;
+    if (*twice)
+        return nb_fail(err, NB_USAGE, "modifier '%.*s' is given twice", (int)len, text);
+    *twice = true;
+    if (group)
+        return read_group(text, len, &s->group_size, err);
+    if (tensor)
+        s->scale_rows = NB_ROWS_ALL;
+    else if (single)
+        s->nested = false;
+    else
+        s->act = (nb_act_spec){.bits = 8, .per_token = true, .is_float = true, .is_static = true};
+    return NB_OK;
+}
+
 static nb_status read_modifier(nb_scheme *s, seen *had, const char *text, size_t len, nb_err *err)
 {
+    if (s->fmt->levels != NULL)
+        return read_float_modifier(s, had, text, len, err);
     const bool channel = modifier_is(text, len, "channel");
     const bool sym = modifier_is(text, len, "sym"), asym = modifier_is(text, len, "asym");
     const bool group = !channel && len > 1 && (text[0] == 'g' || text[0] == 'G');
@@ -101,7 +150,7 @@ static nb_status unknown_scheme(const char *text, size_t len, nb_err *err)
                        (int)len, text);
     return nb_fail(err, NB_USAGE,
                    "unknown scheme '%.*s'; there are W8A16, W4A16, W3A16, W2A16, W8A8, W4A8 "
-                   "(with modifiers, as in W4A16:g32,asym), Q4_0 and Q8_0",
+                   "(with modifiers, as in W4A16:g32,asym), FP8, FP8_BLOCK, NF4, Q4_0 and Q8_0",
                    len < 40 ? (int)len : 40, text);
 }
 
@@ -118,6 +167,14 @@ static void spell(nb_scheme *s, const preset *p)
                                   (long long)s->group_size);
         before = ",";
     }
+    if (s->scale_rows != p->scale_rows) {
+        n += (size_t)snprintf(s->name + n, sizeof s->name - n, "%stensor", before);
+        before = ",";
+    }
+    if (s->act.is_static != p->act.is_static)
+        n += (size_t)snprintf(s->name + n, sizeof s->name - n, "%sstatic", before);
+    if (p->fmt == &nb_format_nf4 && !s->nested)
+        n += (size_t)snprintf(s->name + n, sizeof s->name - n, "%ssingle", before);
     if (p->fmt->affine && !s->symmetric)
         snprintf(s->name + n, sizeof s->name - n, "%sasym", before);
 }
@@ -132,6 +189,8 @@ nb_status nb_scheme_parse(nb_scheme *out, const char *text, nb_err *err)
                    .container = p->container,
                    .group_size = p->group_size,
                    .symmetric = true,
+                   .scale_rows = p->scale_rows,
+                   .nested = p->fmt == &nb_format_nf4,
                    .act = p->act};
     const char *at = text + name_len;
     if (*at == ':' && !p->fmt->affine)

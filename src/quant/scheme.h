@@ -1,6 +1,11 @@
 /* A scheme names the number formats of a quantized model: "W4A16", "W8A8", "W4A16:g32,asym",
  * "Q4_0". Wn is the width of the weights, An that of the activations that meet them; modifiers
- * after the colon are gN or channel (how many columns share a scale) and sym or asym. */
+ * after the colon are gN or channel (how many columns share a scale) and sym or asym.
+ *
+ * Float codes: "FP8" (E4M3, a scale for each row of the weights and each token), "FP8:tensor" (one
+ * for each matrix), "FP8_BLOCK" (for blocks of 128 x 128, and of 128 columns of a token), "static"
+ * after the colon: one for all tokens; "NF4" (groups of 64, or gN, whose scales are codes
+ * themselves unless "single" is given). */
 #ifndef NB_QUANT_SCHEME_H
 #define NB_QUANT_SCHEME_H
 
@@ -9,6 +14,7 @@
 /* Group sizes that are no number of columns. */
 #define NB_GROUP_CHANNEL 0  /* one scale a row */
 #define NB_GROUP_CHOOSE  -1 /* the largest usual one that divides every row */
+#define NB_ROWS_ALL      -1 /* scale_rows: one scale a matrix */
 
 typedef struct {
     char name[32];           /* as nibble spells it, modifiers included */
@@ -16,6 +22,8 @@ typedef struct {
     nb_store_kind container; /* the only one that holds it */
     int64_t group_size;      /* affine only */
     bool symmetric;          /* affine only */
+    int64_t scale_rows;      /* FP8: rows that share scales; 0: each has its own */
+    bool nested;             /* NF4: scales are codes themselves */
     nb_act_spec act;
 } nb_scheme;
 

@@ -74,6 +74,7 @@ static nb_mat part_of(const nb_mat *m, const place *p)
         assert(p->n_cols == m->n_cols);
         part.scales = (uint8_t *)m->scales + (size_t)before * nb_float_bytes(m->scale_type);
         part.zeros = m->zeros == NULL ? NULL : m->zeros + before;
+        part.nested.code = m->nested.code == NULL ? NULL : m->nested.code + before;
     } else {
         part.codes = codes + p->col / m->fmt->block_len * m->fmt->block_bytes;
     }
@@ -238,6 +239,11 @@ void nb_slice_run(const nb_slice_job *job, const nb_slicing *s, int64_t i, void 
         return;
     nb_mat to = part_of(job->to, &p);
     bool fine = true;
+    if (job->survey) {
+        for (int64_t r = 0; r < p.n_rows; r++)
+            to.fmt->survey_row(&to, r, x + r * p.n_cols);
+        return;
+    }
     if (job->how == NB_HOW_QUANTIZE)
         fine = encode(job, x, &to, result, err);
     else if (job->how == NB_HOW_REPACK)

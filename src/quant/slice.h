@@ -37,6 +37,7 @@ typedef struct {
     const nb_method *method; /* never NULL */
     nb_nonfinite nonfinite;
     bool requantize; /* where NB_HOW_REPACK is not exact: use `method` */
+    bool survey;     /* only show the rows to the target, whose scales they share (format.h) */
 } nb_slice_job;
 
 typedef enum {

@@ -2,7 +2,9 @@
 #include "store/compressed_tensors.h"
 
 #include "store/ct_pack.h"
+#include "store/fp8.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -63,8 +65,9 @@ static const char *const args_keys[] = {
 /* What a QuantizationArgs object says, with its defaults. */
 typedef struct {
     int64_t bits, group_size; /* group_size 0: null */
+    int64_t block[2];         /* rows and columns; 0: null */
     const char *type, *strategy;
-    bool symmetric, dynamic;
+    bool symmetric, dynamic, is_float;
 } ct_args;
 
 /* Strategy and group size must tell the same story; a missing strategy follows from the size. */
@@ -74,7 +77,11 @@ static nb_status check_strategy(ct_args *a, nb_err *err)
         a->strategy = a->group_size == 0 ? "tensor" : a->group_size < 0 ? "channel" : "group";
     const bool by_group =
         strcmp(a->strategy, "group") == 0 || strcmp(a->strategy, "tensor_group") == 0;
-    if (by_group != (a->group_size > 0))
+    const bool by_block = strcmp(a->strategy, "block") == 0;
+    if (by_block != (a->block[0] > 0))
+        return nb_fail(err, NB_DATA, "strategy '%.50s' %s block_structure", a->strategy,
+                       by_block ? "needs a" : "does not go with a");
+    if (by_group != (a->group_size > 0) && !by_block)
         return nb_fail(err, NB_DATA, "strategy '%.50s' does not go with a group_size of %lld",
                        a->strategy, (long long)a->group_size);
     return NB_OK;
@@ -117,11 +124,33 @@ static nb_status parse_dynamic(const json_t *object, bool *out, nb_err *err)
     return nb_json_bool(object, "dynamic", false, out, err);
 }
 
+/* [128, 128], or in old files "128x128". */
+static nb_status parse_block(const json_t *object, int64_t block[2], nb_err *err)
+{
+    const json_t *v = json_object_get(object, "block_structure");
+    long long n[2] = {0, 0};
+    int end = 0;
+    if (is_null(object, "block_structure"))
+        return NB_OK;
+    for (int i = 0; i < 2 && json_is_array(v) && json_array_size(v) == 2; i++)
+        n[i] = json_integer_value(json_array_get(v, (size_t)i));
+    const char *text = json_string_value(v);
+    if (text != NULL && (strlen(text) > 20 ||
+                         sscanf(text, "%lldx%lld%n", &n[0], &n[1], &end) != 2 || text[end] != 0))
+        n[0] = 0;
+    if (n[0] < 1 || n[1] < 1 || n[0] > 65536 || n[1] > 65536)
+        return nb_fail(err, NB_DATA, "block_structure is no pair of rows and columns, 1 to 65536");
+    block[0] = n[0];
+    block[1] = n[1];
+    return NB_OK;
+}
+
 static nb_status parse_args(ct_args *a, const json_t *object, nb_err *err)
 {
     static const char *const scale_dtypes[] = {"torch.float16", "torch.bfloat16", "torch.float32",
                                                NULL};
     static const char *const zp_dtypes[] = {"torch.int8", NULL};
+    static const char *const float_zp_dtypes[] = {"torch.float8_e4m3fn", NULL}; /* of none */
     *a = (ct_args){.bits = 8, .type = "int", .symmetric = true};
     NB_TRY(unknown_key(object, args_keys, err));
     NB_TRY(nb_json_int(object, "num_bits", false, 1, 64, &a->bits, err));
@@ -132,21 +161,28 @@ static nb_status parse_args(ct_args *a, const json_t *object, nb_err *err)
         return nb_fail(err, NB_DATA, "group_size is 0");
     NB_TRY(nb_json_text(object, "strategy", false, &a->strategy, err));
     NB_TRY(parse_dynamic(object, &a->dynamic, err));
-    if (strcmp(a->type, "int") != 0)
-        return nb_fail(err, NB_UNSUPPORTED, "type '%.50s' is not supported (int is)", a->type);
+    a->is_float = strcmp(a->type, "float") == 0;
+    if (strcmp(a->type, "int") != 0 && !a->is_float)
+        return nb_fail(err, NB_UNSUPPORTED, "type '%.50s' is not supported (int and float are)",
+                       a->type);
+    if (a->is_float && (a->bits != 8 || !a->symmetric))
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "type 'float' of %lld bits, %s, is not supported (symmetric 8 bits are)",
+                       (long long)a->bits, a->symmetric ? "symmetric" : "asymmetric");
+    NB_TRY(parse_block(object, a->block, err));
     NB_TRY(check_strategy(a, err));
     NB_TRY(check_actorder(object, err));
     NB_TRY(check_dtype_key(object, "scale_dtype", scale_dtypes, err));
-    NB_TRY(check_dtype_key(object, "zp_dtype", zp_dtypes, err));
-    if (!is_null(object, "block_structure"))
-        return nb_fail(err, NB_UNSUPPORTED, "block_structure is not supported");
+    NB_TRY(check_dtype_key(object, "zp_dtype", a->is_float ? float_zp_dtypes : zp_dtypes, err));
     return NB_OK;
 }
 
 static nb_status parse_weights(nb_ct_group *group, const json_t *object, nb_err *err)
 {
-    static const char *const names[] = {
-        [NB_CT_TENSOR] = "tensor", [NB_CT_CHANNEL] = "channel", [NB_CT_GROUP] = "group"};
+    static const char *const names[] = {[NB_CT_TENSOR] = "tensor",
+                                        [NB_CT_CHANNEL] = "channel",
+                                        [NB_CT_GROUP] = "group",
+                                        [NB_CT_BLOCK] = "block"};
     ct_args a;
     NB_TRY(parse_args(&a, object, err));
     if (nb_format_of_bits(a.bits) == NULL)
@@ -154,17 +190,41 @@ static nb_status parse_weights(nb_ct_group *group, const json_t *object, nb_err 
                        (long long)a.bits);
     if (a.dynamic)
         return nb_fail(err, NB_UNSUPPORTED, "dynamic weights are not supported");
+    if (a.is_float != (group->layout == NB_CT_FP8))
+        return nb_fail(err, NB_DATA, "type '%.50s' does not go with the format", a.type);
+    const int last = a.is_float ? NB_CT_BLOCK : NB_CT_GROUP;
     int strategy = 0;
-    while (strategy <= NB_CT_GROUP && strcmp(names[strategy], a.strategy) != 0)
+    while (strategy <= last && strcmp(names[strategy], a.strategy) != 0)
         strategy++;
-    if (strategy > NB_CT_GROUP)
-        return nb_fail(err, NB_UNSUPPORTED,
-                       "strategy '%.50s' is not supported (tensor, channel and group are)",
-                       a.strategy);
+    if (strategy > last)
+        return nb_fail(err, NB_UNSUPPORTED, "strategy '%.50s' is not supported (tensor, channel%s)",
+                       a.strategy, a.is_float ? ", group and block are" : " and group are");
     group->bits = (int)a.bits;
     group->symmetric = a.symmetric;
     group->strategy = (nb_ct_strategy)strategy;
-    group->group_size = strategy == NB_CT_GROUP ? a.group_size : 0;
+    group->group_size = strategy == NB_CT_GROUP   ? a.group_size
+                        : strategy == NB_CT_BLOCK ? a.block[1]
+                                                  : 0;
+    group->block_rows = a.block[0];
+    return NB_OK;
+}
+
+/* One scale for a whole tensor would make a token depend on its neighbours: each takes its own. */
+static nb_status parse_float_activations(nb_ct_group *group, const ct_args *a, nb_err *err)
+{
+    const bool tensor = strcmp(a->strategy, "tensor") == 0,
+               token = strcmp(a->strategy, "token") == 0;
+    const bool by_group = strcmp(a->strategy, "group") == 0;
+    if (a->dynamic ? !tensor && !token && !by_group : !tensor)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%s with strategy '%.50s' is not supported (dynamic: tensor, token and "
+                       "group; static: tensor)",
+                       a->dynamic ? "dynamic" : "static", a->strategy);
+    group->act = (nb_act_spec){.bits = 8,
+                               .per_token = !by_group,
+                               .is_float = true,
+                               .group_size = by_group ? a->group_size : 0,
+                               .is_static = !a->dynamic};
     return NB_OK;
 }
 
@@ -172,6 +232,11 @@ static nb_status parse_activations(nb_ct_group *group, const json_t *object, nb_
 {
     ct_args a;
     NB_TRY(parse_args(&a, object, err));
+    if (a.is_float != (group->layout == NB_CT_FP8))
+        return nb_fail(err, NB_UNSUPPORTED, "type '%.50s' with weights of type '%.50s'", a.type,
+                       a.is_float ? "int" : "float");
+    if (a.is_float)
+        return parse_float_activations(group, &a, err);
     if (a.bits != 8 || !a.symmetric || !a.dynamic || strcmp(a.strategy, "token") != 0)
         return nb_fail(err, NB_UNSUPPORTED,
                        "%s, %lld bits, strategy '%.50s', %s: only dynamic symmetric 8 bits with "
@@ -348,9 +413,12 @@ static nb_status parse_layout(nb_ct_layout *out, const char *format, nb_err *err
         *out = NB_CT_PACKED;
     else if (strcmp(format, "int-quantized") == 0)
         *out = NB_CT_INT8;
+    else if (strcmp(format, "float-quantized") == 0 || strcmp(format, "naive-quantized") == 0)
+        *out = NB_CT_FP8;
     else
         return nb_fail(err, NB_UNSUPPORTED,
-                       "format '%.50s' is not supported (pack-quantized and int-quantized are)",
+                       "format '%.50s' is not supported (pack-quantized, int-quantized and "
+                       "float-quantized are)",
                        format);
     return NB_OK;
 }
@@ -510,7 +578,7 @@ static nb_status check_part(const nb_st_tensor *t, nb_st_dtype dtype, int n_dims
                    nb_st_dtype_name(t->dtype), nb_st_shape_text(found, t->n_dims, t->dims));
 }
 
-static nb_status scale_type_of(const nb_st_tensor *t, nb_float_type *out, nb_err *err)
+nb_status nb_ct_scale_type(const nb_st_tensor *t, nb_float_type *out, nb_err *err)
 {
     switch (t->dtype) {
     case NB_ST_F32:
@@ -559,6 +627,8 @@ nb_status nb_ct_describe(nb_weight *weight, const nb_ct_group *group, const nb_c
 {
     const int64_t n_rows = weight->n_rows, n_cols = weight->n_cols;
     const bool packed = group->layout == NB_CT_PACKED;
+    if (group->layout == NB_CT_FP8)
+        return nb_fp8_describe(weight, group, parts->codes, parts->scale, err);
     if (n_rows <= 0 || n_cols <= 0)
         return nb_fail(err, NB_DATA, "tensor '%.200s': a matrix of %lld x %lld", parts->codes->name,
                        (long long)n_rows, (long long)n_cols);
@@ -573,7 +643,7 @@ nb_status nb_ct_describe(nb_weight *weight, const nb_ct_group *group, const nb_c
     if (parts->scale == NULL)
         return nb_fail(err, NB_DATA, "tensor '%.200s' has no weight_scale", parts->codes->name);
     nb_float_type scale_type = NB_F32;
-    NB_TRY(scale_type_of(parts->scale, &scale_type, err));
+    NB_TRY(nb_ct_scale_type(parts->scale, &scale_type, err));
     if (group->strategy == NB_CT_TENSOR)
         NB_TRY(check_part(parts->scale, parts->scale->dtype, 1, (const int64_t[]){1}, err));
     else

@@ -1,6 +1,6 @@
 /* compressed-tensors (formats.md section 4): what quantization_config says, and which of a folder's
- * modules it says it about. Reading of integer weights of 2, 3, 4 and 8 bits; everything else is
- * refused by its name. ct_pack.h knows the bits. */
+ * modules it says it about. Reading of integer weights of 2, 3, 4 and 8 bits and of FP8; everything
+ * else is refused by its name. ct_pack.h knows the bits. */
 #ifndef NB_STORE_COMPRESSED_TENSORS_H
 #define NB_STORE_COMPRESSED_TENSORS_H
 
@@ -11,10 +11,11 @@
 
 typedef enum {
     NB_CT_PACKED, /* weight_packed, weight_scale, weight_shape */
-    NB_CT_INT8    /* weight (I8, also for narrower codes), weight_scale */
+    NB_CT_INT8,   /* weight (I8, also for narrower codes), weight_scale */
+    NB_CT_FP8     /* weight (F8_E4M3), weight_scale */
 } nb_ct_layout;
 
-typedef enum { NB_CT_TENSOR, NB_CT_CHANNEL, NB_CT_GROUP } nb_ct_strategy;
+typedef enum { NB_CT_TENSOR, NB_CT_CHANNEL, NB_CT_GROUP, NB_CT_BLOCK } nb_ct_strategy;
 
 /* One entry of config_groups. */
 typedef struct {
@@ -23,7 +24,8 @@ typedef struct {
     int bits; /* 2, 3, 4 or 8 */
     bool symmetric;
     nb_ct_strategy strategy;
-    int64_t group_size; /* NB_CT_GROUP only */
+    int64_t group_size; /* NB_CT_GROUP; NB_CT_BLOCK: columns of a block */
+    int64_t block_rows; /* NB_CT_BLOCK */
     nb_act_spec act;
 } nb_ct_group;
 
@@ -64,6 +66,9 @@ bool nb_ct_is_embedding(const char *module, size_t len);
 typedef struct {
     const nb_st_tensor *codes, *scale, *zero_point;
 } nb_ct_parts;
+
+/* F32, F16 or BF16; NB_UNSUPPORTED names the tensor. */
+nb_status nb_ct_scale_type(const nb_st_tensor *t, nb_float_type *out, nb_err *err);
 
 /* Checks dtypes and shapes of the parts of an [n_rows, n_cols] matrix against its group, and fills
  * in the affine fields of the weight (fmt, group_size, symmetric, scale_type, act). */

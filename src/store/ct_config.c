@@ -11,6 +11,10 @@ typedef struct {
     bool symmetric;
     int64_t group_size; /* 0: one scale a row */
     int act_bits;
+    bool is_float;
+    int64_t block_rows; /* FP8: rows that share scales; 0: each its own, -1: all of them do */
+    int64_t act_group;  /* FP8 */
+    bool act_static;    /* FP8 */
 } ct_key;
 
 /* The distinct keys of a plan, in order of appearance. Their number is bounded by what a scheme
@@ -37,7 +41,15 @@ static size_t module_len(const char *name)
 static bool same_key(const ct_key *a, const ct_key *b)
 {
     return a->bits == b->bits && a->symmetric == b->symmetric && a->group_size == b->group_size &&
-           a->act_bits == b->act_bits;
+           a->act_bits == b->act_bits && a->is_float == b->is_float &&
+           a->block_rows == b->block_rows && a->act_group == b->act_group &&
+           a->act_static == b->act_static;
+}
+
+static int64_t block_rows(const nb_weight *w)
+{
+    const bool all = w->scale_rows >= w->n_rows && w->group_size == w->n_cols;
+    return w->scale_rows <= 1 ? 0 : all ? -1 : w->scale_rows;
 }
 
 static ct_key key_of(const nb_weight *w)
@@ -45,7 +57,11 @@ static ct_key key_of(const nb_weight *w)
     return (ct_key){.bits = w->fmt->bits,
                     .symmetric = w->symmetric,
                     .group_size = w->group_size,
-                    .act_bits = w->act.bits};
+                    .act_bits = w->act.bits,
+                    .is_float = w->fmt->levels != NULL,
+                    .block_rows = block_rows(w),
+                    .act_group = w->act.group_size,
+                    .act_static = w->act.is_static};
 }
 
 static int find_key(const ct_groups *groups, const ct_key *key)
@@ -74,6 +90,14 @@ static nb_status check_weight(const nb_weight *w, nb_err *err)
     if (!ends_with(w->name, ".weight"))
         return nb_fail(err, NB_UNSUPPORTED, "'%.200s' is quantized, and no module's weight",
                        w->name);
+    if (w->fmt == &nb_format_nf4 || w->fmt == &nb_format_fp8_e5m2)
+        return nb_fail(err, NB_UNSUPPORTED, "'%.200s': compressed-tensors has no %s", w->name,
+                       w->fmt->name);
+    if (w->fmt->levels != NULL && w->act.bits != 0 && !w->act.is_float)
+        return nb_fail(err, NB_UNSUPPORTED, "'%.200s': %s with integer activations", w->name,
+                       w->fmt->name);
+    if (w->fmt->levels != NULL)
+        return NB_OK;
     if (nb_format_of_bits(w->fmt->bits) == NULL)
         return nb_fail(err, NB_UNSUPPORTED, "'%.200s': %d bits in a Hugging Face folder", w->name,
                        w->fmt->bits);
@@ -105,7 +129,7 @@ static nb_status find_groups(ct_groups *groups, const nb_weight *plan, int64_t n
         if (nb_ct_is_embedding(plan[i].name, module_len(plan[i].name)))
             groups->linears_only = false;
         const ct_key key = key_of(&plan[i]);
-        if (plan[i].group_size != plan[i].n_cols)
+        if (plan[i].group_size != plan[i].n_cols || key.block_rows > 0)
             NB_TRY(add_key(groups, &key, err));
     }
     for (int64_t i = 0; i < n; i++) {
@@ -130,9 +154,46 @@ static json_t *args_json(int bits, bool symmetric, const char *strategy, int64_t
                      dynamic ? json_null() : json_string("minmax"), "observer_kwargs");
 }
 
+/* FP8: "tensor", "channel", "group" or "block". */
+static json_t *fp8_weights_json(const ct_key *key)
+{
+    const char *strategy = key->block_rows < 0    ? "tensor"
+                           : key->block_rows > 0  ? "block"
+                           : key->group_size == 0 ? "channel"
+                                                  : "group";
+    const bool group = key->block_rows == 0 && key->group_size > 0;
+    json_t *args = args_json(8, true, strategy, group ? key->group_size : 0, false);
+    int bad = json_object_set_new(args, "type", json_string("float"));
+    if (key->block_rows > 0)
+        bad |= json_object_set_new(
+            args, "block_structure",
+            json_pack("[I,I]", (json_int_t)key->block_rows, (json_int_t)key->group_size));
+    if (bad == 0)
+        return args;
+    json_decref(args);
+    return NULL;
+}
+
+static json_t *fp8_act_json(const ct_key *key)
+{
+    if (key->act_bits == 0)
+        return json_null();
+    json_t *args = args_json(8, true,
+                             key->act_static      ? "tensor"
+                             : key->act_group > 0 ? "group"
+                                                  : "token",
+                             key->act_group, !key->act_static);
+    if (json_object_set_new(args, "type", json_string("float")) == 0)
+        return args;
+    json_decref(args);
+    return NULL;
+}
+
 /* The format whose tensors nb_sink_open_hf writes for this group. */
 static const char *format_of(const ct_key *key)
 {
+    if (key->is_float)
+        return key->act_bits != 0 ? "float-quantized" : "naive-quantized";
     return key->act_bits != 0 && key->bits == 8 ? "int-quantized" : "pack-quantized";
 }
 
@@ -144,6 +205,12 @@ static json_t *group_json(const ct_key *key, bool own_format)
     json_t *weights = args_json(key->bits, key->symmetric,
                                 key->group_size > 0 ? "group" : "channel", key->group_size, false);
     json_t *act = key->act_bits != 0 ? args_json(8, true, "token", 0, true) : json_null();
+    if (key->is_float) {
+        json_decref(weights);
+        json_decref(act);
+        weights = fp8_weights_json(key);
+        act = fp8_act_json(key);
+    }
     json_t *group = json_pack("{s:[],s:o,s:o,s:n}", "targets", "weights", weights,
                               "input_activations", act, "output_activations");
     if (group != NULL && own_format &&

@@ -2,6 +2,8 @@
  * the shards that model.safetensors.index.json names. Quantized linears of compressed-tensors are
  * put together from their parts here; what the parts mean is compressed_tensors.h's to know. */
 #define _POSIX_C_SOURCE 200809L
+#include "store/bnb.h"
+#include "store/fp8.h"
 #include "store/hf.h"
 
 #include <string.h>
@@ -243,6 +245,10 @@ static nb_status parse_quantization(nb_store *store, nb_err *err)
     nb_status s = refuse_other_configs(store->config, err);
     if (s == NB_OK && method != NULL && (strcmp(method, "gptq") == 0 || strcmp(method, "awq") == 0))
         s = nb_qweight_parse(&hf->qweight, q, err);
+    else if (s == NB_OK && method != NULL && strcmp(method, "fp8") == 0)
+        s = nb_fp8_parse(&hf->fp8, q, err);
+    else if (s == NB_OK && method != NULL && strcmp(method, "bitsandbytes") == 0)
+        s = nb_bnb_parse(&hf->is_bitsandbytes, q, err);
     else if (s == NB_OK && q != NULL && !json_is_null(q))
         s = nb_ct_parse(&hf->ct, &store->arena, q, hf->n_tensors, err);
     return s == NB_OK ? NB_OK : nb_context(err, "%s/config.json", store->path);
@@ -267,6 +273,12 @@ static nb_status find_part(nb_store *store, nb_located *out, const char *module,
     }
     nb_buf_free(&name);
     return s;
+}
+
+nb_status nb_hf_find_part(nb_store *store, nb_located *out, const char *module, const char *part,
+                          nb_err *err)
+{
+    return find_part(store, out, module, part, err);
 }
 
 /* weight_shape is data, but without it the number of columns is not known: it is read now. */
@@ -469,7 +481,11 @@ static bool is_part_name(const char *name)
         ".g_idx",
         ".SCB",
         ".absmax",
+        ".nested_absmax",
         ".quant_map",
+        ".nested_quant_map",
+        ".quant_state.bitsandbytes__nf4",
+        ".quant_state.bitsandbytes__fp4",
         ".weight_format",
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
@@ -487,11 +503,12 @@ static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
     const bool packed = ends_with(name, ".weight_packed");
     const bool int8 = ends_with(name, ".weight") && at.tensor->dtype == NB_ST_I8;
     const bool turned = ends_with(name, ".qweight");
-    const bool float_weight = ends_with(name, ".weight") && !int8;
+    const bool floats = ends_with(name, ".weight") && nb_hf_is_floats(hf, at.tensor);
+    const bool float_weight = ends_with(name, ".weight") && !int8 && !floats;
     if (!packed && !turned && is_part_name(name))
         return NB_OK; /* looked for by name; whether it was is asked at the end */
     hf->used[i] = true;
-    if (!packed && !int8 && !turned && (!float_weight || hf->ct.n_groups == 0))
+    if (!packed && !int8 && !turned && !floats && (!float_weight || hf->ct.n_groups == 0))
         return add_plain(store, at, err);
 
     char *module;
@@ -499,6 +516,8 @@ static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
     NB_TRY(nb_arena_text(&store->arena, &module, name, (size_t)(dot - name), err));
     if (turned)
         return add_turned(store, at, module, err);
+    if (floats)
+        return nb_hf_add_floats(store, at, module, err);
     if (packed || int8)
         return add_quantized(store, at, module, packed, err);
     bool named;

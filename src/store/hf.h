@@ -19,6 +19,9 @@ typedef struct {
     const nb_weight
         *turned; /* GPTQ and AWQ: what the codes are; NULL: not. Neither: plain numbers */
     nb_located codes, scale, zero_point, order;
+    bool floats;         /* FP8 and NF4 (hf_floats.c) */
+    nb_located steps;    /* nested scales of NF4: their steps, */
+    float nested_offset; /* and what is added */
 } nb_hf_recipe;
 
 typedef struct {
@@ -30,8 +33,20 @@ typedef struct {
     int64_t n_tensors;
     nb_ct ct;
     nb_qweight_spec qweight;
+    nb_ct_group fp8;       /* quant_method "fp8": all modules; without a name: not */
+    bool is_bitsandbytes;  /* quant_method "bitsandbytes" */
     nb_hf_recipe *recipes; /* one a weight */
 } nb_hf_state;
+
+/* Finds a part of a module, and marks it as used; out->tensor is NULL when there is none. */
+nb_status nb_hf_find_part(nb_store *store, nb_located *out, const char *module, const char *part,
+                          nb_err *err);
+
+/* Whether a tensor holds float codes: FP8, or the U8 of bitsandbytes. */
+bool nb_hf_is_floats(const nb_hf_state *hf, const nb_st_tensor *t);
+/* The weight of float codes whose P.weight is at `at`, the next one of the store. */
+nb_status nb_hf_add_floats(nb_store *store, nb_located at, const char *module, nb_err *err);
+nb_status nb_hf_read_floats(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err);
 
 /* Reads weight i (nb_container). */
 nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err);

@@ -194,6 +194,8 @@ static nb_status read_weight(const nb_hf_recipe *r, const nb_weight *w, nb_loade
         return w->reordered ? read_reordered(r, out, err) : NB_OK;
     }
     out->mat = (nb_mat){.fmt = w->fmt, .n_rows = w->n_rows, .n_cols = w->n_cols};
+    if (r->floats)
+        return nb_hf_read_floats(r, w, out, err);
     if (r->group == NULL) {
         NB_TRY(read_into(&out->codes, r->codes, 0, err));
         out->mat.codes = out->codes.data;
@@ -211,7 +213,7 @@ nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err)
 {
     const nb_hf_recipe *r = &((nb_hf_state *)store->state)->recipes[i];
     const nb_status s = read_weight(r, &store->weights[i], out, err);
-    const nb_located parts[] = {r->codes, r->scale, r->zero_point, r->order};
+    const nb_located parts[] = {r->codes, r->scale, r->zero_point, r->order, r->steps};
     /* Bytes that make no sense may come from a file that was replaced: say that, then. */
     if (s != NB_OK && s != NB_DATA)
         return s;

@@ -2,6 +2,8 @@
  * all in a temporary folder that gets its name at the end. Tensors are laid out when the sink is
  * opened, so each put only streams bytes; quantized weights are written as their layout says:
  * compressed-tensors, or GPTQ and AWQ, which qweight.h knows. */
+#include "numeric/nf4.h"
+#include "store/bnb.h"
 #include "store/compressed_tensors.h"
 #include "store/container.h"
 #include "store/ct_pack.h"
@@ -12,6 +14,7 @@
 
 #define DEFAULT_SHARD_BYTES ((int64_t)5000000000)
 #define CHUNK_BYTES         ((size_t)1 << 20)
+#define MAX_PARTS           6 /* tensors of one weight */
 
 /* What a tensor of the file holds of its weight. */
 typedef enum {
@@ -21,6 +24,12 @@ typedef enum {
     PART_SHAPE,
     PART_ZERO,
     PART_SCALE,
+    PART_INPUT_SCALE,
+    PART_NESTED, /* of NF4: codes and steps of nested scales, */
+    PART_STEPS,
+    PART_MAP, /* the two tables, */
+    PART_NESTED_MAP,
+    PART_STATE,  /* and the text that explains them */
     PART_TURNED, /* and of GPTQ and AWQ: PART_TURNED + nb_qweight_kind */
 } part_kind;
 
@@ -90,6 +99,42 @@ static nb_status plan_turned(nb_sink *sink, const nb_weight *w, nb_err *err)
     return NB_OK;
 }
 
+static nb_status plan_fp8(nb_sink *sink, const nb_weight *w, nb_err *err)
+{
+    const int64_t rows = w->scale_rows > 1 ? w->scale_rows : 1;
+    const int64_t n = (w->n_rows + rows - 1) / rows;
+    const int64_t n_groups = (w->n_cols + w->group_size - 1) / w->group_size;
+    const bool one = rows >= w->n_rows && w->group_size == w->n_cols && rows > 1;
+    const nb_st_dtype codes = w->fmt == &nb_format_fp8_e5m2 ? NB_ST_F8_E5M2 : NB_ST_F8_E4M3;
+    nb_st_dtype dtype;
+    NB_TRY(float_dtype(nb_float_name(w->scale_type), &dtype, err));
+    NB_TRY(add_part(sink, w, ".weight_scale", PART_SCALE, dtype, one ? 1 : 2,
+                    (const int64_t[]){n, n_groups}, err));
+    if (w->act.is_static)
+        NB_TRY(add_part(sink, w, ".input_scale", PART_INPUT_SCALE, NB_ST_F32, 1,
+                        (const int64_t[]){1}, err));
+    return add_part(sink, w, NULL, PART_PLAIN, codes, 2, (const int64_t[]){w->n_rows, w->n_cols},
+                    err);
+}
+
+static nb_status plan_nf4(nb_sink *sink, const nb_weight *w, nb_err *err)
+{
+    const int64_t all = w->n_rows * w->n_cols, n = all / w->group_size;
+    NB_TRY(
+        add_part(sink, w, ".weight.quant_map", PART_MAP, NB_ST_F32, 1, (const int64_t[]){16}, err));
+    if (w->nested) {
+        NB_TRY(add_part(sink, w, ".weight.nested_quant_map", PART_NESTED_MAP, NB_ST_F32, 1,
+                        (const int64_t[]){256}, err));
+        NB_TRY(add_part(sink, w, ".weight.nested_absmax", PART_STEPS, NB_ST_F32, 1,
+                        (const int64_t[]){(n + NB_NESTED_BLOCK - 1) / NB_NESTED_BLOCK}, err));
+    }
+    NB_TRY(add_part(sink, w, ".weight.absmax", w->nested ? PART_NESTED : PART_SCALE,
+                    w->nested ? NB_ST_U8 : NB_ST_F32, 1, (const int64_t[]){n}, err));
+    NB_TRY(add_part(sink, w, NULL, PART_PLAIN, NB_ST_U8, 2, (const int64_t[]){all / 2, 1}, err));
+    return add_part(sink, w, "." NB_BNB_STATE, PART_STATE, NB_ST_U8, 1,
+                    (const int64_t[]){nb_bnb_state_bytes(w)}, err);
+}
+
 /* The largest elements first, so that tensors stay aligned as long as shapes are even. */
 static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
 {
@@ -101,6 +146,8 @@ static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
     const size_t len = strlen(w->name), end = strlen(".weight");
     if (len < end || strcmp(w->name + len - end, ".weight") != 0 || w->n_dims != 2)
         return nb_fail(err, NB_UNSUPPORTED, "only a module's two-dimensional weight is quantized");
+    if (w->fmt->levels != NULL)
+        return w->fmt == &nb_format_nf4 ? plan_nf4(sink, w, err) : plan_fp8(sink, w, err);
     if (nb_qweight_is(w->layout))
         return plan_turned(sink, w, err);
     const int bits = w->fmt->bits;
@@ -166,8 +213,8 @@ static nb_status plan_all(nb_sink *sink, int64_t shard_bytes, nb_err *err)
 {
     hf_out *hf = sink->state;
     const int64_t n = sink->n_weights;
-    NB_TRY(NB_ARENA_ALLOC(&sink->arena, &hf->tensors, 4 * n, err));
-    NB_TRY(NB_ARENA_ALLOC(&sink->arena, &hf->kinds, 4 * n, err));
+    NB_TRY(NB_ARENA_ALLOC(&sink->arena, &hf->tensors, MAX_PARTS * n, err));
+    NB_TRY(NB_ARENA_ALLOC(&sink->arena, &hf->kinds, MAX_PARTS * n, err));
     NB_TRY(NB_ARENA_ALLOC(&sink->arena, &hf->first_part, n + 1, err));
     for (int64_t i = 0; i < n; i++) {
         if (plan_weight(sink, &sink->plan[i], err) != NB_OK)
@@ -289,6 +336,24 @@ static nb_status put_zeros(hf_out *hf, const nb_mat *m, const nb_st_tensor *t, n
     return nb_outfile_write(&hf->file, hf->chunk.data, (size_t)t->bytes, err);
 }
 
+/* Of rows that share their scales, the first one's. */
+static nb_status put_scales(hf_out *hf, const nb_mat *m, const nb_st_tensor *t, nb_err *err)
+{
+    if (m->scale_rows <= 1)
+        return nb_outfile_write(&hf->file, m->scales, (size_t)t->bytes, err);
+    const size_t row = (size_t)nb_mat_n_groups(m) * nb_float_bytes(m->scale_type);
+    for (int64_t r = 0; r < m->n_rows; r += m->scale_rows)
+        NB_TRY(nb_outfile_write(&hf->file, (const uint8_t *)m->scales + (size_t)r * row, row, err));
+    return NB_OK;
+}
+
+static nb_status put_state(hf_out *hf, const nb_weight *w, const nb_mat *m, nb_err *err)
+{
+    hf->chunk.len = 0;
+    NB_TRY(nb_bnb_state(&hf->chunk, w, m->nested.offset, err));
+    return nb_outfile_write(&hf->file, hf->chunk.data, hf->chunk.len, err);
+}
+
 static nb_status put_turned(hf_out *hf, const nb_weight *w, const nb_mat *m, nb_qweight_kind kind,
                             const nb_st_tensor *t, nb_err *err)
 {
@@ -326,7 +391,19 @@ static nb_status put_part(hf_out *hf, const nb_weight *w, const nb_mat *m, part_
     case PART_ZERO:
         return put_zeros(hf, m, t, err);
     case PART_SCALE:
-        return nb_outfile_write(&hf->file, m->scales, (size_t)t->bytes, err);
+        return put_scales(hf, m, t, err);
+    case PART_INPUT_SCALE:
+        return nb_outfile_write(&hf->file, &w->act.scale, sizeof w->act.scale, err);
+    case PART_NESTED:
+        return nb_outfile_write(&hf->file, m->nested.code, (size_t)t->bytes, err);
+    case PART_STEPS:
+        return nb_outfile_write(&hf->file, m->nested.step, (size_t)t->bytes, err);
+    case PART_MAP:
+        return nb_outfile_write(&hf->file, nb_nf4_levels, (size_t)t->bytes, err);
+    case PART_NESTED_MAP:
+        return nb_outfile_write(&hf->file, nb_nf4_map, (size_t)t->bytes, err);
+    case PART_STATE:
+        return put_state(hf, w, m, err);
     case PART_PACKED:
         if (m->fmt->bits == 8)
             return put_packed8(hf, m, err);
@@ -412,6 +489,8 @@ nb_status nb_sink_open_hf(nb_sink **out, const char *path, bool force, const nb_
 nb_status nb_hf_quantization(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err)
 {
     for (int64_t i = 0; i < n_weights; i++) {
+        if (plan[i].fmt == &nb_format_nf4)
+            return nb_bnb_config(out, plan, n_weights, err);
         if (plan[i].fmt->affine && nb_qweight_is(plan[i].layout))
             return nb_qweight_config(out, plan, n_weights, err);
     }

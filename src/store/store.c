@@ -264,6 +264,8 @@ void nb_loaded_free(nb_loaded *loaded)
     nb_buf_free(&loaded->scales);
     nb_buf_free(&loaded->zeros);
     nb_buf_free(&loaded->scratch);
+    nb_buf_free(&loaded->nested_codes);
+    nb_buf_free(&loaded->nested_steps);
     loaded->mat = (nb_mat){0};
 }
 
@@ -281,7 +283,8 @@ static nb_status check_planned(const nb_weight *w, nb_err *err)
     if (!fits)
         return nb_fail(err, NB_USAGE, "a shape that makes no matrix of %lld x %lld",
                        (long long)w->n_rows, (long long)w->n_cols);
-    if (w->fmt->affine && (w->group_size <= 0 || w->n_cols % w->group_size != 0))
+    const bool cut = w->scale_rows > 1 && w->group_size > 0; /* the last block may be smaller */
+    if (w->fmt->affine && !cut && (w->group_size <= 0 || w->n_cols % w->group_size != 0))
         return nb_fail(err, NB_UNSUPPORTED, "%lld columns are not divisible by the group_size %lld",
                        (long long)w->n_cols, (long long)w->group_size);
     return NB_OK;
@@ -357,6 +360,13 @@ static nb_status check_put(const nb_sink *sink, int64_t index, const nb_mat *mat
                        w->symmetric ? "symmetric" : "asymmetric", (long long)mat->group_size,
                        nb_float_name(mat->scale_type),
                        mat->zeros == NULL ? "symmetric" : "asymmetric");
+    if (w->fmt->affine &&
+        (mat->scale_rows != w->scale_rows || (mat->nested.code != NULL) != w->nested))
+        return nb_fail(err, NB_USAGE,
+                       "weight '%.200s': planned scales for %lld rows each%s; put are scales for "
+                       "%lld%s",
+                       w->name, (long long)w->scale_rows, w->nested ? ", nested" : "",
+                       (long long)mat->scale_rows, mat->nested.code != NULL ? ", nested" : "");
     return NB_OK;
 }
 

@@ -23,11 +23,22 @@ typedef enum { NB_STORE_HF, NB_STORE_GGUF } nb_store_kind;
 typedef struct {
     int bits;       /* 0: not quantized (16-bit floats); 8 */
     bool per_token; /* one scale a token; else unspecified (the kernels choose groups) */
+    bool is_float;  /* codes are E4M3: x becomes fl(code * scale), in mode f */
+    /* is_float: */
+    int64_t group_size; /* columns that share a scale; 0: all of a token */
+    bool is_static;     /* one scale for all tokens: */
+    float scale;
 } nb_act_spec;
 
 /* How a Hugging Face folder lays out a quantized weight: compressed-tensors, GPTQ with zero points
- * less one (version 1) or as they are, AWQ. */
-typedef enum { NB_LAYOUT_CT, NB_LAYOUT_GPTQ, NB_LAYOUT_GPTQ_V2, NB_LAYOUT_AWQ } nb_layout;
+ * less one (version 1) or as they are, AWQ, bitsandbytes (nf4 only). */
+typedef enum {
+    NB_LAYOUT_CT,
+    NB_LAYOUT_GPTQ,
+    NB_LAYOUT_GPTQ_V2,
+    NB_LAYOUT_AWQ,
+    NB_LAYOUT_BNB
+} nb_layout;
 
 #define NB_MAX_DIMS 4
 
@@ -42,6 +53,8 @@ typedef struct {
     int64_t group_size;       /* affine only */
     bool symmetric;           /* affine only */
     nb_float_type scale_type; /* affine only */
+    int64_t scale_rows;       /* fp8 only: as nb_mat's */
+    bool nested;              /* nf4 only: scales are codes themselves */
     nb_act_spec act;
     nb_layout layout; /* affine only, of folders */
     bool reordered;   /* codes in the file, whose groups are no runs of columns (GPTQ's g_idx): read
@@ -74,6 +87,7 @@ nb_status nb_store_chat_template(nb_store *store, const char **text, size_t *len
 typedef struct {
     nb_mat mat; /* points into the buffers below */
     nb_buf codes, scales, zeros, scratch;
+    nb_buf nested_codes, nested_steps;
 } nb_loaded;
 
 /* Reads one weight. Fails with NB_DATA / NB_IO if the file changed since it was opened. */
@@ -118,8 +132,8 @@ int64_t nb_sink_planned_bytes(const nb_sink *sink);
  */
 nb_status nb_hf_quantization(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err);
 /* The same of compressed-tensors. Weights sharing (bits, group, symmetry, activations) share a
- * config group;
- * unquantized 2-D linears go to `ignore`, embeddings are never named. Free with json_decref. */
+ * config group; unquantized 2-D linears go to `ignore`, embeddings are never named. Free with
+ * json_decref. */
 nb_status nb_ct_config(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err);
 
 #endif

@@ -155,7 +155,7 @@ static void write_quantized(const char *from, const char *to, const nb_format *f
         plan[i].group_size = group > 0 ? group : plan[i].n_cols;
         plan[i].symmetric = symmetric;
         plan[i].scale_type = NB_BF16;
-        plan[i].act = (nb_act_spec){act_bits, act_bits > 0};
+        plan[i].act = (nb_act_spec){.bits = act_bits, .per_token = act_bits > 0};
     }
     json_t *config = json_deep_copy(nb_store_config(store)), *q;
     must(nb_ct_config(&q, plan, n, &err), &err);

@@ -536,7 +536,7 @@ static void compute_modes_are_what_the_format_and_the_user_say(void **state)
     (void)state;
     const nb_weight plain = {.fmt = &nb_format_bf16}, block = {.fmt = &nb_format_q4_0};
     const nb_weight a16 = {.fmt = &nb_format_int4};
-    const nb_weight a8 = {.fmt = &nb_format_int8, .act = {8, true}};
+    const nb_weight a8 = {.fmt = &nb_format_int8, .act = {.bits = 8, .per_token = true}};
     static const nb_compute want[4][4] = {
         /* auto, f, i8, i16 */
         {NB_COMPUTE_F, NB_COMPUTE_F, NB_COMPUTE_F, NB_COMPUTE_F},

@@ -66,7 +66,10 @@ static const nb_weight linears[] = {
     {.fmt = &nb_format_bf16},
     {.fmt = &nb_format_int4, .group_size = 32, .symmetric = true, .scale_type = NB_BF16},
     {.fmt = &nb_format_int4, .scale_type = NB_F16},
-    {.fmt = &nb_format_int8, .symmetric = true, .scale_type = NB_BF16, .act = {8, true}},
+    {.fmt = &nb_format_int8,
+     .symmetric = true,
+     .scale_type = NB_BF16,
+     .act = {.bits = 8, .per_token = true}},
 };
 #define N_LINEARS (sizeof linears / sizeof *linears)
 

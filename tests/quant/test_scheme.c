@@ -64,7 +64,7 @@ static void refused(void **state)
         {":g32", "unknown scheme ''"},
         {"W4", "unknown scheme 'W4'"},
         {"W4A16 ", "unknown scheme 'W4A16 '"},
-        {"FP8", "there are W8A16, W4A16"},
+        {"FP9", "there are W8A16, W4A16"},
         {"W4A16:", "unknown modifier ''"},
         {"W4A16:g32,", "unknown modifier ''"},
         {"W4A16:,g32", "unknown modifier ''"},

@@ -281,9 +281,9 @@ static void what_is_refused_by_name(void **state)
         {"quant_method", "\"mxfp4\"", NB_UNSUPPORTED, "quant_method 'mxfp4'"},
         {"quant_method", "7", NB_DATA, "'quant_method' is an integer"},
         {"quant_method", NULL, NB_DATA, "'quant_method' is missing"},
-        {"format", "\"float-quantized\"", NB_UNSUPPORTED, "format 'float-quantized'"},
+        {"format", "\"float-quantized\"", NB_DATA, "type 'int' does not go with the format"},
         {"format", "\"nvfp4-pack-quantized\"", NB_UNSUPPORTED, "format 'nvfp4-pack-quantized'"},
-        {"format", "\"naive-quantized\"", NB_UNSUPPORTED, "format 'naive-quantized'"},
+        {"format", "\"naive-quantized\"", NB_DATA, "type 'int' does not go with the format"},
         {"format", "\"marlin-24\"", NB_UNSUPPORTED, "format 'marlin-24'"},
         {"format", "\"dense\"", NB_UNSUPPORTED, "format 'dense'"},
         {"format", "\"mixed-precision\"", NB_UNSUPPORTED, "format 'mixed-precision'"},
@@ -331,7 +331,7 @@ static void what_is_refused_by_name(void **state)
         {W "actorder", "7", NB_UNSUPPORTED, "actorder"},
         {W "scale_dtype", "\"torch.float8_e4m3fn\"", NB_UNSUPPORTED, "torch.float8_e4m3fn"},
         {W "zp_dtype", "\"torch.uint8\"", NB_UNSUPPORTED, "torch.uint8"},
-        {W "block_structure", "[128,128]", NB_UNSUPPORTED, "block_structure"},
+        {W "block_structure", "[128,128]", NB_DATA, "strategy 'group' does not go with a block"},
     };
     nb_err err;
     nb_ct ct;
