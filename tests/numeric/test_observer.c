@@ -182,6 +182,17 @@ static void averages_move_by_the_momentum(void **state)
     assert_int_equal(o->n_batches, 2);
     const nb_value_range r = nb_observer_range(o, NB_OBSERVE_AVERAGE, NB_RANGE_INT8_ASYM, 0);
     assert_true(r.lo == -2 && r.hi == 7);
+    /* What is merged belongs to the batch that is open. */
+    nb_observer *part = fresh();
+    part->no_histogram = true;
+    const float y[] = {-6, 3};
+    add(part, y, 2);
+    nb_observer_merge(o, part);
+    add(o, &y[1], 1);
+    nb_observer_end_batch(o); /* [-6, 3] */
+    const nb_value_range merged = nb_observer_range(o, NB_OBSERVE_AVERAGE, NB_RANGE_INT8_ASYM, 0);
+    assert_true(merged.lo == -3 && merged.hi == 6);
+    free(part);
     free(o);
 }
 
@@ -308,9 +319,23 @@ static double true_error(const float *x, int64_t n, nb_value_range r, nb_range_c
     return sum;
 }
 
-/* On values with heavy tails, less error than with the whole range, counted on the values; and the
- * ratio found is the best of the hundred by the definition. */
-static void mse_beats_minmax_on_heavy_tails(void **state)
+static double bin_error(const nb_observer *o, nb_value_range r, nb_range_codes codes)
+{
+    float scale;
+    int zero;
+    double sum = 0;
+    nb_range_scale(r, codes, &scale, &zero);
+    for (int s = -1; s <= 1; s += 2)
+        for (int b = 0; b < NB_OBSERVER_BINS; b++) {
+            const double centre = s * (b + 0.5) * ldexp(1, o->exponent - 11);
+            const double e = nb_range_quantize(centre, codes, scale, zero) - centre;
+            sum += (double)(s < 0 ? o->negative : o->positive)[b] * e * e;
+        }
+    return sum;
+}
+
+/* Outliers on both sides: less error than with the whole range, counted on the values. */
+static void mse_beats_minmax_on_outliers(void **state)
 {
     (void)state;
     static const nb_range_codes all[] = {NB_RANGE_INT8, NB_RANGE_INT8_ASYM, NB_RANGE_INT4,
@@ -321,35 +346,44 @@ static void mse_beats_minmax_on_heavy_tails(void **state)
     x[n / 2] = 8.4f; /* twelve times the standard deviation */
     x[n / 3] = -8.4f;
     add(o, x, n);
-    const double bin = ldexp(1, o->exponent - 11);
     for (size_t c = 0; c < sizeof all / sizeof *all; c++) {
         const nb_value_range whole = nb_observer_range(o, NB_OBSERVE_MINMAX, all[c], 0);
         const nb_value_range r = nb_observer_range(o, NB_OBSERVE_MSE, all[c], 0);
         if (c <= 2) /* floats reach far by themselves */
             assert_true(true_error(x, n, r, all[c]) < 0.9 * true_error(x, n, whole, all[c]));
-        double least = INFINITY, got = INFINITY;
-        for (int j = 100; j >= 1; j--) {
-            const double ratio = j / 100.0;
-            const nb_value_range tried = {.lo = (float)((double)whole.lo * ratio),
-                                          .hi = (float)((double)whole.hi * ratio)};
-            float scale;
-            int zero;
-            double sum = 0;
-            nb_range_scale(tried, all[c], &scale, &zero);
-            for (int s = -1; s <= 1; s += 2)
-                for (int b = 0; b < NB_OBSERVER_BINS; b++) {
-                    const double centre = s * (b + 0.5) * bin;
-                    const double e = nb_range_quantize(centre, all[c], scale, zero) - centre;
-                    sum += (double)(s < 0 ? o->negative : o->positive)[b] * e * e;
-                }
-            if (tried.lo == r.lo && tried.hi == r.hi)
-                got = sum;
-            least = sum < least ? sum : least;
-        }
-        assert_true(got <= least * (1 + 1e-12));
     }
     free(x);
     free(o);
+}
+
+/* Of the hundred ratios, the one with the least error over the bins. */
+static void mse_is_the_least_of_all(void **state)
+{
+    (void)state;
+    int n_shrunk = 0;
+    for (kind k = 0; k < N_KINDS; k++)
+        for (nb_range_codes c = 0; c <= NB_RANGE_E5M2; c++) {
+            float *x = make(k, 500, 50 + (uint64_t)c);
+            nb_observer *o = fresh();
+            add(o, x, 500);
+            const nb_value_range whole = nb_observer_range(o, NB_OBSERVE_MINMAX, c, 0);
+            const nb_value_range r = nb_observer_range(o, NB_OBSERVE_MSE, c, 0);
+            double least = INFINITY, got = INFINITY;
+            for (int j = 100; j >= 1; j--) {
+                const double ratio = j / 100.0;
+                const nb_value_range tried = {.lo = (float)((double)whole.lo * ratio),
+                                              .hi = (float)((double)whole.hi * ratio)};
+                const double sum = bin_error(o, tried, c);
+                if (tried.lo == r.lo && tried.hi == r.hi && sum < got)
+                    got = sum;
+                least = sum < least ? sum : least;
+            }
+            assert_true(got <= least * (1 + 1e-12));
+            n_shrunk += r.hi < whole.hi;
+            free(x);
+            free(o);
+        }
+    assert_true(n_shrunk > 5);
 }
 
 /* ---- codes ---- */
@@ -472,7 +506,8 @@ int main(void)
         cmocka_unit_test(averages_move_by_the_momentum),
         cmocka_unit_test(percentiles_are_within_a_bin),
         cmocka_unit_test(entropy_is_the_least_of_all),
-        cmocka_unit_test(mse_beats_minmax_on_heavy_tails),
+        cmocka_unit_test(mse_beats_minmax_on_outliers),
+        cmocka_unit_test(mse_is_the_least_of_all),
         cmocka_unit_test(small_floats_round_to_the_nearest),
         cmocka_unit_test(scales_follow_their_definitions),
         cmocka_unit_test(odd_values_give_usable_ranges),

@@ -131,9 +131,21 @@ static void windows_are_those_of_the_whole_text(void **state)
 {
     (void)state;
     char *text = make_text(600000, 7);
-    scratch_text("t.txt", text);
+    /* Moved until a cut after 64 KiB would go through a token. */
     nb_tokens whole = {0};
-    encode(&whole, text, strlen(text));
+    const size_t at = 65536, len = strlen(text);
+    for (bool differs = false; !differs;) {
+        nb_tokens parts = {0};
+        memmove(text + 1, text, len - 1);
+        text[0] = 'x';
+        whole.n = 0;
+        encode(&whole, text, len);
+        encode(&parts, text, at);
+        encode(&parts, text + at, len - at);
+        differs = parts.n != whole.n;
+        nb_tokens_free(&parts);
+    }
+    scratch_text("t.txt", text);
     const int64_t length = 1000, n = whole.n / length;
     assert_true(n > 100);
     nb_calib_set set = set_of("t.txt", (nb_calib_options){.n_samples = n + 5, .length = length});
@@ -223,6 +235,11 @@ static void documents_are_joined_or_stand_alone(void **state)
     assert_true(want.n >= 18);
     expect_ids(&set.seq[0], want.ids, want.n < 20 ? want.n : 20);
     nb_tokens_free(&want);
+    nb_calib_set_free(&set);
+    /* An empty line stands between texts only. */
+    scratch_text("m.jsonl", "[5, 6]\n{\"text\": \"a\"}\n[7]\n");
+    set = set_of("m.jsonl", (nb_calib_options){0});
+    expect_ids(&set.seq[0], (const int32_t[]){5, 6, TINY_BYTE('a'), 7}, 4);
     nb_calib_set_free(&set);
 }
 
@@ -619,6 +636,7 @@ static void bad_files_are_refused_by_line(void **state)
          NULL, "of type 'image'", NB_UNSUPPORTED},
         {"i.jsonl", "[1, 2]\n[1, 1.5]\n", NULL, "i.jsonl: line 2: entry 1", NB_DATA},
         {"x.jsonl", "[1]\n[1, -2]\n", NULL, "x.jsonl: line 2: entry 1", NB_DATA},
+        {"y.jsonl", "[4294967297]\n", NULL, "y.jsonl: line 1: entry 0", NB_DATA},
         {"o.jsonl", "[1]\n[1, 265]\n", NULL,
          "o.jsonl: line 2: token id 265 is outside the vocabulary of 265", NB_DATA},
         {"o.bin", "ab\x01\x01\xff\xff", NULL, "o.bin: id 0: token id 25185", NB_DATA},
