@@ -107,16 +107,17 @@ static double mismatch_loss(const losing *x)
     return 2 * total / x->scale;
 }
 
-/* e H e^T over all rows of linear l as it is encoded; with a move, what makes it comparable. */
-static nb_status loss_of(group *g, int l, const nb_moments *on, double *out, nb_err *err)
+/* e H e^T over all rows of linear l as it is encoded; `full` has with it what a move works on. */
+static nb_status loss_of(group *g, int l, const nb_moments *on, double *plain, double *full,
+                         nb_err *err)
 {
     losing x = {.g = g, .l = l, .on = on, .scale = g->feedback.scale};
     const int64_t n_rows = g->parts[l].out->n_rows;
     nb_pool_run(g->job->la->pool, n_rows, error_row, &x);
     NB_TRY(nb_sym_loss_rows(g->job->la, on->h, g->e, n_rows, g->row_loss, err));
-    *out = sum(g->row_loss, n_rows);
+    *plain = *full = sum(g->row_loss, n_rows);
     if (g->o.move != NB_MOVE_NONE)
-        *out += mismatch_loss(&x);
+        *full += mismatch_loss(&x);
     return NB_OK;
 }
 
@@ -135,12 +136,16 @@ static double relative(double loss, double power)
     return power > 0 ? loss / power : 0;
 }
 
+/* Of each linear, relative to its power; *total: the full ones added. */
 static nb_status losses_of(group *g, const nb_moments *on, const double *power, double *out,
-                           nb_err *err)
+                           double *total, nb_err *err)
 {
+    *total = 0;
     for (int l = 0; l < g->job->n; l++) {
-        NB_TRY(loss_of(g, l, on, &out[l], err));
-        out[l] = relative(out[l], power[l]);
+        double plain, full;
+        NB_TRY(loss_of(g, l, on, &plain, &full, err));
+        out[l] = relative(plain, power[l]);
+        *total += relative(full, power[l]);
     }
     return NB_OK;
 }
@@ -188,10 +193,9 @@ static nb_status try_one(group *g, const nb_moments *by, const nb_moments *on, d
 {
     /* Scales that are fixed first depend on the diagonal of H, which no candidate changes. */
     const bool keep = b->n_tried > 0 && !g->o.dynamic && g->o.weigh != NB_WEIGH_PIVOT;
-    double loss[NB_GROUP_LINEARS];
+    double loss[NB_GROUP_LINEARS], total;
     NB_TRY(encode(g, by, shrink, strength, keep, err));
-    NB_TRY(losses_of(g, on, b->power, loss, err));
-    const double total = sum(loss, g->job->n);
+    NB_TRY(losses_of(g, on, b->power, loss, &total, err));
     if (b->n_tried++ == 0 || total < b->sum) {
         b->shrink = shrink;
         b->strength = strength;
@@ -299,7 +303,7 @@ nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result,
     nb_moments all = choosing;
     best b = {.shrink = g.o.shrink < 0 ? SHRINK_PRESET : g.o.shrink,
               .strength = g.o.strength < 0 ? STRENGTH_PRESET : g.o.strength};
-    double power[NB_GROUP_LINEARS];
+    double power[NB_GROUP_LINEARS], total;
     nb_status s = NB_OK;
     NB_TRY_GOTO(s, open_group(&g, held, err));
     for (int l = 0; l < NB_GROUP_LINEARS; l++)
@@ -313,7 +317,7 @@ nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result,
     g.parts = g.all;
     NB_TRY_GOTO(s, encode(&g, &all, b.shrink, b.strength, false, err));
     NB_TRY_GOTO(s, powers_of(&g, &stats->h, power, err));
-    NB_TRY_GOTO(s, losses_of(&g, &choosing, power, result->loss, err));
+    NB_TRY_GOTO(s, losses_of(&g, &choosing, power, result->loss, &total, err));
     memcpy(result->held_loss, b.loss, sizeof b.loss);
     tell(&g, &b, result);
 done:

@@ -671,8 +671,67 @@ static void failed_allocations_leave_nothing(void **state)
     }
 }
 
-int main(void)
+/* ---- cases for scripts/oracle_gptq.py ---- */
+
+static void print_numbers(const char *name, const double *x, int64_t n)
 {
+    printf(", \"%s\": [", name);
+    for (int64_t i = 0; i < n; i++)
+        printf("%s%.17g", i == 0 ? "" : ", ", x[i]);
+    printf("]");
+}
+
+static void print_case(const char *move, const char *method, double shrink)
+{
+    enum { ROWS = 24, N = 160, GROUP = 8 };
+    static double w[ROWS * N], h[N * N], d[N * N], scale[ROWS * N / GROUP], code[ROWS * N];
+    static float q[ROWS * N];
+    nb_err err = {0};
+    scene s;
+    open_scene(&s, ROWS, N, 800, "int4", GROUP, false);
+    s.stats.n_held = 0;
+    encode(&s, method);
+    decode(&s, q);
+    nb_grid grid;
+    assert_int_equal(nb_grid_of(&grid, &s.out[0], &err), NB_OK);
+    for (int64_t i = 0; i < ROWS * N; i++) {
+        nb_grid_group g;
+        nb_grid_group_at(&grid, &s.out[0], i / N, i % N, &g);
+        w[i] = (double)s.weight[i];
+        scale[i / GROUP] = (double)g.scale;
+        code[i] = (double)q[i] / (double)g.scale;
+    }
+    for (int64_t i = 0; i < N * N; i++) {
+        const int64_t r = i / N, c = i % N;
+        h[i] = r < c ? nb_sym_row(&s.stats.h, r)[c] : nb_sym_row(&s.stats.h, c)[r];
+        d[i] = s.stats.cross[i] - h[i];
+    }
+    printf("{\"name\": \"%s\", \"move\": \"%s\", \"n\": %d, \"group\": %d", method, move, N, GROUP);
+    printf(", \"shrink\": %g, \"damp\": 0.01, \"strength\": 1", shrink);
+    print_numbers("w", w, ROWS * N);
+    print_numbers("h", h, N * N);
+    print_numbers("d", d, N * N);
+    print_numbers("scale", scale, ROWS * N / GROUP);
+    print_numbers("code", code, ROWS * N);
+    printf("}\n");
+    close_scene(&s);
+}
+
+static int print_cases(void)
+{
+    print_case("gptq", "gptq:order=none,static-groups,polish=0,shrink=0", 0);
+    print_case("gptq", "gptq:order=none,static-groups,polish=0,shrink=0.3,fit=absmax", 0.3);
+    print_case("gptaq", "gptaq:order=none,static-groups,shrink=0", 0);
+    print_case("gptaq", "gptaq:order=none,static-groups,shrink=0.3", 0.3);
+    print_case("qronos", "qronos:order=none,static-groups,polish=0,shrink=0", 0);
+    print_case("qronos", "qronos:order=none,static-groups,polish=0,shrink=0.3", 0.3);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], "--cases") == 0)
+        return print_cases();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_option_beats_rounding),
         cmocka_unit_test(losses_are_told_as_they_are),
