@@ -228,7 +228,8 @@ static void row_maxima(void *context, int64_t chunk, int thread)
     }
 }
 
-/* The channels that one source feeds get the geometric mean of their s. */
+/* The channels that one source feeds get the geometric mean of their s. What bounds one of them
+ * bounds them all, so that the mean is in bounds, too. */
 static void share_sources(const nb_config *c, float *s)
 {
     const int64_t per = c->n_heads / c->n_kv_heads;
@@ -247,16 +248,26 @@ static void share_sources(const nb_config *c, float *s)
     }
 }
 
+static void share_maxima(const nb_config *c, float *most)
+{
+    const int64_t per = c->n_heads / c->n_kv_heads, n = c->n_heads * c->head_dim;
+    for (int64_t j = 0; j < n; j++) {
+        const int64_t first = j - j / c->head_dim % per * c->head_dim;
+        most[first] = most[j] > most[first] ? most[j] : most[first];
+    }
+    for (int64_t j = 0; j < n; j++)
+        most[j] = most[j - j / c->head_dim % per * c->head_dim];
+}
+
 static void bound(const settling *x, int64_t j)
 {
     float s = x->s[j];
     const float fed = x->fed[nb_point_source(x->job->config, x->point, j)];
     const float lo = fed / W_MAX > 1 / S_MAX ? fed / W_MAX : 1 / S_MAX;
     const float hi = W_MAX / S_MAX < x->most[j] ? W_MAX / x->most[j] : S_MAX;
-    s = s > lo ? s : lo; /* a NaN goes here, too */
-    s = s < hi ? s : hi;
-    /* Where there is room for neither, weights are that large already. */
-    x->s[j] = lo <= 1 && hi >= 1 ? s : 1;
+    s = s < lo ? lo : s > hi ? hi : s;
+    /* Where there is no room for 1, weights are too large already. */
+    x->s[j] = lo <= 1 && hi >= 1 && s == s ? s : 1;
 }
 
 nb_status nb_transform_settle(const nb_transform_job *job, nb_point point, float *s, nb_err *err)
@@ -274,6 +285,8 @@ nb_status nb_transform_settle(const nb_transform_job *job, nb_point point, float
                     row_maxima, &x);
     const bool exact = all_rounded_later(job, point);
     const float *gain = gain_of(job, point);
+    if (point == NB_AT_O)
+        share_maxima(c, x.most);
     for (int64_t j = 0; j < n; j++)
         bound(&x, j);
     if (point == NB_AT_O)
