@@ -51,7 +51,8 @@ typedef struct {
     double rate, range_rate;   /* of V and of the factors; 0 for the latter: scales stay */
 } nb_autoround_options;
 
-/* "iters=200,batch=8,len=512,lr=0.005,range-lr=0.005"; rates are 1 / iters where not given. */
+/* "iters=200,batch=8,len=512,lr=0.005,range-lr=0.005"; rates are 1 / iters where not given.
+ * range-lr is that of grids of up to 4 levels (rounding.h). */
 nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method *method,
                                      nb_err *err);
 

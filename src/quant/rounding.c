@@ -108,39 +108,43 @@ static void round_group(nb_rounding *r, const nb_grid_group *g, int64_t at, int6
 
 /* ---- the range ---- */
 
-/* Scale i as the array can store it; false where it can not, and the old one stays. */
-static bool store_scale(nb_rounding *r, int64_t i, float scale)
+/* Whether both ends of the range can move by themselves. */
+static bool two_ends(const nb_rounding *r)
 {
-    nb_mat *m = r->out;
-    const float old = nb_float_get(m->scales, m->scale_type, i);
-    nb_float_put(m->scales, m->scale_type, i, scale);
-    const float stored = nb_float_get(m->scales, m->scale_type, i);
-    if (stored != 0 && fabsf(stored) <= 0x1p100f)
-        return true;
-    nb_float_put(m->scales, m->scale_type, i, old);
-    return false;
+    return r->grid.has_zero || r->grid.has_offset;
 }
 
-/* The group with its range scaled by its factors, as stored. */
+/* The values of the lowest and the highest level. */
+static float bottom_of(const nb_rounding *r, const nb_grid_group *g)
+{
+    return g->offset + g->scale * (level_low(r) - (float)g->zero);
+}
+
+static float top_of(const nb_rounding *r, const nb_grid_group *g)
+{
+    return g->offset + g->scale * (level_high(r) - (float)g->zero);
+}
+
+/* Group i with its range scaled by its factors, as it can be stored; where it can not be, the one
+ * of before stays. */
 static void set_range(nb_rounding *r, int64_t i)
 {
-    nb_mat *m = r->out;
     const nb_grid_group *first = &r->first_group[i];
-    nb_grid_group *g = &r->group[i];
-    const float low = level_low(r), high = level_high(r);
-    if (m->zeros == NULL) {
-        if (store_scale(r, i, first->scale * r->top[i]))
-            g->scale = nb_float_get(m->scales, m->scale_type, i);
-        return;
+    const int64_t row = i / r->n_groups, col = i % r->n_groups * r->grid.group_len;
+    nb_grid_group wanted = {.scale = first->scale * r->top[i]};
+    if (two_ends(r)) {
+        const float low = level_low(r), high = level_high(r);
+        const float bottom = bottom_of(r, first) * r->bottom[i];
+        wanted.scale = (top_of(r, first) * r->top[i] - bottom) / (high - low);
+        if (r->grid.has_offset) {
+            wanted.offset = bottom - wanted.scale * low;
+        } else {
+            const float zero = rintf(low - bottom / wanted.scale);
+            wanted.zero = (int)(zero > low ? zero < high ? zero : high : low);
+        }
     }
-    const float bottom = first->scale * (low - (float)first->zero) * r->bottom[i];
-    const float top = first->scale * (high - (float)first->zero) * r->top[i];
-    if (!store_scale(r, i, (top - bottom) / (high - low)))
-        return;
-    g->scale = nb_float_get(m->scales, m->scale_type, i);
-    const float zero = rintf(low - bottom / g->scale);
-    g->zero = (int)(zero < low ? low : zero > high ? high : zero);
-    m->zeros[i] = (int8_t)g->zero;
+    if (nb_grid_group_put(&r->grid, r->out, row, col, &wanted))
+        nb_grid_group_at(&r->grid, r->out, row, col, &r->group[i]);
 }
 
 static float sign(float x)
@@ -166,7 +170,7 @@ static void move_group(nb_rounding *r, const nb_grid_group *g, int64_t at, int64
                        double *by_scale, double *by_bottom)
 {
     const nb_grid *grid = &r->grid;
-    const bool uniform = grid->uniform, fixed_bottom = r->out->zeros != NULL;
+    const bool uniform = grid->uniform, fixed_bottom = two_ends(r);
     const float lowest = level_low(r), from = fixed_bottom ? lowest : 0;
     const float least = lowest - 0.5f * level_step(grid, lowest);
     const float most = level_high(r) + 0.5f * level_step(grid, level_high(r));
@@ -187,26 +191,32 @@ static void move_group(nb_rounding *r, const nb_grid_group *g, int64_t at, int64
     *by_bottom = bottom_sum;
 }
 
+/* A factor's step moves the outermost of n levels by n / 2 times what it moves the first one by,
+ * and all weights of the group at once: with many levels the noise of the signs would do more harm
+ * than the factor can do good. With the rate of V, one block of a 135M model at 4 bits kept 0.67 of
+ * the error of rounding to nearest, and 0.53 without factors; at 2 bits it was 0.49 against 0.52.
+ */
 static void step_group(nb_rounding *r, int64_t i, int64_t at, int64_t n, float rate,
                        float range_rate)
 {
+    const float levels = (float)r->grid.n_levels;
     if (r->group[i].scale == 0) /* all of it is 0 */
         return;
+    range_rate *= levels > 4 ? 16 / (levels * levels) : 1;
     double by_scale, by_bottom;
     move_group(r, &r->group[i], at, n, rate, &by_scale, &by_bottom);
-    if (r->ranged && range_rate > 0) {
+    if (range_rate > 0) {
         const nb_grid_group *first = &r->first_group[i];
-        if (r->out->zeros == NULL) {
-            r->top[i] = descend(r->top[i], (float)by_scale * sign(first->scale), range_rate,
+        if (!two_ends(r)) {
+            r->top[i] = descend(r->top[i], sign((float)by_scale) * sign(first->scale), range_rate,
                                 FACTOR_LEAST, FACTOR_MOST);
-        } else { /* scale = (top - bottom) / n_steps */
+        } else { /* scale = (top - bottom) / (highest - lowest level) */
             const double by_top = by_scale / (double)(level_high(r) - level_low(r));
-            const float top = first->scale * (level_high(r) - (float)first->zero);
-            const float bottom = first->scale * (level_low(r) - (float)first->zero);
-            r->top[i] = descend(r->top[i], sign((float)by_top) * sign(top), range_rate,
+            r->top[i] = descend(r->top[i], sign((float)by_top) * sign(top_of(r, first)), range_rate,
                                 FACTOR_LEAST, FACTOR_MOST);
-            r->bottom[i] = descend(r->bottom[i], sign((float)(by_bottom - by_top)) * sign(bottom),
-                                   range_rate, FACTOR_LEAST, FACTOR_MOST);
+            r->bottom[i] =
+                descend(r->bottom[i], sign((float)(by_bottom - by_top)) * sign(bottom_of(r, first)),
+                        range_rate, FACTOR_LEAST, FACTOR_MOST);
         }
         set_range(r, i);
     }
@@ -299,11 +309,13 @@ static void write_row(const pass *p, int64_t row)
 {
     nb_rounding *r = p->r;
     nb_mat *m = r->out;
-    for (int64_t g = 0; r->ranged && g < r->n_groups; g++) {
+    for (int64_t g = 0; g < r->n_groups; g++) {
         const nb_grid_group *group = &r->group[row * r->n_groups + g];
-        nb_float_put(m->scales, m->scale_type, row * r->n_groups + g, group->scale);
-        if (m->zeros != NULL)
-            m->zeros[row * r->n_groups + g] = (int8_t)group->zero;
+        nb_grid_group stored;
+        nb_grid_group_at(&r->grid, m, row, g * r->grid.group_len, &stored);
+        if (stored.scale != group->scale || stored.offset != group->offset ||
+            stored.zero != group->zero)
+            nb_grid_group_put(&r->grid, m, row, g * r->grid.group_len, group);
     }
     nb_grid_put(&r->grid, m, row, 0, r->code + row * m->n_cols, m->n_cols);
 }
@@ -327,7 +339,6 @@ nb_status nb_rounding_init(nb_rounding *r, nb_mat *out, const float *w, const fl
     nb_rounding made = {.out = out, .w = w};
     NB_TRY(nb_grid_of(&made.grid, out, err));
     made.n_groups = (out->n_cols + made.grid.group_len - 1) / made.grid.group_len;
-    made.ranged = out->fmt->affine && !nb_mat_shares(out) && !made.grid.whole;
     const size_t bytes = lay_out(&made, out->n_rows, out->n_cols, made.n_groups);
     NB_TRY(nb_alloc(&made.memory, bytes, 1, err));
     lay_out(&made, out->n_rows, out->n_cols, made.n_groups);

@@ -2,14 +2,14 @@
  *
  *   value = scale * clip(round(w / scale + V))        V in [-1/2, 1/2], 0 at first
  *
- * with the scale multiplied by a factor in [1/2, 6/5], 1 at first; or, with zero points, both ends
- * of the range by factors of their own. Both descend by the sign of the gradient of what a loss
- * does with the values. Where levels are not evenly spaced, V counts distances between the two
- * levels around w.
+ * with the scale multiplied by a factor in [1/2, 6/5], 1 at first; or, with zero points or
+ * minimums, both ends of the range by factors of their own. Both descend by the sign of the
+ * gradient of what a loss does with the values. Where levels are not evenly spaced, V counts
+ * distances between the two levels around w.
  *
- * The factors are learned where scales stand in an array of their own, one a group (affine and
- * float-coded formats); the other formats keep the scales that they begin with. Codes are always
- * those of the scale as it is stored, so `value` is what the file will mean, bit for bit. */
+ * Formats whose scales depend on each other (super-blocks) keep those that they begin with. Codes
+ * are always taken with the scale as it is stored, so `value` is what the file will mean, bit for
+ * bit. */
 #ifndef NB_QUANT_ROUNDING_H
 #define NB_QUANT_ROUNDING_H
 
@@ -22,13 +22,12 @@ typedef struct {
     const float *w; /* [n_rows][n_cols], borrowed */
     nb_grid grid;
     int64_t n_groups; /* of a row */
-    bool ranged;      /* factors are learned */
     float *value;     /* what the matrix stands for at the moment */
     float *grad;      /* the gradient of the loss by it, to be filled by the caller */
     float *v;
     uint8_t *code, *kept_code;
     nb_grid_group *group, *first_group, *kept_group; /* [n_rows][n_groups] */
-    float *top, *bottom;                             /* factors; bottom only with zero points */
+    float *top, *bottom;                             /* factors; bottom where both ends move */
     void *memory;
 } nb_rounding;
 
@@ -41,7 +40,8 @@ nb_status nb_rounding_init(nb_rounding *r, nb_mat *out, const float *w, const fl
                            nb_pool *pool, nb_err *err);
 void nb_rounding_free(nb_rounding *r);
 
-/* One step against the sign of r->grad, then the codes and values it leads to. */
+/* One step against the sign of r->grad, then the codes and values it leads to. range_rate is for up
+ * to 4 levels; with n levels factors move by (4 / n)^2 of it. */
 void nb_rounding_step(nb_rounding *r, nb_pool *pool, float rate, float range_rate);
 /* Remembers the codes and scales of the moment. */
 void nb_rounding_keep(nb_rounding *r);
