@@ -187,8 +187,8 @@ static void averages_move_by_the_momentum(void **state)
     part->no_histogram = true;
     const float y[] = {-6, 3};
     add(part, y, 2);
-    nb_observer_merge(o, part);
     add(o, &y[1], 1);
+    nb_observer_merge(o, part);
     nb_observer_end_batch(o); /* [-6, 3] */
     const nb_value_range merged = nb_observer_range(o, NB_OBSERVE_AVERAGE, NB_RANGE_INT8_ASYM, 0);
     assert_true(merged.lo == -3 && merged.hi == 6);
