@@ -11,9 +11,9 @@ nb_status nb_awq_parse(nb_qweight_spec *spec, const json_t *config, nb_err *err)
     int64_t bits = 0;
     bool zero_point = true;
     const char *version = "gemm";
-    const char *bits_key = json_object_get(config, "bits") != NULL ? "bits" : "w_bit";
+    const char *bits_key = json_object_get(config, "w_bit") != NULL ? "w_bit" : "bits";
     const char *group_key =
-        json_object_get(config, "group_size") != NULL ? "group_size" : "q_group_size";
+        json_object_get(config, "q_group_size") != NULL ? "q_group_size" : "group_size";
     const char *version_key =
         json_is_string(json_object_get(config, "version")) ? "version" : "format";
     *spec = (nb_qweight_spec){.layout = NB_LAYOUT_AWQ, .bits = 4};

@@ -10,13 +10,13 @@
 static nb_status parse_bits(nb_qweight_spec *spec, const json_t *config, nb_err *err)
 {
     int64_t bits = 0;
-    const char *key = json_object_get(config, "bits") != NULL ? "bits" : "w_bit";
+    const char *key = json_object_get(config, "w_bit") != NULL ? "w_bit" : "bits";
     NB_TRY(nb_json_int(config, key, true, 1, 64, &bits, err));
     if (nb_format_of_bits(bits) == NULL)
         return nb_fail(err, NB_UNSUPPORTED, "bits %lld is not supported (2, 3, 4 and 8 are)",
                        (long long)bits);
     spec->bits = (int)bits;
-    key = json_object_get(config, "group_size") != NULL ? "group_size" : "q_group_size";
+    key = json_object_get(config, "q_group_size") != NULL ? "q_group_size" : "group_size";
     NB_TRY(nb_json_int(config, key, true, -1, INT64_MAX, &spec->group_size, err));
     if (spec->group_size == 0)
         return nb_fail(err, NB_DATA, "%s is 0", key);

@@ -208,7 +208,7 @@ static void json_files_of_all_kinds(void **state)
         expect_refused(NB_DATA, cases[i].reason);
     }
     static const char *const unsupported[][2] = {
-        {"{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}}", "'gptq'"},
+        {"{\"quantization_config\":{\"quant_method\":\"exl2\",\"bits\":4}}", "'exl2'"},
         {"{\"compression_config\":{}}", "key 'compression_config'"},
         {"{\"text_config\":{\"quantization_config\":{}}}", "key 'text_config.quantization_config'"},
         {"{\"text_config\":{\"compression_config\":{}}}", "key 'text_config.compression_config'"},
