@@ -353,19 +353,47 @@ static nb_status steps(tuning *t, nb_block_result *result, nb_err *err)
     return NB_OK;
 }
 
-static void take(tuning *t, bool first)
+/* ---- the whole ---- */
+
+typedef void change_fn(nb_rounding *r, nb_pool *pool);
+
+static void for_all(tuning *t, change_fn *change)
 {
     for (int i = 0; i < NB_BLOCK_LINEARS; i++)
         if (t->job->out[i] != NULL)
-            nb_rounding_return(&t->rounding[i], t->job->pool, first);
+            change(&t->rounding[i], t->job->pool);
 }
 
-/* ---- the whole ---- */
+/* Of the last step, the one that was best on its batch, and the start, what is best on all. */
+static nb_status choose(tuning *t, double before, double *after, nb_block_result *result,
+                        nb_err *err)
+{
+    double *each, kept = 0;
+    NB_TRY(NB_ALLOC(&each, t->job->n_seq, err));
+    nb_status s = measure(t, each, after, err);
+    if (s == NB_OK && result->best_step < result->n_steps) {
+        for_all(t, nb_rounding_swap);
+        s = measure(t, each, &kept, err);
+        if (kept < *after)
+            *after = kept;
+        else
+            for_all(t, nb_rounding_swap);
+    }
+    nb_free(each);
+    if (*after != kept)
+        result->best_step = result->n_steps;
+    if (!(*after < before)) {
+        for_all(t, nb_rounding_restart);
+        *after = before;
+        result->best_step = 0;
+    }
+    return s;
+}
 
 static nb_status tune(tuning *t, nb_block_result *result, nb_err *err)
 {
     const nb_block_job *job = t->job;
-    double before, after, *each = NULL;
+    double before, after;
     NB_TRY(open_tuning(t, err));
     NB_TRY(start(t, err));
     NB_TRY(measure(t, t->seq_loss, &before, err));
@@ -373,20 +401,9 @@ static nb_status tune(tuning *t, nb_block_result *result, nb_err *err)
     /* Nothing to win, or nothing that could be compared. */
     if (before > 0 && before <= DBL_MAX) {
         NB_TRY(steps(t, result, err));
-        take(t, false);
-        NB_TRY(NB_ALLOC(&each, job->n_seq, err));
-        const nb_status s = measure(t, each, &after, err);
-        nb_free(each);
-        NB_TRY(s);
-        if (!(after < before)) {
-            take(t, true);
-            after = before;
-            result->best_step = 0;
-        }
+        NB_TRY(choose(t, before, &after, result, err));
     }
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
-        if (job->out[i] != NULL)
-            nb_rounding_write(&t->rounding[i], job->pool);
+    for_all(t, nb_rounding_write);
     int64_t n = 0;
     for (int64_t i = 0; i < job->n_seq; i++)
         n += tokens_of(t, i) * job->config->d_model;

@@ -5,9 +5,9 @@
  * The loss is the squared error of the block's output over sequences of the calibration set, on the
  * inputs that the quantized model so far gives it. A step takes some sequences, runs the block with
  * the rounded weights forward and backward, and moves every rounding (rounding.h) against the sign
- * of its gradient, by a rate that falls linearly to 0. The best step is kept, by the loss as a
- * share of the same sequences' loss under rounding to nearest; at the end it has to beat that on
- * all sequences, or rounding to nearest stays.
+ * of its gradient, by a rate that falls linearly to 0. Of the last step, the step that was best on
+ * its own sequences (its loss as a share of theirs under rounding to nearest), and rounding to
+ * nearest, the one that is best on all sequences is stored.
  *
  * The result depends on the data, the seed and the options alone. */
 #ifndef NB_QUANT_AUTOROUND_H

@@ -365,18 +365,23 @@ void nb_rounding_keep(nb_rounding *r)
     memcpy(r->kept_group, r->group, (size_t)(r->out->n_rows * r->n_groups) * sizeof *r->group);
 }
 
-void nb_rounding_return(nb_rounding *r, nb_pool *pool, bool to_start)
+void nb_rounding_swap(nb_rounding *r, nb_pool *pool)
 {
-    const int64_t n = r->out->n_rows * r->out->n_cols;
     pass p = {.r = r};
-    memcpy(r->group, to_start ? r->first_group : r->kept_group,
-           (size_t)(r->out->n_rows * r->n_groups) * sizeof *r->group);
-    if (!to_start) {
-        memcpy(r->code, r->kept_code, (size_t)n);
-        run(&p, pool, value_chunk);
-        return;
-    }
-    memset(r->v, 0, (size_t)n * sizeof *r->v);
+    uint8_t *const code = r->code;
+    nb_grid_group *const group = r->group;
+    r->code = r->kept_code;
+    r->kept_code = code;
+    r->group = r->kept_group;
+    r->kept_group = group;
+    run(&p, pool, value_chunk);
+}
+
+void nb_rounding_restart(nb_rounding *r, nb_pool *pool)
+{
+    pass p = {.r = r};
+    memset(r->v, 0, (size_t)(r->out->n_rows * r->out->n_cols) * sizeof *r->v);
+    memcpy(r->group, r->first_group, (size_t)(r->out->n_rows * r->n_groups) * sizeof *r->group);
     run(&p, pool, round_chunk);
 }
 

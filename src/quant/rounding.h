@@ -45,8 +45,10 @@ void nb_rounding_free(nb_rounding *r);
 void nb_rounding_step(nb_rounding *r, nb_pool *pool, float rate, float range_rate);
 /* Remembers the codes and scales of the moment. */
 void nb_rounding_keep(nb_rounding *r);
-/* Makes those kept last (or those of the start) the ones of the moment; r->value follows. */
-void nb_rounding_return(nb_rounding *r, nb_pool *pool, bool to_start);
+/* Exchanges those kept with those of the moment. No step follows. */
+void nb_rounding_swap(nb_rounding *r, nb_pool *pool);
+/* Back to the codes and scales of the start. */
+void nb_rounding_restart(nb_rounding *r, nb_pool *pool);
 /* Stores the codes and scales of the moment in `out`. */
 void nb_rounding_write(nb_rounding *r, nb_pool *pool);
 
