@@ -146,7 +146,7 @@ static void golden_blocks(void **state)
 
 /* ---- encoding ---- */
 
-enum { ROWS = 37, COLS = 75 };
+enum { ROWS = 20, COLS = 50 };
 
 static float weight[ROWS * COLS];
 
@@ -188,7 +188,7 @@ static void check_encoded(const nb_mat *m, const fp8 *k, const float *w)
 
 static const struct {
     int64_t group_size, scale_rows;
-} layouts[] = {{COLS, 0}, {COLS, ROWS}, {25, 0}, {32, 16}, {128, 128}, {1, 0}};
+} layouts[] = {{COLS, 0}, {COLS, ROWS}, {25, 0}, {16, 8}, {128, 128}, {1, 0}};
 #define N_LAYOUTS (sizeof layouts / sizeof *layouts)
 
 static void codes_are_nearest_under_the_stored_scale(void **state)
@@ -231,7 +231,7 @@ static void extreme_weights_stay_finite(void **state)
             assert_true(isfinite(y[c]));
             assert_true(row[c] != 0 || y[c] == 0);
         }
-        for (int64_t g = 0; g < 3; g++)
+        for (int64_t g = 0; g < 2; g++)
             assert_true(nb_float_get(m.scales, m.scale_type, g) > 0);
         test_mat_free(&m);
     }
