@@ -82,6 +82,50 @@ def read_gguf(path):
     return keys, tensors
 
 
+def words_of(entry):
+    """Rows of 32-bit words."""
+    dtype, (n_rows, n_cols), raw = entry
+    assert dtype == "I32", dtype
+    words = struct.unpack("<%dI" % (n_rows * n_cols), raw)
+    return [words[r * n_cols:(r + 1) * n_cols] for r in range(n_rows)]
+
+
+def fields(words, bits):
+    """The codes of a string of words."""
+    string = sum(w << 32 * i for i, w in enumerate(words))
+    return [string >> bits * i & (1 << bits) - 1 for i in range(len(words) * 32 // bits)]
+
+
+def nibbles_of_awq(words):
+    out = []
+    for w in words:
+        out += [w >> 4 * i & 15 for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    return out
+
+
+def values_of(tensors, module, config):
+    """The weights of a module in the layouts of GPTQ and AWQ, as the layouts are documented:
+    rows of outputs."""
+    codes, zeros = words_of(tensors[module + ".qweight"]), words_of(tensors[module + ".qzeros"])
+    if config["quant_method"] == "gptq":
+        bits = config["bits"]
+        by_output = [fields(column, bits) for column in zip(*codes)]
+        zeros = [fields(row, bits) for row in zeros]
+        if config["checkpoint_format"] == "gptq":
+            zeros = [[z + 1 for z in row] for row in zeros]
+        group = struct.unpack("<%di" % len(by_output[0]), tensors[module + ".g_idx"][2])
+    else:
+        by_output = list(zip(*[nibbles_of_awq(row) for row in codes]))
+        zeros = [nibbles_of_awq(row) for row in zeros]
+        size = config["group_size"] if config["group_size"] > 0 else len(by_output[0])
+        group = [k // size for k in range(len(by_output[0]))]
+    dtype, (n_groups, n_rows), raw = tensors[module + ".scales"]
+    assert dtype == "F16", dtype
+    scales = struct.unpack("<%de" % (n_groups * n_rows), raw)
+    return [[scales[g * n_rows + n] * (q - zeros[g][n]) for q, g in zip(row, group)]
+            for n, row in enumerate(by_output)]
+
+
 class Convert(lib.Case):
     def convert(self, *args):
         (line,) = lib.json_lines(self.ok("convert", *args, "--json"))
@@ -187,6 +231,136 @@ class Convert(lib.Case):
             self.assertEqual(keys["general.architecture"], {"mistral": "llama"}.get(arch, arch))
             self.convert(self.path(arch + ".gguf"), "-o", self.path(arch + "-back"))
             self.assertEqual(read_safetensors(source), read_safetensors(self.path(arch + "-back")))
+
+    # ---- GPTQ and AWQ ----
+
+    def check_values(self, folder):
+        """What nibble reads is what the layout says, by a reader of its own."""
+        config = self.load(folder, "config.json")
+        self.assertEqual(config["torch_dtype"], "float16")
+        tensors = read_safetensors(self.path(folder))
+        self.convert(self.path(folder), "-o", self.path("values"), "--dtype", "f32", "--force")
+        got = read_safetensors(self.path("values"))
+        modules = [name[:-8] for name in tensors if name.endswith(".qweight")]
+        self.assertEqual(len(modules), 14)
+        for module in modules:
+            want = values_of(tensors, module, config["quantization_config"])
+            dtype, shape, raw = got[module + ".weight"]
+            self.assertEqual((dtype, shape), ("F32", [len(want), len(want[0])]))
+            self.assertEqual(list(struct.unpack("<%df" % (len(raw) // 4), raw)),
+                             [v for row in want for v in row], module)
+        return config["quantization_config"]
+
+    def test_quantizing_into_other_layouts(self):
+        source = lib.write_hf(self.path("hf"), MODEL, "bf16")
+        cases = [("W4A16:g32", "gptq", 4, 32, True), ("W3A16", "gptq", 3, 64, True),
+                 ("W2A16:g32,asym", "gptq_v2", 2, 32, False), ("W8A16", "gptq", 8, -1, True),
+                 ("W4A16:g64,asym", "awq", 4, 64, False), ("W4A16:channel", "awq", 4, -1, True)]
+        for i, (scheme, to, bits, group, sym) in enumerate(cases):
+            folder = "q%d" % i
+            (line,) = lib.json_lines(self.ok("quantize", source, "-o", self.path(folder), "--scheme",
+                                             scheme, "--to", to, "--json"))
+            self.assertEqual(line["container"], to)
+            q = self.check_values(folder)
+            self.assertEqual((q["bits"], q["group_size"], q.get("sym", False)), (bits, group, sym))
+            if to != "awq":
+                self.assertEqual((q["checkpoint_format"], q["desc_act"]), (to, False))
+                self.assertEqual(self.load(folder, "quantize_config.json"), q)
+            else:
+                self.assertEqual((q["version"], q["zero_point"]), ("gemm", True))
+            tensors = lib.json_lines(self.ok("inspect", self.path(folder), "--json"))[:-1]
+            self.assertEqual(line["weight_bytes"], sum(t["bytes"] for t in tensors))
+
+    def test_layouts_there_and_back(self):
+        source = lib.write_hf(self.path("hf"), MODEL, "f16")
+        self.ok("quantize", source, "-o", self.path("ct"), "--scheme", "W4A16:g32")
+        self.ok("quantize", source, "-o", self.path("ct-asym"), "--scheme", "W4A16:g32,asym")
+        for first, ways in (("ct", ("gptq", "awq", "gptq_v2", "hf")),
+                            ("ct-asym", ("gptq_v2", "awq", "hf"))):
+            at = first
+            for to in ways:
+                line = self.convert(self.path(at), "-o", self.path(first + to), "--to", to)
+                self.assertEqual((line["n_rounded"], line["n_quantized"], line["container"]),
+                                 (0, 0, to))
+                at = first + to
+                if to != "hf":
+                    self.check_values(at)
+            self.assertEqual(read_safetensors(self.path(first)), read_safetensors(self.path(at)))
+            self.assertEqual(self.load(first, "config.json"), self.load(at, "config.json"))
+        # the same logits, whatever the layout
+        hashes = {json.loads(self.ok("run", self.path(f), "cat", "-n", "3", "--json").splitlines()[-1])
+                  ["logits_hash"] for f in ("ct", "ctgptq", "ctawq", "ctgptq_v2")}
+        self.assertEqual(len(hashes), 1)
+
+    def test_blocks_and_layouts(self):
+        source = lib.write_gguf(self.path("m.gguf"), MODEL, "q4_0", "f16")
+        self.convert(source, "-o", self.path("g"), "--to", "gptq")
+        self.check_values("g")
+        self.convert(self.path("g"), "-o", self.path("back.gguf"))
+        got, want = read_gguf(self.path("back.gguf"))[1], read_gguf(source)[1]
+        for name in want:
+            if name.endswith("proj.weight") or ".attn_" in name or ".ffn_" in name:
+                self.assertEqual(got[name], want[name], name)
+
+    def test_scales_that_f16_cannot_hold(self):
+        model = lib.TinyModel()
+        shape, values = model.tensors["model.layers.0.mlp.up_proj.weight"]
+        values[64 + 2] = 1e6
+        source = lib.write_hf(self.path("hf"), model, "bf16")
+        self.ok("quantize", source, "-o", self.path("q"), "--scheme", "W4A16:g32")
+        line = self.fails(1, "convert", self.path("q"), "-o", self.path("g"), "--to", "gptq")
+        self.assertIn("mlp.up_proj.weight': row 1 has a scale that int4 cannot hold exactly", line)
+        line = self.convert(self.path("q"), "-o", self.path("g"), "--to", "gptq", "--requantize")
+        self.assertTrue(line["rms_error"] > 0)
+
+    def test_what_the_layouts_have_no_words_for(self):
+        source = lib.write_hf(self.path("hf"), MODEL, "f16")
+        for scheme, to, part in (("W4A16:asym", "gptq", "--to gptq_v2"),
+                                 ("W3A16", "awq", "codes of 4 bits"),
+                                 ("W8A8", "gptq", "quantized activations"),
+                                 ("W4A8", "awq", "quantized activations"),
+                                 ("Q4_0", "gptq", "a Hugging Face folder")):
+            line = self.fails(2, "quantize", source, "-o", self.path("o"), "--scheme", scheme,
+                              "--to", to)
+            self.assertIn(part, line)
+        line = self.fails(1, "convert", source, "-o", self.path("o"), "--to", "awq")
+        self.assertIn("no weight is in codes that awq can hold", line)
+        self.ok("quantize", source, "-o", self.path("q"), "--scheme", "W8A8")
+        line = self.fails(1, "convert", self.path("q"), "-o", self.path("o"), "--to", "gptq")
+        self.assertIn("activations of 8 bits", line)
+        # asymmetric codes into version 1: only while no zero point is 0
+        model = lib.TinyModel()
+        shape, values = model.tensors["model.layers.0.mlp.up_proj.weight"]
+        values[64:128] = [abs(v) + 0.01 for v in values[64:128]]
+        lib.write_hf(self.path("one-sided"), model, "f16")
+        self.ok("quantize", self.path("one-sided"), "-o", self.path("a"), "--scheme",
+                "W4A16:g32,asym")
+        line = self.fails(1, "convert", self.path("a"), "-o", self.path("o"), "--to", "gptq")
+        self.assertIn("mlp.up_proj.weight': row 1 has a zero point of 0, for which GPTQ version 1 "
+                      "has no place", line)
+        self.convert(self.path("a"), "-o", self.path("v2"), "--to", "gptq_v2")
+        self.check_values("v2")
+        self.assertNotIn("o", os.listdir(self.folder))
+
+    def test_columns_in_an_order_of_their_own(self):
+        source = lib.write_hf(self.path("hf"), MODEL, "f16")
+        self.ok("quantize", source, "-o", self.path("g"), "--scheme", "W4A16:g32", "--to", "gptq")
+        tensors = read_safetensors(self.path("g"))
+        for name, (dtype, shape, raw) in list(tensors.items()):
+            if name.endswith(".g_idx"):
+                group = list(struct.unpack("<%di" % shape[0], raw))
+                tensors[name] = (dtype, shape, struct.pack("<%di" % shape[0],
+                                                           *(group[::2] + group[1::2])))
+        config = self.load("g", "config.json")
+        config["quantization_config"]["desc_act"] = True
+        self.write("g/config.json", json.dumps(config))
+        self.write("g/model.safetensors", lib.safetensors_bytes(tensors))
+        self.check_values("g")
+        self.assertEqual(self.formats(self.path("g"))["model.layers.0.mlp.up_proj.weight"], "f32")
+        self.ok("run", self.path("g"), "cat", "-n", "2")
+        for to in ("hf", "gptq"):
+            line = self.fails(1, "convert", self.path("g"), "-o", self.path("o"), "--to", to)
+            self.assertIn("(desc_act)", line)
 
     # ---- the other way round: what it loses is said ----
 
