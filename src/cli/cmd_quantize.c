@@ -12,7 +12,7 @@ static const nb_opt quantize_options[] = {
      .letter = 's',
      .kind = NB_OPT_TEXT,
      .value = "SCHEME",
-     .help = "W8A16, W4A16, W8A8, W4A8, with :gN or :channel, and sym or asym, as in "
+     .help = "W8A16, W4A16, W3A16, W2A16, W8A8, W4A8, with :gN or :channel, and sym or asym, as in "
              "W4A16:g32,asym; or Q4_0, Q8_0"},
     {.name = "method",
      .letter = 'm',
@@ -82,9 +82,10 @@ const nb_verb nb_verb_quantize = {
     .example = "nibble quantize model-folder -o model-w4 --scheme W4A16\n"
                "nibble quantize model.gguf -o model-q4.gguf --scheme Q4_0 --dry-run",
     .about = "W schemes quantize the linear layers of the blocks and write a Hugging Face\n"
-             "folder in compressed-tensors layout; Q schemes write a GGUF, embeddings\n"
-             "included. By default 8-bit weights share a scale per row, 4-bit weights per\n"
-             "group of 128, or of 64 or 32 where 128 does not divide every row.\n\n"
+             "folder in the layout of compressed-tensors, or of GPTQ or AWQ (--to); Q schemes\n"
+             "write a GGUF, embeddings included. By default 8-bit weights share a scale per\n"
+             "row, narrower ones per group of 128, or of 64 or 32 where 128 does not divide\n"
+             "every row.\n\n"
              "--json prints one object: source, source_container, output, container, scheme,\n"
              "method, group_size, n_tensors, n_quantized, n_requantized, n_rounded, n_params,\n"
              "source_bytes, bytes (of the tensor files), side_bytes, weight_bytes, bpw,\n"
