@@ -231,7 +231,7 @@ static void squares_chunk(void *context, int64_t chunk, int thread)
         double sum = 0;
         for (int64_t row = 0; row < s->n_rows; row++)
             sum += (double)s->x[row * s->n + c] * (double)s->x[row * s->n + c];
-        s->to[c] = (float)sum;
+        s->to[c] = (float)((double)s->to[c] + sum);
     }
 }
 
@@ -241,21 +241,22 @@ static void add_squares(tuning *t, float *to, const float *x, int64_t n_rows, in
     nb_pool_run(t->job->pool, (n + 15) / 16, squares_chunk, &s);
 }
 
-/* Scales are searched with errors weighed by what the inputs of the first sequences do to them. */
+/* Scales are searched with errors weighed by what the inputs of the first sequences do to them;
+ * one sequence at a time, for the number at once depends on memory. */
 static nb_status start(tuning *t, nb_err *err)
 {
     const nb_block_job *job = t->job;
     const nb_config *c = job->config;
     const int64_t d_q = c->n_heads * c->head_dim;
-    for (int64_t i = 0; i < job->n_seq; i++)
-        t->order[i] = i;
-    const int64_t n = equal_run(t, t->order, job->n_seq), n_rows = n * tokens_of(t, 0);
-    NB_TRY(forward(t, t->order, n, err));
     float *in = t->moments, *att = in + c->d_model, *mid = att + d_q, *h = mid + c->d_model;
-    add_squares(t, in, t->train.normed1, n_rows, c->d_model);
-    add_squares(t, att, t->train.att, n_rows, d_q);
-    add_squares(t, mid, t->train.normed2, n_rows, c->d_model);
-    add_squares(t, h, t->train.h, n_rows, c->d_ff);
+    for (int64_t i = 0; i < job->n_seq && i < t->o->batch; i++) {
+        const int64_t n_rows = tokens_of(t, i);
+        NB_TRY(forward(t, &i, 1, err));
+        add_squares(t, in, t->train.normed1, n_rows, c->d_model);
+        add_squares(t, att, t->train.att, n_rows, d_q);
+        add_squares(t, mid, t->train.normed2, n_rows, c->d_model);
+        add_squares(t, h, t->train.h, n_rows, c->d_ff);
+    }
     const float *const importance[NB_BLOCK_LINEARS] = {in, in, in, att, mid, mid, h};
     for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
         if (job->out[i] == NULL)

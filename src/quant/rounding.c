@@ -193,9 +193,9 @@ static void move_group(nb_rounding *r, const nb_grid_group *g, int64_t at, int64
 
 /* A factor's step moves the outermost of n levels by n / 2 times what it moves the first one by,
  * and all weights of the group at once: with many levels the noise of the signs would do more harm
- * than the factor can do good. With the rate of V, one block of a 135M model at 4 bits kept 0.67 of
- * the error of rounding to nearest, and 0.53 without factors; at 2 bits it was 0.49 against 0.52.
- */
+ * than the factor can do good. Of the error of rounding to nearest, on held-out text, a block of a
+ * 135M model kept after 40 steps, without factors and with: 0.520 and 0.492 at 2 bits, 0.545 and
+ * 0.539 at 3, 0.529 and 0.519 at 4; at 4 bits with the whole rate 0.668. */
 static void step_group(nb_rounding *r, int64_t i, int64_t at, int64_t n, float rate,
                        float range_rate)
 {

@@ -372,7 +372,8 @@ static int64_t least_memory(void)
     scene_open(&s, &nb_format_int4, true, 3, NB_ISA_ALL);
     nb_block_job job = job_of(&s);
     const nb_autoround_options o = options_of(1);
-    int64_t memory = 1 << 20, step = 1 << 20;
+    int64_t memory = 1 << 12;
+    const int64_t step = 1 << 12;
     for (job.memory = memory; nb_autoround(&job, &o, &result, &err) == NB_LIMIT; job.memory += step)
         memory = job.memory + step;
     scene_close(&s);
