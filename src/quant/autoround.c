@@ -80,7 +80,9 @@ static int64_t matrix_bytes(const nb_config *c, const nb_block_job *job)
             continue;
         if (job != NULL && job->out[i]->group_size > 0)
             n_groups = nb_mat_n_groups(job->out[i]);
-        bytes += nb_rounding_bytes(nb_block_n_rows(c, (nb_block_linear)i), cols, n_groups + 1);
+        const int64_t rows = nb_block_n_rows(c, (nb_block_linear)i);
+        bytes += nb_rounding_bytes(rows, cols, n_groups + 1);
+        bytes += job != NULL && job->resume ? rows * cols * 4 : 0;
     }
     return bytes;
 }
@@ -249,7 +251,7 @@ static nb_status start(tuning *t, nb_err *err)
     const nb_config *c = job->config;
     const int64_t d_q = c->n_heads * c->head_dim;
     float *in = t->moments, *att = in + c->d_model, *mid = att + d_q, *h = mid + c->d_model;
-    for (int64_t i = 0; i < job->n_seq && i < t->o->batch; i++) {
+    for (int64_t i = 0; !job->resume && i < job->n_seq && i < t->o->batch; i++) {
         const int64_t n_rows = tokens_of(t, i);
         NB_TRY(forward(t, &i, 1, err));
         add_squares(t, in, t->train.normed1, n_rows, c->d_model);
@@ -261,8 +263,10 @@ static nb_status start(tuning *t, nb_err *err)
     for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
         if (job->out[i] == NULL)
             continue;
-        NB_TRY(nb_rounding_init(&t->rounding[i], job->out[i], job->weights.linear[i], importance[i],
-                                job->pool, err));
+        const float *w = job->weights.linear[i];
+        NB_TRY(job->resume ? nb_rounding_resume(&t->rounding[i], job->out[i], w, job->pool, err)
+                           : nb_rounding_init(&t->rounding[i], job->out[i], w, importance[i],
+                                              job->pool, err));
         t->weights.linear[i] = t->rounding[i].value;
         t->grads.linear[i] = t->rounding[i].grad;
     }

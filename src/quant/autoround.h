@@ -26,6 +26,9 @@ typedef struct nb_block_job {
     nb_block_weights weights;      /* in full precision, finite */
     nb_mat *out[NB_BLOCK_LINEARS]; /* planned: format, groups and room; filled by the call. NULL:
                                       the layer is used as it is in weights */
+    /* `out` holds codes and scales of another method already (GPTQ's, say), to start from in place
+     * of searched scales and rounding to nearest. */
+    bool resume;
     int64_t n_seq;
     const int64_t *n_tokens; /* [n_seq], each at least 1: positions count from 0 in each */
     /* The first n tokens of a sequence: x [n][d_model], inputs of the block in the quantized model
@@ -40,8 +43,9 @@ typedef struct nb_block_job {
 } nb_block_job;
 
 typedef struct nb_block_result {
-    /* Mean squared errors of the block's output over all sequences: rounding to nearest, and what
-     * was learned. Those of the first are what is stored if best_step is 0. */
+    /* Mean squared errors of the block's output over all sequences: of the start (rounding to
+     * nearest, or what `resume` gave), and what was learned. Those of the first are what is stored
+     * if best_step is 0. */
     double loss_before, loss_after;
     int64_t best_step, n_steps;
 } nb_block_result;

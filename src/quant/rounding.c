@@ -10,6 +10,8 @@
 /* The factors stay in here: below, most weights would be clipped; above, levels are wasted. */
 #define FACTOR_LEAST 0.5f
 #define FACTOR_MOST  1.2f
+/* Of a step, from a level to a place that still rounds to it. */
+#define INSIDE 0.4375f
 enum { CHUNK = 1 << 14, PIECE = 64 };
 
 /* ---- memory ---- */
@@ -50,6 +52,7 @@ int64_t nb_rounding_bytes(int64_t n_rows, int64_t n_cols, int64_t n_groups)
 void nb_rounding_free(nb_rounding *r)
 {
     nb_free(r->memory);
+    nb_free(r->moved);
     *r = (nb_rounding){0};
 }
 
@@ -285,6 +288,30 @@ static void start_row(const pass *p, int64_t row)
     round_row(p, row);
 }
 
+/* Weights that round to the codes in `out`: those that do so already, and others at a place just
+ * inside of what rounds to their code. */
+static void move_row(const pass *p, int64_t row)
+{
+    nb_rounding *r = p->r;
+    const int64_t at = row * r->out->n_cols;
+    float *w = r->moved + at, *value = r->value + at;
+    r->out->fmt->decode_row(r->out, row, value);
+    for (int64_t g = 0; g < r->n_groups; g++) {
+        nb_grid_group group;
+        const int64_t begin = g * r->grid.group_len, end = begin + group_len(r, g);
+        nb_grid_group_at(&r->grid, r->out, row, begin, &group);
+        for (int64_t i = begin; i < end; i++) {
+            const int wanted = nb_grid_nearest(&r->grid, &group, value[i]);
+            if (nb_grid_nearest(&r->grid, &group, w[i]) == wanted)
+                continue;
+            const float inside = value[i] + INSIDE * (w[i] - value[i] > 0 ? 1.0f : -1.0f) *
+                                                fabsf(group.scale) *
+                                                level_step(&r->grid, r->grid.level[wanted]);
+            w[i] = nb_grid_nearest(&r->grid, &group, inside) == wanted ? inside : value[i];
+        }
+    }
+}
+
 static void step_row(const pass *p, int64_t row)
 {
     nb_rounding *r = p->r;
@@ -328,13 +355,14 @@ static void write_row(const pass *p, int64_t row)
     }
 BY_ROWS(round)
 BY_ROWS(start)
+BY_ROWS(move)
 BY_ROWS(step)
 BY_ROWS(value)
 BY_ROWS(write)
 #undef BY_ROWS
 
-nb_status nb_rounding_init(nb_rounding *r, nb_mat *out, const float *w, const float *importance,
-                           nb_pool *pool, nb_err *err)
+/* The memory of a rounding; nothing is rounded yet. */
+static nb_status open_rounding(nb_rounding *r, nb_mat *out, const float *w, nb_err *err)
 {
     nb_rounding made = {.out = out, .w = w};
     NB_TRY(nb_grid_of(&made.grid, out, err));
@@ -342,13 +370,41 @@ nb_status nb_rounding_init(nb_rounding *r, nb_mat *out, const float *w, const fl
     const size_t bytes = lay_out(&made, out->n_rows, out->n_cols, made.n_groups);
     NB_TRY(nb_alloc(&made.memory, bytes, 1, err));
     lay_out(&made, out->n_rows, out->n_cols, made.n_groups);
-    pass p = {.r = &made, .importance = importance};
-    if (made.grid.whole)
-        nb_grid_fit_rows(&made.grid, out, 0, out->n_rows, w, importance, NB_FIT_SEARCH);
+    *r = made;
+    return NB_OK;
+}
+
+nb_status nb_rounding_init(nb_rounding *r, nb_mat *out, const float *w, const float *importance,
+                           nb_pool *pool, nb_err *err)
+{
+    NB_TRY(open_rounding(r, out, w, err));
+    pass p = {.r = r, .importance = importance};
+    if (r->grid.whole)
+        nb_grid_fit_rows(&r->grid, out, 0, out->n_rows, w, importance, NB_FIT_SEARCH);
     else
         run(&p, pool, fit_chunk);
     run(&p, pool, start_chunk);
+    nb_rounding_keep(r);
+    return NB_OK;
+}
+
+nb_status nb_rounding_resume(nb_rounding *r, nb_mat *out, const float *w, nb_pool *pool,
+                             nb_err *err)
+{
+    const int64_t n = out->n_rows * out->n_cols;
+    nb_rounding made;
+    NB_TRY(open_rounding(&made, out, w, err));
+    const nb_status s = NB_ALLOC(&made.moved, n, err);
+    if (s != NB_OK) {
+        nb_rounding_free(&made);
+        return s;
+    }
+    memcpy(made.moved, w, (size_t)n * sizeof *w);
+    made.w = made.moved;
     *r = made;
+    pass p = {.r = r};
+    run(&p, pool, move_chunk);
+    run(&p, pool, start_chunk);
     nb_rounding_keep(r);
     return NB_OK;
 }

@@ -22,6 +22,7 @@ typedef struct {
     const float *w; /* [n_rows][n_cols], borrowed */
     nb_grid grid;
     int64_t n_groups; /* of a row */
+    float *moved;     /* NULL, or weights of its own: see nb_rounding_resume */
     float *value;     /* what the matrix stands for at the moment */
     float *grad;      /* the gradient of the loss by it, to be filled by the caller */
     float *v;
@@ -38,6 +39,10 @@ int64_t nb_rounding_bytes(int64_t n_rows, int64_t n_cols, int64_t n_groups);
  * columns, NULL: all equal. `out` is planned; its scales are written, here and by every step. */
 nb_status nb_rounding_init(nb_rounding *r, nb_mat *out, const float *w, const float *importance,
                            nb_pool *pool, nb_err *err);
+/* Starts with the codes and scales that `out` holds, from another method: each weight is moved as
+ * little as its code asks for, and V counts from there. Takes n_rows * n_cols floats more. */
+nb_status nb_rounding_resume(nb_rounding *r, nb_mat *out, const float *w, nb_pool *pool,
+                             nb_err *err);
 void nb_rounding_free(nb_rounding *r);
 
 /* One step against the sign of r->grad, then the codes and values it leads to. range_rate is for up

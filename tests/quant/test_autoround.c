@@ -471,6 +471,77 @@ static void nothing_learned_is_rounding_to_nearest(void **state)
     scene_close(&s);
 }
 
+/* Codes of another method are taken as they are, however far from the nearest. */
+static void codes_of_others_are_a_start(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_LEARNED; i++) {
+        enum { ROWS = 3, COLS = 256 };
+        const nb_format *fmt = nb_format_by_name(learned[i].format);
+        nb_mat m;
+        nb_err err;
+        nb_pool *pool;
+        nb_rounding r;
+        float w[ROWS * COLS], before[COLS];
+        uint8_t code[COLS];
+        for (int j = 0; j < ROWS * COLS; j++)
+            w[j] = uniform(60, j);
+        mat_open(&m, fmt, learned[i].zeros, ROWS, COLS);
+        must(nb_pool_open(&pool, 2, &err), &err);
+        must(nb_rounding_init(&r, &m, w, NULL, pool, &err), &err);
+        for (int row = 0; row < ROWS; row++) {
+            for (int j = 0; j < COLS; j++) /* anything at all */
+                code[j] = (uint8_t)(nb_rng_uniform(9, (uint64_t)row, (uint64_t)j) *
+                                    (double)r.grid.n_levels);
+            nb_grid_put(&r.grid, &m, row, 0, code, COLS);
+        }
+        nb_rounding_free(&r);
+        const size_t bytes = (size_t)(ROWS * m.row_bytes);
+        uint8_t *kept = malloc(bytes);
+        memcpy(kept, m.codes, bytes);
+        must(nb_rounding_resume(&r, &m, w, pool, &err), &err);
+        for (int row = 0; row < ROWS; row++) {
+            fmt->decode_row(&m, row, before);
+            assert_memory_equal(before, r.value + row * COLS, sizeof before);
+        }
+        nb_rounding_write(&r, pool);
+        assert_memory_equal(m.codes, kept, bytes);
+        /* and each has somewhere to go from there: a step of one half against a slope of 1 */
+        for (int j = 0; j < ROWS * COLS; j++)
+            r.grad[j] = 1;
+        nb_rounding_step(&r, pool, 0.5f, 0);
+        double fell = 0;
+        for (int row = 0; row < ROWS; row++) {
+            fmt->decode_row(&m, row, before);
+            for (int j = 0; j < COLS; j++)
+                fell += (double)before[j] - (double)r.value[row * COLS + j];
+        }
+        assert_true(fell > 0);
+        nb_rounding_free(&r);
+        nb_pool_close(pool);
+        free(kept);
+        mat_close(&m);
+    }
+}
+
+/* Tuning goes on from what it left, and is never worse for it. */
+static void tuning_can_go_on(void **state)
+{
+    (void)state;
+    scene s;
+    nb_err err;
+    nb_block_result first, second;
+    scene_open(&s, &nb_format_int4, true, 2, NB_ISA_ALL);
+    nb_block_job job = job_of(&s);
+    const nb_autoround_options o = options_of(8);
+    must(nb_autoround(&job, &o, &first, &err), &err);
+    job.resume = true;
+    must(nb_autoround(&job, &o, &second, &err), &err);
+    assert_true(second.loss_before == first.loss_after);
+    assert_true(second.loss_after <= second.loss_before);
+    scene_close(&s);
+}
+
 static void failures_are_told_and_leave_nothing(void **state)
 {
     (void)state;
@@ -541,6 +612,8 @@ int main(void)
         cmocka_unit_test(bits_depend_on_the_problem_only),
         cmocka_unit_test(poor_data_ends_well),
         cmocka_unit_test(nothing_learned_is_rounding_to_nearest),
+        cmocka_unit_test(codes_of_others_are_a_start),
+        cmocka_unit_test(tuning_can_go_on),
         cmocka_unit_test(failures_are_told_and_leave_nothing),
         cmocka_unit_test(options_are_read),
     };
