@@ -272,6 +272,73 @@ static void rtn_does_not_search_where_there_is_no_grid(void **state)
     assert_memory_equal(y, w, sizeof w);
 }
 
+/* ---- hqq ---- */
+
+/* The sum of |e|^(11/16), which hqq's default norm is. */
+static double norm_of(const nb_mat *m, const float *w)
+{
+    double norm = 0;
+    float y[S_COLS];
+    for (int64_t r = 0; r < m->n_rows; r++) {
+        m->fmt->decode_row(m, r, y);
+        for (int c = 0; c < S_COLS; c++)
+            norm += pow(fabs((double)w[r * S_COLS + c] - (double)y[c]), 0.6875);
+    }
+    return norm;
+}
+
+/* From either start the norm falls, for scales alone, zero points and offsets; no steps change
+ * nothing; nothing that is finite becomes anything else. */
+static void hqq_lowers_its_norm(void **state)
+{
+    (void)state;
+    static float w[S_ROWS * S_COLS];
+    static uint8_t codes[S_ROWS * S_COLS];
+    static uint16_t scales[S_ROWS * 2];
+    static int8_t zeros[S_ROWS * 2];
+    double p[S_COLS];
+    fill_search(w, p);
+    static const nb_format *const formats[] = {&nb_format_int4, &nb_format_int4, &nb_format_int2,
+                                               &nb_format_q4_1, &nb_format_iq4_nl};
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        nb_err err = {0};
+        nb_mat m = {.fmt = formats[f], .n_rows = S_ROWS, .n_cols = S_COLS, .codes = codes};
+        assert_int_equal(nb_format_row_bytes(m.fmt, S_COLS, &m.row_bytes, &err), NB_OK);
+        if (m.fmt->affine) {
+            m.group_size = S_GROUP;
+            m.scale_type = NB_F16;
+            m.scales = scales;
+            m.zeros = f % 2 == 1 ? zeros : NULL;
+        }
+        static const char *const names[] = {"hqq:start=absmax,steps=0", "hqq:start=absmax",
+                                            "hqq:steps=0", "hqq", "rtn:search"};
+        double norm[5];
+        for (int i = 0; i < 5; i++) {
+            nb_method method;
+            assert_int_equal(nb_method_parse(&method, names[i], &err), NB_OK);
+            const nb_quant_job job = {
+                .method = &method, .weight = w, .n_rows = S_ROWS, .n_cols = S_COLS};
+            assert_int_equal(method.quantizer->encode_rows(&job, &m, &err), NB_OK);
+            norm[i] = norm_of(&m, w);
+        }
+        assert_true(norm[1] < norm[0]);
+        assert_true(norm[3] < norm[2]);
+        assert_true(norm[4] == norm[2]);
+    }
+}
+
+static void hqq_refuses_what_it_does_not_know(void **state)
+{
+    (void)state;
+    static const char *const refused[] = {"hqq:p=0",     "hqq:p=2",   "hqq:steps=-1",
+                                          "hqq:start=x", "hqq:start", "hqq:q=1"};
+    nb_method m;
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        nb_err err = {0};
+        assert_int_equal(nb_method_parse(&m, refused[i], &err), NB_USAGE);
+    }
+}
+
 static void rtn_without_memory(void **state)
 {
     (void)state;
@@ -304,6 +371,8 @@ int main(void)
         cmocka_unit_test(rtn_weighs_by_statistics),
         cmocka_unit_test(rtn_says_what_it_needs),
         cmocka_unit_test(rtn_does_not_search_where_there_is_no_grid),
+        cmocka_unit_test(hqq_lowers_its_norm),
+        cmocka_unit_test(hqq_refuses_what_it_does_not_know),
         cmocka_unit_test(rtn_without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
