@@ -239,7 +239,7 @@ static void the_block_comes_nearer(void **state)
         scene s;
         nb_err err;
         nb_block_result result;
-        scene_open(&s, fmt, learned[i].zeros, 2, NB_ISA_ALL);
+        scene_open(&s, fmt, learned[i].zeros, 1, NB_ISA_ALL);
         const nb_block_job job = job_of(&s);
         const nb_autoround_options o = options_of(fmt->block_len > 32 ? 20 : 60);
         must(nb_autoround(&job, &o, &result, &err), &err);
@@ -326,7 +326,7 @@ static void a_replay_is_written(void **state)
     scene s;
     nb_err err;
     nb_block_result result;
-    scene_open(&s, &nb_format_int3, false, 2, NB_ISA_ALL);
+    scene_open(&s, &nb_format_int3, false, 1, NB_ISA_ALL);
     const nb_block_job job = job_of(&s);
     nb_autoround_options o = {.iters = 1, .batch = N_SEQ, .len = 512};
     must(nb_autoround(&job, &o, &result, &err), &err);
