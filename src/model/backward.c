@@ -354,6 +354,41 @@ static void enter_back_chunk(void *context, int64_t chunk, int thread)
     }
 }
 
+/* What comes in is the gradient of down's outputs. */
+static void down_squares_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const run *r = context;
+    const int64_t d = r->t->config->d_model;
+    int64_t end;
+    for (int64_t row = rows_of(r, chunk, &end); row < end; row++)
+        r->grads->squares[row * NB_BLOCK_POINTS + 3] =
+            (float)(nb_back_square_sum(r->t->y + row * d, d) / (double)d);
+}
+
+/* Once attention has gone back, the gradients of all other outputs stand in the buffers. */
+static void squares_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const run *r = context;
+    const nb_block_train *t = r->t;
+    const nb_config *c = t->config;
+    const int64_t d = c->d_model, f = c->d_ff, d_q = c->n_heads * c->head_dim;
+    const int64_t d_k = c->n_kv_heads * c->head_dim;
+    int64_t end;
+    for (int64_t row = rows_of(r, chunk, &end); row < end; row++) {
+        float *out = r->grads->squares + row * NB_BLOCK_POINTS;
+        const double qkv = nb_back_square_sum(t->att + row * d_q, d_q) +
+                           nb_back_square_sum(t->d_k + row * d_k, d_k) +
+                           nb_back_square_sum(t->d_v + row * d_k, d_k);
+        const double gate_up =
+            nb_back_square_sum(t->gate + row * f, f) + nb_back_square_sum(t->up + row * f, f);
+        out[0] = (float)(qkv / (double)(d_q + 2 * d_k));
+        out[1] = (float)(nb_back_square_sum(t->y + row * d, d) / (double)d);
+        out[2] = (float)(gate_up / (double)(2 * f));
+    }
+}
+
 /* The gradient of a norm's gain, one sequence after the other. */
 static void gain_grad(const run *r, float *out, const float *x)
 {
@@ -389,6 +424,8 @@ void nb_block_backward(nb_block_train *t, const nb_block_weights *w, const float
                        int64_t len, const nb_block_grads *grads)
 {
     run r = {.t = t, .w = w, .grads = grads, .x = x, .n_seq = n_seq, .len = len, .n = n_seq * len};
+    if (grads->squares != NULL)
+        by_rows(&r, down_squares_chunk);
     product_grad(&r, NB_BLOCK_DOWN, t->y, t->h);
     product_back(&r, NB_BLOCK_DOWN, t->h, t->y, false);
     by_rows(&r, swiglu_back_chunk);
@@ -401,6 +438,8 @@ void nb_block_backward(nb_block_train *t, const nb_block_weights *w, const float
     product_grad(&r, NB_BLOCK_O, t->y, t->att);
     product_back(&r, NB_BLOCK_O, t->d_att, t->y, false);
     nb_back_attn_backward(t, w, n_seq, len, grads);
+    if (grads->squares != NULL)
+        by_rows(&r, squares_chunk);
     product_grad(&r, NB_BLOCK_Q, t->att, t->normed1);
     product_grad(&r, NB_BLOCK_K, t->d_k, t->normed1);
     product_grad(&r, NB_BLOCK_V, t->d_v, t->normed1);

@@ -33,11 +33,17 @@ typedef struct {
     const float *attn_norm, *ffn_norm, *q_norm, *k_norm;
 } nb_block_weights;
 
+/* Where linears read: q, k, v; o; gate, up; down. */
+#define NB_BLOCK_POINTS 4
+
 /* Where gradients go; NULL: not wanted. Those of weights are added to what is there. */
 typedef struct {
     float *linear[NB_BLOCK_LINEARS], *bias[NB_BLOCK_LINEARS];
     float *attn_norm, *ffn_norm, *q_norm, *k_norm;
-    float *x; /* [n_seq * len][d_model], written */
+    float *x;       /* [n_seq * len][d_model], written */
+    float *squares; /* [n_seq * len][NB_BLOCK_POINTS], written: the mean, over all outputs of the
+                       linears that read at a point, of the squared gradient of the output, in
+                       binary64 and rounded once */
 } nb_block_grads;
 
 /* The buffers of one call; made once, then nothing is allocated. `{0}` is empty. */

@@ -6,6 +6,8 @@
 
 /* Columns that one thread sums at a time. */
 #define SUM_COLS 64
+/* Rows that are weighted at a time: a multiple of 128, so that sums are cut as without weights. */
+#define WEIGHTED_ROWS 512
 
 static bool wants(unsigned needs, unsigned stat)
 {
@@ -25,6 +27,13 @@ int64_t nb_input_stats_bytes(int64_t n_cols, unsigned needs)
     if (wants(needs, NB_STAT_SAMPLE))
         bytes += NB_SAMPLE_ROWS * n_cols * 4;
     return bytes;
+}
+
+int64_t nb_input_stats_weighted_bytes(int64_t n_cols, unsigned needs)
+{
+    if (!wants(needs, NB_STAT_HESSIAN | NB_STAT_CROSS))
+        return 0;
+    return (wants(needs, NB_STAT_CROSS) ? 2 : 1) * WEIGHTED_ROWS * n_cols * (int64_t)sizeof(float);
 }
 
 nb_status nb_input_stats_init(nb_input_stats *s, int64_t n_cols, unsigned needs, int64_t n_expected,
@@ -59,7 +68,8 @@ void nb_input_stats_free(nb_input_stats *s)
 {
     nb_sym_free(&s->h);
     nb_sym_free(&s->held_h);
-    void *arrays[] = {s->cross, s->held_cross, s->mean_abs, s->mean_square, s->max_abs, s->sample};
+    void *arrays[] = {s->cross,   s->held_cross, s->mean_abs, s->mean_square,
+                      s->max_abs, s->sample,     s->weighted};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         nb_free(arrays[i]);
     *s = (nb_input_stats){0};
@@ -69,7 +79,7 @@ void nb_input_stats_free(nb_input_stats *s)
 
 typedef struct {
     nb_input_stats *s;
-    const float *x;
+    const float *x, *weights;
     int64_t n_rows;
 } sums;
 
@@ -83,10 +93,11 @@ static void sum_columns(void *context, int64_t chunk, int thread)
     const int64_t end = begin + SUM_COLS < n ? begin + SUM_COLS : n;
     for (int64_t t = 0; t < job->n_rows; t++) {
         const float *row = job->x + t * n;
+        const double w = job->weights == NULL ? 1.0 : (double)job->weights[t];
         for (int64_t c = begin; c < end; c++) {
             const float a = fabsf(row[c]);
-            s->mean_abs[c] += (double)a;
-            s->mean_square[c] += (double)a * (double)a;
+            s->mean_abs[c] += w * (double)a;
+            s->mean_square[c] += w * ((double)a * (double)a);
             s->max_abs[c] = a > s->max_abs[c] ? a : s->max_abs[c];
         }
     }
@@ -105,17 +116,65 @@ static void take_sample(nb_input_stats *s, const float *x, int64_t n_rows)
     }
 }
 
-nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
-                             int64_t n_rows, bool held_out, nb_err *err)
+/* The sums of second moments. */
+static nb_status add_products(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
+                              int64_t n_rows, bool apart, nb_err *err)
 {
     const int64_t n = s->n_cols;
-    const bool apart = held_out && s->held_h.a != NULL;
     if (s->h.a != NULL)
         NB_TRY(nb_sym_add_rows(la, apart ? &s->held_h : &s->h, x, n, n_rows, err));
     if (s->cross != NULL)
         NB_TRY(nb_cross_add_rows(la, apart ? s->held_cross : s->cross, n, x0, x, n, n_rows, err));
+    return NB_OK;
+}
+
+typedef struct {
+    const float *x, *weights;
+    float *to;
+    int64_t n;
+} weighing;
+
+static void weigh_row(void *context, int64_t row, int thread)
+{
+    (void)thread;
+    const weighing *job = context;
+    const float w = sqrtf(job->weights[row]), *x = job->x + row * job->n;
+    float *to = job->to + row * job->n;
+    for (int64_t c = 0; c < job->n; c++)
+        to[c] = w * x[c];
+}
+
+static nb_status add_weighted(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
+                              const float *weights, int64_t n_rows, bool apart, nb_err *err)
+{
+    const int64_t n = s->n_cols;
+    if (s->weighted == NULL)
+        NB_TRY(NB_ALLOC(&s->weighted, (s->cross != NULL ? 2 : 1) * WEIGHTED_ROWS * n, err));
+    float *second = s->cross != NULL ? s->weighted + WEIGHTED_ROWS * n : NULL;
+    for (int64_t row = 0; row < n_rows; row += WEIGHTED_ROWS) {
+        const int64_t m = n_rows - row < WEIGHTED_ROWS ? n_rows - row : WEIGHTED_ROWS;
+        weighing job = {x + row * n, weights + row, s->weighted, n};
+        nb_pool_run(la->pool, m, weigh_row, &job);
+        if (second != NULL) {
+            job = (weighing){x0 + row * n, weights + row, second, n};
+            nb_pool_run(la->pool, m, weigh_row, &job);
+        }
+        NB_TRY(add_products(s, la, s->weighted, second, m, apart, err));
+    }
+    return NB_OK;
+}
+
+nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
+                             const float *weights, int64_t n_rows, bool held_out, nb_err *err)
+{
+    const int64_t n = s->n_cols;
+    const bool apart = held_out && s->held_h.a != NULL;
+    if (weights != NULL && (s->h.a != NULL || s->cross != NULL))
+        NB_TRY(add_weighted(s, la, x, x0, weights, n_rows, apart, err));
+    else
+        NB_TRY(add_products(s, la, x, x0, n_rows, apart, err));
     if (s->mean_abs != NULL) {
-        sums job = {s, x, n_rows};
+        sums job = {s, x, weights, n_rows};
         nb_pool_run(la->pool, (n + SUM_COLS - 1) / SUM_COLS, sum_columns, &job);
     }
     if (s->sample != NULL)
@@ -131,6 +190,8 @@ void nb_input_stats_finish(nb_input_stats *s)
         s->mean_abs[c] /= n;
         s->mean_square[c] /= n;
     }
+    nb_free(s->weighted);
+    s->weighted = NULL;
     if (s->n_held > 0)
         return;
     nb_sym_free(&s->held_h);

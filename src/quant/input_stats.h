@@ -8,6 +8,8 @@
 
 /* Bytes that statistics of such inputs take. */
 int64_t nb_input_stats_bytes(int64_t n_cols, unsigned needs);
+/* Bytes that weights take besides, with or without cross sums. */
+int64_t nb_input_stats_weighted_bytes(int64_t n_cols, unsigned needs);
 /* Empty sums for `needs`, a mask of nb_stat. n_expected tokens will come, those held out included:
  * the sample is spread over them evenly. */
 nb_status nb_input_stats_init(nb_input_stats *s, int64_t n_cols, unsigned needs, int64_t n_expected,
@@ -15,9 +17,14 @@ nb_status nb_input_stats_init(nb_input_stats *s, int64_t n_cols, unsigned needs,
 void nb_input_stats_free(nb_input_stats *s);
 
 /* Rows of inputs x [n_rows][n_cols], and x0 of the full-precision model (NULL unless asked for).
- * Rows start at a multiple of 128 of their sequence; sequences come in order. */
+ * Rows start at a multiple of 128 of their sequence; sequences come in order.
+ *
+ * `weights` [n_rows], at least 0 and of mean 1 over all rows that will come, say how much each
+ * token counts; NULL: all alike. H and cross are then sums of w x x^T, made of rows times sqrt(w)
+ * rounded to binary32, and mean_abs and mean_square means of w |x| and w x^2; maxima and the sample
+ * are as without. */
 nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
-                             int64_t n_rows, bool held_out, nb_err *err);
+                             const float *weights, int64_t n_rows, bool held_out, nb_err *err);
 /* Without held-out sequences there is nothing to choose by: their sums are dropped. Sums of
  * magnitudes become means. Call once, after the last rows. */
 void nb_input_stats_finish(nb_input_stats *s);

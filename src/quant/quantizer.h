@@ -35,6 +35,7 @@ typedef struct {
     float *max_abs;
     float *sample; /* [n_sample][n_cols] */
     int64_t n_sample, n_expected;
+    float *weighted; /* scratch of sums in which tokens have weights */
 } nb_input_stats;
 
 /* Modifiers of a method, "act-order,shrink=0.3": parsed once by its own table. */

@@ -79,6 +79,7 @@ nb_status nb_streams_open(nb_streams *s, nb_store *store, const nb_calib_seq *se
         NB_TRY_GOTO(
             status,
             NB_ALLOC(&s->other, max_rows * larger(larger(c->d_model, c->d_ff), d_q_of(c)), err));
+    NB_TRY_GOTO(status, NB_ALLOC(&s->weights, max_rows, err));
     for (int i = 0; i < n_streams; i++)
         NB_TRY_GOTO(status, open_stream(s, i, in_parts, dir, err));
 done:
@@ -106,8 +107,9 @@ void nb_streams_close(nb_streams *s)
     nb_model_close(&s->frame);
     nb_free(s->first_row);
     nb_free(s->other);
+    nb_free(s->weights);
     s->first_row = NULL;
-    s->other = NULL;
+    s->other = s->weights = NULL;
 }
 
 /* ---- embedding ---- */
@@ -285,12 +287,15 @@ static double stats_flops(const nb_input_stats *stats, int64_t n)
     return (stats->h.a != NULL ? square : 0) + (stats->cross != NULL ? 2 * square : 0);
 }
 
-static nb_status add_stats(nb_streams *s, nb_input_stats *stats, const piece *p, const float *x,
-                           const float *x0, nb_err *err)
+static nb_status add_stats(nb_streams *s, nb_point point, nb_input_stats *stats, const piece *p,
+                           const float *x, const float *x0, nb_err *err)
 {
     if (stats == NULL)
         return NB_OK;
-    NB_TRY(nb_input_stats_add(stats, s->la, x, x0, p->n, p->seq->held, err));
+    if (s->guide != NULL)
+        NB_TRY(nb_guide_weights(s->guide, s->layer, point, p->row, p->n, s->weights, err));
+    NB_TRY(nb_input_stats_add(stats, s->la, x, x0, s->guide != NULL ? s->weights : NULL, p->n,
+                              p->seq->held, err));
     return tell(s, stats_flops(stats, p->n), err);
 }
 
@@ -304,7 +309,7 @@ static nb_status all_to_point(nb_streams *s, const piece *p, nb_point point, nb_
             memcpy(s->other, rows,
                    (size_t)(p->n * cols_at(&s->frame.config, point)) * sizeof(float));
     }
-    return add_stats(s, stats, p, rows, s->n_streams > 1 ? s->other : NULL, err);
+    return add_stats(s, point, stats, p, rows, s->n_streams > 1 ? s->other : NULL, err);
 }
 
 /* Calls `each` for all pieces of all sequences; the cache holds what came before in a sequence. */
@@ -378,15 +383,15 @@ static nb_status sweep_piece(nb_streams *s, const piece *p, void *context, nb_er
     NB_TRY(nb_spill_read(&s->stream[job->i].x[s->layer % 2], p->row, p->n, w->x, err));
     if (job->stats[NB_AT_ATTN] != NULL)
         norm(s, layer->attn_norm, p->n);
-    NB_TRY(add_stats(s, job->stats[NB_AT_ATTN], p, w->h, NULL, err));
+    NB_TRY(add_stats(s, NB_AT_ATTN, job->stats[NB_AT_ATTN], p, w->h, NULL, err));
     NB_TRY(run_part(s, job->i, p, NB_PART_ATTEND, err));
-    NB_TRY(add_stats(s, job->stats[NB_AT_O], p, w->att, NULL, err));
+    NB_TRY(add_stats(s, NB_AT_O, job->stats[NB_AT_O], p, w->att, NULL, err));
     NB_TRY(run_part(s, job->i, p, NB_PART_O, err));
     if (job->stats[NB_AT_FFN] != NULL)
         norm(s, layer->ffn_norm, p->n);
-    NB_TRY(add_stats(s, job->stats[NB_AT_FFN], p, w->h, NULL, err));
+    NB_TRY(add_stats(s, NB_AT_FFN, job->stats[NB_AT_FFN], p, w->h, NULL, err));
     NB_TRY(run_part(s, job->i, p, NB_PART_GATE_UP, err));
-    NB_TRY(add_stats(s, job->stats[NB_AT_DOWN], p, w->gate, NULL, err));
+    NB_TRY(add_stats(s, NB_AT_DOWN, job->stats[NB_AT_DOWN], p, w->gate, NULL, err));
     if (!job->keep)
         return NB_OK;
     NB_TRY(run_part(s, job->i, p, NB_PART_DOWN, err));

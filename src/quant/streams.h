@@ -9,6 +9,7 @@
 
 #include "model/forward.h"
 #include "quant/calib_set.h"
+#include "quant/guide.h"
 #include "quant/input_stats.h"
 #include "quant/transform.h"
 #include "quant/workdir.h"
@@ -33,8 +34,10 @@ typedef struct {
     int64_t *first_row; /* of each sequence in the files */
     int n_streams;
     nb_stream stream[2];
-    float *other;  /* [max_rows]: stream 1 at a point, until stream 0 is there too */
-    int64_t layer; /* reads x[layer % 2], writes the other */
+    float *other;          /* [max_rows]: stream 1 at a point, until stream 0 is there too */
+    const nb_guide *guide; /* what tokens count in statistics; NULL: all alike */
+    float *weights;        /* [max_rows] */
+    int64_t layer;         /* reads x[layer % 2], writes the other */
     nb_streams_progress *progress;
     void *context;
 } nb_streams;

@@ -124,14 +124,14 @@ static inline void toy_gather(const toy_block *b, nb_input_stats stats[NB_N_POIN
         const int64_t n = nb_point_n_cols(&b->config, (nb_point)p);
         const int64_t held = (needs & NB_STAT_HELD_OUT) != 0 ? TOY_TOKENS - 128 : 0;
         assert_int_equal(nb_input_stats_init(&stats[p], n, needs, TOY_TOKENS, &err), NB_OK);
-        assert_int_equal(
-            nb_input_stats_add(&stats[p], b->job.la, at[p], at0[p], TOY_TOKENS - held, false, &err),
-            NB_OK);
+        assert_int_equal(nb_input_stats_add(&stats[p], b->job.la, at[p], at0[p], NULL,
+                                            TOY_TOKENS - held, false, &err),
+                         NB_OK);
         if (held > 0)
-            assert_int_equal(nb_input_stats_add(&stats[p], b->job.la,
-                                                at[p] + (TOY_TOKENS - held) * n,
-                                                at0[p] + (TOY_TOKENS - held) * n, held, true, &err),
-                             NB_OK);
+            assert_int_equal(
+                nb_input_stats_add(&stats[p], b->job.la, at[p] + (TOY_TOKENS - held) * n,
+                                   at0[p] + (TOY_TOKENS - held) * n, NULL, held, true, &err),
+                NB_OK);
         nb_input_stats_finish(&stats[p]);
         free(at[p]);
         free(at0[p]);
