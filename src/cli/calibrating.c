@@ -13,7 +13,8 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
 {
     static const char *const flows[] = {"auto", "original", "quantized", NULL};
     *f = (nb_calibrating_flags){.memory = nb_args_int(args, "memory"),
-                                .fresh = nb_args_flag(args, "fresh")};
+                                .fresh = nb_args_flag(args, "fresh"),
+                                .guide = nb_args_flag(args, "guide")};
     NB_TRY(nb_calib_request_init(&f->set, args, err));
     const char *flow = nb_args_text(args, "calib-flow");
     for (int i = 0; flows[i] != NULL; i++) {
@@ -72,6 +73,8 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
         s = nb_method_spell(method, &text, err);
     if (s == NB_OK && flags->transform != NULL)
         s = nb_buf_format(&text, err, " %s:%s", flags->transform->name, flags->transform_options);
+    if (s == NB_OK && flags->guide)
+        s = nb_buf_format(&text, err, " guide %llu", (unsigned long long)flags->set.options.seed);
     for (int64_t i = 0; i < plan->n && s == NB_OK; i++) {
         const nb_weight *w = &plan->weights[i];
         s = nb_buf_format(&text, err, "\n%s %d %s %lld %d %d %d %d", w->name, (int)plan->how[i],
@@ -117,6 +120,8 @@ static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *f
                          .transform_options = flags->transform_options,
                          .flow = flags->flow,
                          .memory = flags->memory,
+                         .guided = flags->guide,
+                         .seed = flags->set.options.seed,
                          .dir = &c->dir};
 }
 
@@ -131,9 +136,14 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
                                 flags->transform == NULL && flags->set.options.n_paths == 0;
     c->wanted =
         nb_walk_wanted(method, flags->transform) && plan->n_quantized > 0 && !can_do_without;
+    if (!c->wanted && flags->guide)
+        return nb_fail(err, NB_USAGE,
+                       "--guide weighs the tokens of a calibration text, and method %s uses none%s",
+                       method->quantizer->name, can_do_without ? " here: --calib names one" : "");
     if (!c->wanted)
         return NB_OK;
     NB_TRY(read_set(c, flags, store, out, err));
+    c->guided = flags->guide;
     const nb_walk_job job = job_of(c, flags, plan, store, method, rt);
     NB_TRY(nb_walk_estimate(&c->plan, &job, err));
     if (dry)
@@ -203,9 +213,10 @@ static json_t *files_json(const nb_calib_set *set)
 nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err)
 {
     json_t *files = files_json(&c->set);
-    *out = json_pack("{s:o, s:s, s:I, s:I, s:I, s:O, s:s}", "files", files, "sha256", c->set.sha256,
-                     "sequences", (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens,
-                     "held_out_tokens", (json_int_t)c->set.n_held_tokens, "layers",
+    *out = json_pack("{s:o, s:s, s:I, s:I, s:I, s:b, s:O, s:s}", "files", files, "sha256",
+                     c->set.sha256, "sequences", (json_int_t)c->set.n, "tokens",
+                     (json_int_t)c->set.n_tokens, "held_out_tokens",
+                     (json_int_t)c->set.n_held_tokens, "guided", (int)c->guided, "layers",
                      c->result.layers, "model_sha256", c->model_sha256);
     return *out != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
 }

@@ -15,6 +15,7 @@ typedef struct {
     nb_flow flow;
     int64_t memory;
     bool fresh; /* forget what an earlier run has left */
+    bool guide; /* tokens count by what they do to the predictions */
 } nb_calibrating_flags;
 
 typedef struct {
@@ -24,6 +25,7 @@ typedef struct {
     nb_walk_result result;
     char model_sha256[NB_SHA256_HEX];
     bool wanted; /* whether there is anything to calibrate */
+    bool guided;
 } nb_calibrating;
 
 /* `{0}` with dir closed. */

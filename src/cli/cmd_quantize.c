@@ -33,6 +33,10 @@ static const nb_opt quantize_options[] = {
      .preset = "auto",
      .help = "what layers see while they are calibrated: the original model's activations, or "
              "those of the model as quantized so far; auto: as the method is meant"},
+    {.name = "guide",
+     .kind = NB_OPT_FLAG,
+     .help = "let tokens of the calibration text count by what their errors do to the model's "
+             "predictions; costs about 3.5 forward passes"},
     {.name = "memory",
      .kind = NB_OPT_SIZE,
      .value = "BYTES",

@@ -280,10 +280,10 @@ static int add_calibration(json_t *line, const nb_rewriting *r)
     const nb_calibrating *c = &r->calibrating;
     if (!c->wanted)
         return 0;
-    json_t *o =
-        json_pack("{s:s,s:I,s:I,s:I,s:I}", "sha256", c->set.sha256, "sequences",
-                  (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens, "held_out_tokens",
-                  (json_int_t)c->set.n_held_tokens, "disk_bytes", (json_int_t)c->plan.disk);
+    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:I}", "sha256", c->set.sha256, "sequences",
+                          (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens,
+                          "held_out_tokens", (json_int_t)c->set.n_held_tokens, "guided",
+                          (int)c->guided, "disk_bytes", (json_int_t)c->plan.disk);
     return json_object_set_new(line, "calibration", o);
 }
 

@@ -48,7 +48,8 @@ static int64_t point_memory(const nb_walker *w, nb_point point)
     const int64_t n_cols = point_shape(&w->config, point, &n_rows);
     const int64_t stats = nb_input_stats_bytes(n_cols, w->needs);
     const int64_t factor = (w->needs & NB_STAT_HESSIAN) != 0 ? nb_sym_bytes(n_cols) * 3 / 2 : 0;
-    return stats + factor + n_rows * n_cols * (4 + 4 + 2);
+    const int64_t weighted = w->job->guided ? nb_input_stats_weighted_bytes(n_cols, w->needs) : 0;
+    return stats + weighted + factor + n_rows * n_cols * (4 + 4 + 2);
 }
 
 static int64_t block_memory(const nb_walker *w)
@@ -135,7 +136,9 @@ static nb_status set_up(nb_walker *w, nb_err *err)
     }
     const int n_streams = w->has_other ? 2 : 1;
     NB_TRY(estimate_flops(w, longest, err)); /* counts the memory of tuning */
-    const int64_t rest = BASE_BYTES + w->plan.memory + block_memory(w);
+    NB_TRY(nb_walker_plan_guide(w, err));
+    const int64_t rest =
+        BASE_BYTES + larger(w->plan.memory + block_memory(w), w->guide_plan.memory);
     w->plan.max_rows = NB_STREAMS_ROWS;
     for (;; w->plan.max_rows /= 2) {
         w->plan.memory = rest + nb_streams_memory(&w->config, longest, w->plan.max_rows, n_streams,
@@ -145,7 +148,7 @@ static nb_status set_up(nb_walker *w, nb_err *err)
     }
     w->plan.disk =
         nb_streams_disk(&w->config, n_tokens, n_streams, w->quantized_flow && !w->by_block) +
-        job->plan->bytes;
+        job->plan->bytes + w->guide_plan.disk;
     if (job->memory != 0 && w->plan.memory > job->memory)
         return nb_fail(err, NB_LIMIT,
                        "method %s needs about %lld MB here, and --memory is %lld MB: fewer threads "
@@ -204,7 +207,9 @@ static nb_status encode_point(nb_walker *w, nb_point point, const nb_input_stats
             job.linear[job.n++].out = &w->made[j].mat;
         } else {
             NB_TRY(encode_data_free(w, j, err));
-            NB_TRY(nb_walker_note(w, j, NAN, NAN, NULL, nb_clock() - start, err));
+            double kl;
+            NB_TRY(nb_walker_predict(w, point, j, stats, &kl, err));
+            NB_TRY(nb_walker_note(w, j, NAN, NAN, kl, NULL, nb_clock() - start, err));
         }
     }
     if (job.n > 0) {
@@ -214,9 +219,12 @@ static nb_status encode_point(nb_walker *w, nb_point point, const nb_input_stats
         nb_fpenv_leave(env);
         if (s != NB_OK)
             return nb_context(err, "layer %lld, %s", (long long)w->layer, nb_point_name(point));
-        for (int k = 0; k < job.n; k++)
-            NB_TRY(nb_walker_note(w, of_job[k], r.loss[k], r.held_loss[k], r.note,
+        for (int k = 0; k < job.n; k++) {
+            double kl;
+            NB_TRY(nb_walker_predict(w, point, of_job[k], stats, &kl, err));
+            NB_TRY(nb_walker_note(w, of_job[k], r.loss[k], r.held_loss[k], kl, r.note,
                                   (nb_clock() - start) / job.n, err));
+        }
     }
     return NB_OK;
 }
@@ -406,7 +414,7 @@ static nb_status walk_quantized(nb_walker *w, nb_err *err)
 
 /* ---- the state ---- */
 
-static nb_status save(nb_walker *w, nb_err *err)
+nb_status nb_walker_save(nb_walker *w, nb_err *err)
 {
     char hash[2][20];
     json_t *state = json_pack("{s:s, s:I, s:O}", "key", w->job->key, "next_layer",
@@ -419,8 +427,10 @@ static nb_status save(nb_walker *w, nb_err *err)
     }
     if (!bad)
         bad = json_object_set(state, "hashes", hashes) != 0;
-    const nb_status s = bad ? nb_fail(err, NB_MEMORY, "no memory for the state")
-                            : nb_workdir_put_state(w->job->dir, state, err);
+    nb_status s = bad ? nb_fail(err, NB_MEMORY, "no memory for the state")
+                      : nb_walker_put_guide(w, state, err);
+    if (s == NB_OK)
+        s = nb_workdir_put_state(w->job->dir, state, err);
     json_decref(hashes);
     json_decref(state);
     return s;
@@ -437,6 +447,7 @@ static nb_status same_hashes(nb_walker *w, const json_t *state, bool *same, nb_e
         const nb_status s = nb_streams_check(&w->streams, i, &hash, err);
         if (s == NB_MEMORY)
             return s;
+        w->streams.stream[i].hash = hash; /* for what is saved before the next block is done */
         snprintf(text, sizeof text, "%016" PRIx64, hash);
         const char *kept = json_string_value(json_array_get(hashes, (size_t)i));
         *same = s == NB_OK && kept != NULL && strcmp(kept, text) == 0;
@@ -455,6 +466,8 @@ static nb_status resume(nb_walker *w, nb_err *err)
     bool fits = key != NULL && strcmp(key, w->job->key) == 0 && json_is_array(layers) && next > 0 &&
                 next <= w->config.n_layers;
     nb_status s = NB_OK;
+    if (key != NULL && strcmp(key, w->job->key) == 0)
+        nb_walker_take_guide(w, state);
     if (fits) {
         w->streams.layer = next;
         s = same_hashes(w, state, &fits, err);
@@ -504,7 +517,9 @@ static nb_status run(nb_walker *w, nb_err *err)
     w->streams.progress = show;
     w->streams.context = w;
     NB_TRY(resume(w, err));
-    w->done = w->plan.flops * (double)w->layer / (double)w->config.n_layers;
+    NB_TRY(nb_walker_make_guide(w, err));
+    w->done = w->guide_plan.flops +
+              (w->plan.flops - w->guide_plan.flops) * (double)w->layer / (double)w->config.n_layers;
     while (w->layer < w->config.n_layers) {
         snprintf(w->what, sizeof w->what, "layer %lld of %lld", (long long)w->layer + 1,
                  (long long)w->config.n_layers);
@@ -514,7 +529,7 @@ static nb_status run(nb_walker *w, nb_err *err)
                : w->quantized_flow ? walk_quantized(w, err)
                                    : walk_original(w, err));
         w->layer++;
-        NB_TRY(save(w, err));
+        NB_TRY(nb_walker_save(w, err));
     }
     for (w->layer = 0; w->layer < w->config.n_layers; w->layer++) {
         nb_walker_find(w);
@@ -526,7 +541,10 @@ static nb_status run(nb_walker *w, nb_err *err)
 nb_status nb_walk(const nb_walk_job *job, nb_walk_result *out, nb_err *err)
 {
     *out = (nb_walk_result){0};
-    nb_walker w = {.job = job, .result = out, .la = {.kernels = job->kernels, .pool = job->pool}};
+    nb_walker w = {.job = job,
+                   .result = out,
+                   .guide = NB_GUIDE_NONE,
+                   .la = {.kernels = job->kernels, .pool = job->pool}};
     for (int i = 0; i < 2; i++)
         w.streams.stream[i] =
             (nb_stream){{NB_SPILL_CLOSED, NB_SPILL_CLOSED}, NB_SPILL_CLOSED, NB_SPILL_CLOSED, 0};
@@ -538,6 +556,7 @@ nb_status nb_walk(const nb_walk_job *job, nb_walk_result *out, nb_err *err)
     }
     nb_loaded_free(&w.source);
     nb_streams_close(&w.streams);
+    nb_guide_close(&w.guide);
     nb_algebra_free(&w.la);
     if (s != NB_OK)
         nb_walk_result_free(out);

@@ -42,6 +42,8 @@ typedef struct {
     const char *transform_options;
     nb_flow flow;
     int64_t memory; /* bytes that the program may take; 0: no limit */
+    bool guided;    /* tokens count in sums by what they do to the predictions (guide.h) */
+    uint64_t seed;  /* of the guide's labels */
     const nb_workdir *dir;
     const char *key; /* identifies model, data, recipe and version: other states are not resumed */
     nb_walk_progress *progress; /* NULL: none */

@@ -78,7 +78,8 @@ static nb_status tune(nb_walker *w, nb_err *err)
              (long long)r.best_step, (long long)r.n_steps);
     for (int j = 0; j < NB_N_LINEARS; j++) {
         if (nb_walker_quantizes(w, j))
-            NB_TRY(nb_walker_note(w, j, NAN, NAN, note, (nb_clock() - start) / NB_N_LINEARS, err));
+            NB_TRY(nb_walker_note(w, j, NAN, NAN, NAN, note, (nb_clock() - start) / NB_N_LINEARS,
+                                  err));
     }
     return NB_OK;
 }

@@ -158,8 +158,8 @@ nb_status nb_walker_keep_vector(nb_walker *w, int64_t index, const float *x, nb_
 }
 
 /* JSON of what is known of a linear that was quantized. */
-nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, const char *note,
-                         double seconds, nb_err *err)
+nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, double predicted_kl,
+                         const char *note, double seconds, nb_err *err)
 {
     const nb_weight *to = &w->job->plan->weights[w->index[j]];
     json_t *o = json_pack("{s:s, s:s, s:I, s:f}", "name", to->name, "format", to->fmt->name,
@@ -169,6 +169,8 @@ nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, con
         bad = json_object_set_new(o, "loss", json_real(loss)) != 0;
     if (!bad && isfinite(held_loss))
         bad = json_object_set_new(o, "held_out_loss", json_real(held_loss)) != 0;
+    if (!bad && isfinite(predicted_kl))
+        bad = json_object_set_new(o, "predicted_kl", json_real(predicted_kl)) != 0;
     if (!bad && note != NULL && note[0] != 0)
         bad = json_object_set_new(o, "note", json_string(note)) != 0;
     if (bad || json_array_append_new(w->result->layers, o) != 0)

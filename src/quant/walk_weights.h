@@ -17,6 +17,8 @@ typedef struct {
     nb_walk_plan plan;
     nb_streams streams;
     nb_algebra la;
+    nb_guide guide;                 /* closed, unless the job is guided */
+    nb_guide_plan guide_plan;       /* zero, unless it is */
     nb_config config;               /* of the whole model */
     bool quantized_flow, has_other; /* stream 0 is the quantized model; stream 1 the original */
     bool by_block;                  /* the method tunes whole blocks */
@@ -63,13 +65,32 @@ void nb_walker_encode_plain(nb_walker *w, int j);
 nb_status nb_walker_keep(nb_walker *w, int j, nb_err *err);
 /* A changed vector of the plan into the working folder. */
 nb_status nb_walker_keep_vector(nb_walker *w, int64_t index, const float *x, nb_err *err);
-/* Adds an object to the report. Losses that are NaN are left out, as is an empty note. */
-nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, const char *note,
-                         double seconds, nb_err *err);
+/* Adds an object to the report. Losses and a predicted KL that are NaN are left out, as is an empty
+ * note. */
+nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, double predicted_kl,
+                         const char *note, double seconds, nb_err *err);
 
 /* A sweep of stream i with the weights that are in its slot: statistics `needs` at all points into
  * w->stats, if not 0, and the results kept. */
 nb_status nb_walker_sweep(nb_walker *w, int i, unsigned needs, bool keep, nb_err *err);
+/* What is known so far into the working folder, so that a later run goes on from there. */
+nb_status nb_walker_save(nb_walker *w, nb_err *err);
+
+/* walk_guide.c. What the guide takes, into w->guide_plan and the operations of w->plan; NB_USAGE
+ * where it would change nothing. */
+nb_status nb_walker_plan_guide(nb_walker *w, nb_err *err);
+/* How far it has come, into a state and out of it. */
+nb_status nb_walker_put_guide(const nb_walker *w, json_t *state, nb_err *err);
+void nb_walker_take_guide(nb_walker *w, const json_t *state);
+/* Makes what is missing of it; the streams then weigh their tokens. */
+nb_status nb_walker_make_guide(nb_walker *w, nb_err *err);
+/* The KL divergence, a token, that the error of weight j as it was made is predicted to add by
+ * itself: half the mean of s |E x|^2, over held-out tokens where there are any. NaN without a guide
+ * or sums over tokens. A transform that has moved scales into the rows of v or up has changed what
+ * s is there, which is not followed. */
+nb_status nb_walker_predict(nb_walker *w, nb_point point, int j, const nb_input_stats *stats,
+                            double *kl, nb_err *err);
+
 /* walk_block.c: the block at hand as a whole, by the method's tune_block. */
 nb_status nb_walker_tune_block(nb_walker *w, nb_err *err);
 /* The block's transform, by statistics of stream 0 with full-precision weights, which are then
