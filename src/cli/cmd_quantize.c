@@ -13,7 +13,7 @@ static const nb_opt quantize_options[] = {
      .kind = NB_OPT_TEXT,
      .value = "SCHEME",
      .help = "W8A16, W4A16, W3A16, W2A16, W8A8, W4A8, with :gN or :channel, and sym or asym, as in "
-             "W4A16:g32,asym; or Q4_0, Q8_0"},
+             "W4A16:g32,asym; FP8, FP8_BLOCK, NF4; or Q4_0, Q4_1, Q4_K, IQ4_NL, Q5_0, Q5_1, Q8_0"},
     {.name = "method",
      .letter = 'm',
      .kind = NB_OPT_TEXT,

@@ -40,6 +40,11 @@ static const preset presets[] = {
     {"W8A8", &nb_format_int8, NB_STORE_HF, NB_GROUP_CHANNEL, INT8_TOKEN, "Q8_0", 0},
     {"W4A8", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, INT8_TOKEN, "Q4_0", 0},
     {"Q4_0", &nb_format_q4_0, NB_STORE_GGUF, 0, {0}, "W4A16:g32", 0},
+    {"Q4_1", &nb_format_q4_1, NB_STORE_GGUF, 0, {0}, "W4A16:g32,asym", 0},
+    {"Q4_K", &nb_format_q4_k, NB_STORE_GGUF, 0, {0}, "W4A16:g32,asym", 0},
+    {"IQ4_NL", &nb_format_iq4_nl, NB_STORE_GGUF, 0, {0}, "W4A16:g32", 0},
+    {"Q5_0", &nb_format_q5_0, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
+    {"Q5_1", &nb_format_q5_1, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
     {"Q8_0", &nb_format_q8_0, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
     {"FP8", &nb_format_fp8_e4m3, NB_STORE_HF, NB_GROUP_CHANNEL, FP8_TOKEN, "Q8_0", 0},
     {"FP8_DYNAMIC", &nb_format_fp8_e4m3, NB_STORE_HF, NB_GROUP_CHANNEL, FP8_TOKEN, "Q8_0", 0},
@@ -150,7 +155,8 @@ static nb_status unknown_scheme(const char *text, size_t len, nb_err *err)
                        (int)len, text);
     return nb_fail(err, NB_USAGE,
                    "unknown scheme '%.*s'; there are W8A16, W4A16, W3A16, W2A16, W8A8, W4A8 "
-                   "(with modifiers, as in W4A16:g32,asym), FP8, FP8_BLOCK, NF4, Q4_0 and Q8_0",
+                   "(with modifiers, as in W4A16:g32,asym), FP8, FP8_BLOCK, NF4, Q4_0, Q4_1, Q4_K, "
+                   "IQ4_NL, Q5_0, Q5_1 and Q8_0",
                    len < 40 ? (int)len : 40, text);
 }
 
