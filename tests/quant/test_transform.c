@@ -292,7 +292,7 @@ static void hostile_scales_are_settled(void **state)
                 if (n == TOY_D && p != NB_AT_O && j % 9 >= 1 && j % 9 <= 3)
                     assert_true(s[j] == 1 && b.gain[p == NB_AT_FFN][j] == gains[j % 9]);
                 const float w = weights[j % 5];
-                assert_true(fabsf(b.weight[first][j]) <= (w > 33000 ? 1.001f * w : 33000));
+                assert_true(fabsf(b.weight[first][j]) <= (w > 33000 ? 1.004f * w : 33000));
             }
             for (int64_t j = 0; type == NB_F16 && j < TOY_D; j++)
                 assert_true(fabsf(b.gain[0][j]) <= 65504 && fabsf(b.gain[1][j]) <= 65504);

@@ -211,7 +211,7 @@ static inline void toy_open(toy_block *b, nb_algebra *la, const toy_options *o)
         b->job.gain[i] = b->gain[i];
     }
     for (int j = 0; o->outlier > 0 && j < TOY_D; j++) {
-        b->weight[NB_LINEAR_V][o->outlier * TOY_D + j] *= 30;
+        b->weight[NB_LINEAR_V][o->outlier % b->to[NB_LINEAR_V].n_rows * TOY_D + j] *= 30;
         b->weight[NB_LINEAR_UP][o->outlier * TOY_D + j] *= 30;
     }
     b->x = malloc(sizeof(float) * TOY_TOKENS * TOY_D);
