@@ -171,8 +171,8 @@ nb_status nb_awq_clip(const nb_transform_job *job, nb_linear_id id, const nb_sym
     const nb_mat shape = {
         .fmt = to->fmt, .n_rows = to->n_rows, .n_cols = to->n_cols, .group_size = to->group_size};
     *clipped = 0;
-    if (to->fmt->grid == NULL)
-        return NB_OK;
+    if (to->fmt->grid == NULL || to->scale_rows > 1 || to->nested)
+        return NB_OK; /* no grid, or rows share what clipping would change */
     clipping c = {
         .h = h,
         .two_sided = to->fmt->affine && !to->symmetric,
@@ -183,5 +183,5 @@ nb_status nb_awq_clip(const nb_transform_job *job, nb_linear_id id, const nb_sym
     };
     NB_TRY(nb_grid_of(&c.grid, &shape, err));
     c.block = c.grid.span_len <= NB_CLIP_BLOCK;
-    return c.grid.whole ? NB_OK : run(&c, job->la->pool, to, clipped, err);
+    return run(&c, job->la->pool, to, clipped, err);
 }

@@ -14,6 +14,7 @@
 #include "quant/trial.h"
 
 #include "kernel/math.h"
+#include "numeric/minifloat.h"
 
 #include <float.h>
 #include <math.h>
@@ -96,12 +97,15 @@ static void product(const smoothing *x, const float *a, const float *w, int64_t 
     nb_matmul(x->job->la->kernels, x->job->la->pool, &job, x->product);
 }
 
-/* How inputs of a linear are rounded: by token, or by groups as A3 says. 0: not at all. */
+/* Columns of a linear's inputs that share a scale, as A3 says. 0: inputs are not rounded, or under
+ * a scale that was chosen before and knows nothing of s. */
 static int64_t act_group(const smoothing *x, nb_linear_id id)
 {
     const nb_weight *to = x->job->to[id];
-    if (to->act.bits != 8)
+    if (to->act.bits != 8 || to->act.is_static)
         return 0;
+    if (to->act.is_float)
+        return to->act.group_size > 0 ? to->act.group_size : x->n;
     if (to->act.per_token)
         return x->n;
     const int64_t group = to->fmt->affine ? to->group_size : to->fmt->block_len;
@@ -112,7 +116,19 @@ static int64_t act_group(const smoothing *x, nb_linear_id id)
 typedef struct {
     const smoothing *x;
     int64_t group;
+    bool is_float;
 } rounding;
+
+/* As E4M3 under the scale that takes the largest to 448. */
+static void round_floats(float *x, int64_t n)
+{
+    float most = 0;
+    for (int64_t j = 0; j < n; j++)
+        most = fabsf(x[j]) > most ? fabsf(x[j]) : most;
+    const float scale = most / 448, inverse = most < 0x1p-100f ? 0 : 448 / most;
+    for (int64_t j = 0; j < n; j++)
+        x[j] = nb_e4m3_to_f32(nb_e4m3_from_f32(x[j] * inverse)) * scale;
+}
 
 static void round_row(void *context, int64_t t, int thread)
 {
@@ -123,7 +139,9 @@ static void round_row(void *context, int64_t t, int thread)
     int8_t *code = x->codes + thread * x->n;
     for (int64_t j = 0; j < x->n; j++)
         to[j] = from[j] / x->s[j];
-    if (r->group == 0)
+    for (int64_t j = 0; r->is_float && j < x->n && r->group > 0; j += r->group)
+        round_floats(to + j, x->n - j < r->group ? x->n - j : r->group);
+    if (r->is_float || r->group == 0)
         return;
     /* Inf or NaN inside give a scale that is none: such a row is as wrong after any smoothing. */
     x->job->la->kernels->quantize_row(to, x->n, r->group, code, NULL, scale);
@@ -172,7 +190,8 @@ static double loss_of(smoothing *x)
         if (!(x->power[i] > 0))
             continue;
         if (group != rounded)
-            nb_pool_run(x->job->la->pool, x->n_sample, round_row, &(rounding){x, group});
+            nb_pool_run(x->job->la->pool, x->n_sample, round_row,
+                        &(rounding){x, group, x->job->to[l->id]->act.is_float});
         rounded = group;
         nb_trial_round(&x->trial, i, x->s, x->w);
         product(x, x->x, x->w, l->n_rows, x->y);

@@ -54,6 +54,8 @@ static nb_status add_linear(nb_trial *t, nb_linear_id id, int64_t max_rows, nb_e
     l->id = id;
     NB_TRY(take_rows(t, l, job->weight[id], to.n_rows, max_rows, err));
     to.n_rows = l->n_rows;
+    to.scale_rows = 0; /* what rows share is close to what each would choose */
+    to.nested = false;
     NB_TRY(nb_room_for(&l->made, &to, err));
     if (l->made.mat.fmt->grid != NULL) {
         NB_TRY(nb_grid_of(&l->grid, &l->made.mat, err));
