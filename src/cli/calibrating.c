@@ -77,9 +77,12 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
         s = nb_buf_format(&text, err, " guide %llu", (unsigned long long)flags->set.options.seed);
     for (int64_t i = 0; i < plan->n && s == NB_OK; i++) {
         const nb_weight *w = &plan->weights[i];
-        s = nb_buf_format(&text, err, "\n%s %d %s %lld %d %d %d %d", w->name, (int)plan->how[i],
-                          w->fmt->name, (long long)w->group_size, (int)w->symmetric,
-                          (int)w->scale_type, w->act.bits, (int)w->act.per_token);
+        const nb_act_spec *a = &w->act;
+        s = nb_buf_format(&text, err, "\n%s %d %s %lld %d %d %lld %d; %d %d %d %lld %d %a", w->name,
+                          (int)plan->how[i], w->fmt->name, (long long)w->group_size,
+                          (int)w->symmetric, (int)w->scale_type, (long long)w->scale_rows,
+                          (int)w->nested, a->bits, (int)a->per_token, (int)a->is_float,
+                          (long long)a->group_size, (int)a->is_static, (double)a->scale);
     }
     if (s == NB_OK)
         nb_sha256_hex(text.data, text.len, hex);
@@ -178,6 +181,12 @@ nb_status nb_calibrating_run(nb_calibrating *c, const nb_calibrating_flags *flag
     nb_progress_begin(out, &p.bar, "calibrating", "Mflop", (int64_t)(c->plan.flops / 1e6));
     const nb_status s = nb_walk(&job, &c->result, err);
     nb_progress_end(out, &p.bar);
+    if (s == NB_OK && c->result.resumed > 0)
+        nb_out_note(out, "%lld of %lld blocks were there, from an earlier run",
+                    (long long)c->result.resumed, (long long)plan->config.n_layers);
+    if (s == NB_OK && c->result.anew != NULL)
+        nb_out_note(out, "what an earlier run had left in %s %s: it was not used", c->dir.path,
+                    c->result.anew);
     if (s == NB_INTERRUPTED)
         return nb_fail(err, NB_INTERRUPTED,
                        "interrupted; the same command goes on from what is in %s", c->dir.path);
@@ -213,10 +222,10 @@ static json_t *files_json(const nb_calib_set *set)
 nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err)
 {
     json_t *files = files_json(&c->set);
-    *out = json_pack("{s:o, s:s, s:I, s:I, s:I, s:b, s:O, s:s}", "files", files, "sha256",
-                     c->set.sha256, "sequences", (json_int_t)c->set.n, "tokens",
-                     (json_int_t)c->set.n_tokens, "held_out_tokens",
-                     (json_int_t)c->set.n_held_tokens, "guided", (int)c->guided, "layers",
-                     c->result.layers, "model_sha256", c->model_sha256);
+    *out = json_pack(
+        "{s:o, s:s, s:I, s:I, s:I, s:b, s:I, s:O, s:s}", "files", files, "sha256", c->set.sha256,
+        "sequences", (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens, "held_out_tokens",
+        (json_int_t)c->set.n_held_tokens, "guided", (int)c->guided, "resumed_blocks",
+        (json_int_t)c->result.resumed, "layers", c->result.layers, "model_sha256", c->model_sha256);
     return *out != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
 }

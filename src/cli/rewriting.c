@@ -144,11 +144,13 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
 {
     const double start = nb_clock();
     nb_sink *sink;
-    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, NULL, false, err));
-    r->bytes = nb_sink_planned_bytes(sink);
-    nb_sink_abort(sink);
     if (nb_path_exists(r->output) && !nb_args_flag(r->args, "force"))
         return nb_fail(err, NB_USAGE, "%s: exists already (--force replaces it)", r->output);
+    /* Opened in earnest and given up again: what stands in the way shows now, not after hours. */
+    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, r->output,
+                                 nb_args_flag(r->args, "force"), err));
+    r->bytes = nb_sink_planned_bytes(sink);
+    nb_sink_abort(sink);
     if (!out->json)
         nb_rewriting_print_head(r, out);
     NB_TRY(calibrate(r, out, err));

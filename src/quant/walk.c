@@ -455,30 +455,83 @@ static nb_status same_hashes(nb_walker *w, const json_t *state, bool *same, nb_e
     return NB_OK;
 }
 
-/* Goes on from a state that fits, or starts anew. */
+/* Names what blocks [0, n) have in the working folder. */
+static void mark_made(nb_walker *w, int64_t n)
+{
+    const bool transformed = w->job->transform != NULL;
+    for (w->layer = 0; w->layer < n; w->layer++) {
+        nb_walker_find(w);
+        for (int j = 0; j < NB_N_LINEARS; j++) {
+            w->result->made[w->index[j]] = transformed || nb_walker_quantizes(w, j);
+            if (transformed && w->bias_index[j] >= 0)
+                w->result->made[w->bias_index[j]] = true;
+        }
+        for (int j = 0; j < 2; j++)
+            w->result->made[w->gain_index[j]] = transformed;
+    }
+}
+
+/* Whether all that is marked lies in the working folder, whole. */
+static nb_status same_weights(nb_walker *w, bool *same, nb_err *err)
+{
+    *same = true;
+    for (int64_t i = 0; i < w->job->plan->n && *same; i++) {
+        if (w->result->made[i])
+            NB_TRY(nb_workdir_check_mat(w->job->dir, i, same, err));
+    }
+    return NB_OK;
+}
+
+/* A state that cannot be gone on from is overwritten before anything else is: weights of two runs
+ * would meet under it. */
+static nb_status start_anew(nb_walker *w, const char *why, nb_err *err)
+{
+    w->result->anew = why;
+    memset(w->result->made, 0, (size_t)w->job->plan->n * sizeof *w->result->made);
+    w->layer = w->streams.layer = 0;
+    NB_TRY(nb_walker_save(w, err));
+    return nb_streams_embed(&w->streams, w->job->store, err);
+}
+
+/* Goes on from a state of the same key, if all that it speaks of is as it was left. */
+static nb_status go_on(nb_walker *w, const json_t *state, nb_err *err)
+{
+    const json_int_t next = json_integer_value(json_object_get(state, "next_layer"));
+    json_t *layers = json_object_get(state, "layers");
+    bool same = json_is_array(layers) && next > 0 && next <= w->config.n_layers;
+    if (next == 0)
+        return start_anew(w, NULL, err); /* stopped in the first block */
+    w->streams.layer = next;
+    if (same)
+        NB_TRY(same_hashes(w, state, &same, err));
+    if (same) {
+        mark_made(w, next);
+        NB_TRY(same_weights(w, &same, err));
+    }
+    if (!same)
+        return start_anew(w, "is damaged", err);
+    w->layer = w->result->resumed = next;
+    json_decref(w->result->layers);
+    w->result->layers = json_incref(layers);
+    return NB_OK;
+}
+
 static nb_status resume(nb_walker *w, nb_err *err)
 {
     json_t *state;
-    NB_TRY(nb_workdir_get_state(w->job->dir, &state, err));
+    bool damaged;
+    NB_TRY(nb_workdir_get_state(w->job->dir, &state, &damaged, err));
     const char *key = json_string_value(json_object_get(state, "key"));
-    const json_int_t next = json_integer_value(json_object_get(state, "next_layer"));
-    json_t *layers = json_object_get(state, "layers");
-    bool fits = key != NULL && strcmp(key, w->job->key) == 0 && json_is_array(layers) && next > 0 &&
-                next <= w->config.n_layers;
-    nb_status s = NB_OK;
-    if (key != NULL && strcmp(key, w->job->key) == 0)
+    nb_status s;
+    if (key != NULL && strcmp(key, w->job->key) == 0) {
         nb_walker_take_guide(w, state);
-    if (fits) {
-        w->streams.layer = next;
-        s = same_hashes(w, state, &fits, err);
-    }
-    if (fits && s == NB_OK) {
-        w->layer = w->result->resumed = next;
-        json_decref(w->result->layers);
-        w->result->layers = json_incref(layers);
-    } else if (s == NB_OK) {
-        s = nb_streams_embed(&w->streams, w->job->store, err);
-    }
+        s = go_on(w, state, err);
+    } else
+        s = start_anew(w,
+                       damaged         ? "is damaged"
+                       : state != NULL ? "is of another model, text or recipe"
+                                       : NULL,
+                       err);
     json_decref(state);
     return s;
 }
@@ -489,18 +542,6 @@ static bool show(void *context, double flops)
     w->done += flops;
     const nb_walk_progress_info info = {w->what, w->done, w->plan.flops};
     return w->job->progress == NULL || w->job->progress(w->job->context, &info);
-}
-
-static void mark_made(nb_walker *w)
-{
-    const bool transformed = w->job->transform != NULL;
-    for (int j = 0; j < NB_N_LINEARS; j++) {
-        w->result->made[w->index[j]] = transformed || nb_walker_quantizes(w, j);
-        if (transformed && w->bias_index[j] >= 0)
-            w->result->made[w->bias_index[j]] = true;
-    }
-    for (int j = 0; j < 2; j++)
-        w->result->made[w->gain_index[j]] = transformed;
 }
 
 static nb_status run(nb_walker *w, nb_err *err)
@@ -531,10 +572,7 @@ static nb_status run(nb_walker *w, nb_err *err)
         w->layer++;
         NB_TRY(nb_walker_save(w, err));
     }
-    for (w->layer = 0; w->layer < w->config.n_layers; w->layer++) {
-        nb_walker_find(w);
-        mark_made(w);
-    }
+    mark_made(w, w->config.n_layers);
     return NB_OK;
 }
 

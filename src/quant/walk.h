@@ -58,9 +58,11 @@ typedef struct {
 } nb_walk_plan;
 
 typedef struct {
-    bool *made;      /* [plan->n]: the weight is in the working folder */
-    json_t *layers;  /* array, an object a linear: see walk.c */
-    int64_t resumed; /* blocks that were there already */
+    bool *made;       /* [plan->n]: the weight is in the working folder */
+    json_t *layers;   /* array, an object a linear: see walk.c */
+    int64_t resumed;  /* blocks that were there already */
+    const char *anew; /* why what an earlier run has left was of no use: "is damaged"; NULL: it was,
+                         or there was nothing */
 } nb_walk_result;
 
 /* True if the method or the transform needs a walk. */

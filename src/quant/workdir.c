@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #define MAX_STATE_BYTES ((size_t)64 << 20)
+#define PIECE_BYTES     ((int64_t)1 << 16)
 #define LOCK_NAME       "lock"
 #define STATE_NAME      "state.json"
 
@@ -22,22 +23,45 @@ static nb_status path_of(const nb_workdir *w, const char *name, nb_buf *out, nb_
     return nb_buf_format(out, err, "%s/%s", w->path, name);
 }
 
+/* Between our open and our lock, the process that held the lock may have removed it with the
+ * folder: then it keeps nobody out, and we try again. */
+static nb_status take_lock(int *out, const char *lock, const char *folder, nb_err *err)
+{
+    for (int attempt = 0; attempt < 100; attempt++) {
+        if (mkdir(folder, 0700) != 0 && errno != EEXIST)
+            return nb_fail_errno(err, errno, "%s: cannot make the folder", folder);
+        const int fd = open(lock, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+        if (fd < 0 && errno == ENOENT)
+            continue;
+        if (fd < 0)
+            return nb_fail_errno(err, errno, "%s: cannot work in this folder", folder);
+        struct stat mine, named;
+        if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+            const int why = errno;
+            close(fd);
+            if (why == EWOULDBLOCK)
+                break;
+            return nb_fail_errno(err, why, "%s: cannot lock this folder", folder);
+        }
+        if (fstat(fd, &mine) == 0 && lstat(lock, &named) == 0 && mine.st_dev == named.st_dev &&
+            mine.st_ino == named.st_ino) {
+            *out = fd;
+            return NB_OK;
+        }
+        close(fd);
+    }
+    return nb_fail(err, NB_IO, "%s: another process works in this folder", folder);
+}
+
 nb_status nb_workdir_open(nb_workdir *w, const char *path, nb_err *err)
 {
     *w = NB_WORKDIR_CLOSED;
-    if (mkdir(path, 0700) != 0 && errno != EEXIST)
-        return nb_fail_errno(err, errno, "%s: cannot make the folder", path);
     nb_buf lock = {0};
     NB_TRY(nb_buf_format(&lock, err, "%s/" LOCK_NAME, path));
-    const int fd = open((const char *)lock.data, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    const int why = errno;
+    int fd = -1;
+    const nb_status s = take_lock(&fd, (const char *)lock.data, path, err);
     nb_buf_free(&lock);
-    if (fd < 0)
-        return nb_fail_errno(err, why, "%s: cannot work in this folder", path);
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-        close(fd);
-        return nb_fail(err, NB_IO, "%s: another process works in this folder", path);
-    }
+    NB_TRY(s);
     const size_t n = strlen(path) + 1;
     if (NB_ALLOC(&w->path, n, err) != NB_OK) {
         close(fd);
@@ -123,26 +147,63 @@ static nb_status put_file(const nb_workdir *w, const char *name, const part *par
     return s;
 }
 
-nb_status nb_workdir_put_state(const nb_workdir *w, const json_t *state, nb_err *err)
+/* The SHA-256 of a state as text. What was read back gives the same text: members keep their order
+ * here, and reals are written with all their digits. */
+static nb_status digest_of_state(const json_t *state, char hex[NB_SHA256_HEX], nb_err *err)
 {
     nb_buf text = {0};
-    nb_status s = nb_json_write(&text, state, false, err);
+    const nb_status s = nb_json_write(&text, state, false, err);
     if (s == NB_OK)
-        s = put_file(w, STATE_NAME, &(part){text.data, text.len}, 1, err);
+        nb_sha256_hex(text.data, text.len, hex);
     nb_buf_free(&text);
     return s;
 }
 
-nb_status nb_workdir_get_state(const nb_workdir *w, json_t **state, nb_err *err)
+nb_status nb_workdir_put_state(const nb_workdir *w, const json_t *state, nb_err *err)
+{
+    char hex[NB_SHA256_HEX];
+    nb_buf text = {0};
+    NB_TRY(digest_of_state(state, hex, err));
+    json_t *both = json_pack("{s:s, s:O}", "sha256", hex, "state", state);
+    nb_status s = both != NULL ? nb_json_write(&text, both, false, err)
+                               : nb_fail(err, NB_MEMORY, "no memory for the state");
+    if (s == NB_OK)
+        s = put_file(w, STATE_NAME, &(part){text.data, text.len}, 1, err);
+    json_decref(both);
+    nb_buf_free(&text);
+    return s;
+}
+
+/* The state in what was read, if it is what was written. */
+static nb_status take_state(const json_t *both, json_t **state, nb_err *err)
+{
+    char hex[NB_SHA256_HEX];
+    json_t *inner = json_object_get(both, "state");
+    const char *wanted = json_string_value(json_object_get(both, "sha256"));
+    if (!json_is_object(inner) || wanted == NULL)
+        return NB_OK;
+    NB_TRY(digest_of_state(inner, hex, err));
+    if (strcmp(hex, wanted) == 0)
+        *state = json_incref(inner);
+    return NB_OK;
+}
+
+nb_status nb_workdir_get_state(const nb_workdir *w, json_t **state, bool *damaged, nb_err *err)
 {
     *state = NULL;
+    *damaged = false;
+    json_t *both = NULL;
     nb_buf path = {0};
     nb_status s = path_of(w, STATE_NAME, &path, err);
     if (s == NB_OK && nb_path_exists((const char *)path.data)) {
-        s = nb_json_load(state, (const char *)path.data, MAX_STATE_BYTES, err);
-        if (s != NB_OK && s != NB_MEMORY)
+        s = nb_json_load(&both, (const char *)path.data, MAX_STATE_BYTES, err);
+        if (s == NB_OK)
+            s = take_state(both, state, err);
+        else if (s != NB_MEMORY)
             s = NB_OK; /* as good as none */
+        *damaged = *state == NULL;
     }
+    json_decref(both);
     nb_buf_free(&path);
     return s;
 }
@@ -190,7 +251,8 @@ static nb_status read_mat(const nb_file *file, const nb_mat *mat, nb_err *err)
     }
     digest_of(&arrays, found);
     if (at != file->size || memcmp(wanted, found, sizeof wanted) != 0)
-        return nb_fail(err, NB_DATA, "%s: is not what was written", file->path);
+        return nb_fail(err, NB_DATA, "%s: is not what was written; the same command starts anew",
+                       file->path);
     return NB_OK;
 }
 
@@ -208,4 +270,43 @@ nb_status nb_workdir_get_mat(const nb_workdir *w, int64_t index, nb_loaded *made
     nb_file_close(&file);
     nb_buf_free(&path);
     return s;
+}
+
+/* A matrix file: its digest, then bytes that have it. */
+static nb_status check_file(const nb_file *file, bool *good, nb_err *err)
+{
+    uint8_t wanted[NB_SHA256_BYTES], found[NB_SHA256_BYTES], *piece;
+    nb_sha256 sha;
+    nb_sha256_init(&sha);
+    if (file->size < (int64_t)sizeof wanted)
+        return NB_OK;
+    NB_TRY(NB_ALLOC(&piece, PIECE_BYTES, err));
+    nb_status s = nb_file_read(file, wanted, sizeof wanted, 0, err);
+    for (int64_t at = sizeof wanted; at < file->size && s == NB_OK; at += PIECE_BYTES) {
+        const int64_t left = file->size - at, n = left < PIECE_BYTES ? left : PIECE_BYTES;
+        s = nb_file_read(file, piece, (size_t)n, at, err);
+        if (s == NB_OK)
+            nb_sha256_update(&sha, piece, (size_t)n);
+    }
+    nb_sha256_final(&sha, found);
+    nb_free(piece);
+    *good = s == NB_OK && memcmp(wanted, found, sizeof wanted) == 0;
+    return s;
+}
+
+nb_status nb_workdir_check_mat(const nb_workdir *w, int64_t index, bool *good, nb_err *err)
+{
+    char name[40];
+    *good = false;
+    mat_name(name, sizeof name, index);
+    nb_buf path = {0};
+    nb_file file = NB_FILE_CLOSED;
+    nb_status s = path_of(w, name, &path, err);
+    if (s == NB_OK)
+        s = nb_file_open(&file, (const char *)path.data, err);
+    if (s == NB_OK)
+        s = check_file(&file, good, err);
+    nb_file_close(&file);
+    nb_buf_free(&path);
+    return s == NB_MEMORY ? s : NB_OK;
 }

@@ -26,13 +26,17 @@ void nb_workdir_clear(const nb_workdir *w);
 nb_status nb_workdir_spill(const nb_workdir *w, const char *name, size_t row_bytes, int64_t n_rows,
                            nb_spill *out, nb_err *err);
 
-/* The state: replaced as a whole. *state is NULL when there is none, or none that can be read. */
+/* The state, an object: replaced as a whole, and kept with its SHA-256. *state is NULL when there
+ * is none, or when it is *damaged: not what was written. */
 nb_status nb_workdir_put_state(const nb_workdir *w, const json_t *state, nb_err *err);
-nb_status nb_workdir_get_state(const nb_workdir *w, json_t **state, nb_err *err);
+nb_status nb_workdir_get_state(const nb_workdir *w, json_t **state, bool *damaged, nb_err *err);
 
 /* A finished matrix, under a number. Reading fills the arrays of `made->mat`, which has been
  * planned (quant/room.h), and refuses what is not what was written. */
 nb_status nb_workdir_put_mat(const nb_workdir *w, int64_t index, const nb_mat *mat, nb_err *err);
 nb_status nb_workdir_get_mat(const nb_workdir *w, int64_t index, nb_loaded *made, nb_err *err);
+/* Whether a matrix is there, as it was written: so that damage shows before hours of work, not
+ * after. */
+nb_status nb_workdir_check_mat(const nb_workdir *w, int64_t index, bool *good, nb_err *err);
 
 #endif

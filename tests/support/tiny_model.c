@@ -76,6 +76,15 @@ static void put_layer(weights *w, int layer, const tiny_model *m)
             put_matrix(w, name, all[i].rows, all[i].cols);
         else
             put_gain(w, name, all[i].rows, m->subnormal && layer == 0 && i == 0 ? 3e36f : 1);
+        if (m->biases && all[i].cols > 0) {
+            snprintf(name, sizeof name, "model.layers.%d.%s.bias", layer, all[i].name);
+            put_tensor(w, name, all[i].rows, 0, 0, 0.2f);
+        }
+    }
+    for (int i = 0; m->qk_norm && i < 2; i++) {
+        char name[96];
+        snprintf(name, sizeof name, "model.layers.%d.self_attn.%c_norm.weight", layer, "qk"[i]);
+        put_gain(w, name, head_dim, 1);
     }
 }
 
@@ -197,13 +206,15 @@ static void write_json(const char *folder, const char *file, json_t *value)
 static json_t *make_config(const tiny_model *m)
 {
     return json_pack(
-        "{s:[s], s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:i, s:i}",
-        "architectures", "LlamaForCausalLM", "model_type", "llama", "hidden_act", "silu",
-        "hidden_size", m->d_model, "intermediate_size", m->d_ff, "num_hidden_layers", m->n_layers,
-        "num_attention_heads", m->n_heads, "num_key_value_heads", m->n_kv_heads,
-        "max_position_embeddings", m->n_ctx, "vocab_size", m->n_vocab, "rms_norm_eps", 1e-5,
-        "rope_theta", 10000.0, "tie_word_embeddings", m->tied, "bos_token_id", 0, "eos_token_id",
-        TINY_EOS);
+        "{s:[s], s:s, s:s, s:b, s:b, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f, s:b, s:i, "
+        "s:i}",
+        "architectures", m->qk_norm ? "Qwen3ForCausalLM" : "LlamaForCausalLM", "model_type",
+        m->qk_norm ? "qwen3" : "llama", "hidden_act", "silu", "attention_bias", m->biases,
+        "mlp_bias", m->biases, "head_dim", m->d_model / m->n_heads, "hidden_size", m->d_model,
+        "intermediate_size", m->d_ff, "num_hidden_layers", m->n_layers, "num_attention_heads",
+        m->n_heads, "num_key_value_heads", m->n_kv_heads, "max_position_embeddings", m->n_ctx,
+        "vocab_size", m->n_vocab, "rms_norm_eps", 1e-5, "rope_theta", 10000.0,
+        "tie_word_embeddings", m->tied, "bos_token_id", 0, "eos_token_id", TINY_EOS);
 }
 
 static const char chat_template[] =

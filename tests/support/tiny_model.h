@@ -20,6 +20,8 @@ typedef struct {
     int n_layers, d_model, n_heads; /* [2, 64, 4] */
     int n_kv_heads, d_ff, n_ctx;    /* [2, 128, 256] */
     int n_vocab;                    /* [TINY_VOCAB]; rows past that have no token */
+    bool biases;                    /* all linear layers of the blocks have one */
+    bool qk_norm;                   /* as in Qwen3, whose config it then has; not with biases */
     bool tied;                      /* logits use the embedding; else a head of their own */
     bool no_template;               /* no chat template */
     bool adds_bos;                  /* the tokenizer puts <|endoftext|> first */
