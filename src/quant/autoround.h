@@ -27,7 +27,10 @@ typedef struct nb_block_job {
     nb_mat *out[NB_BLOCK_LINEARS]; /* planned: format, groups and room; filled by the call. NULL:
                                       the layer is used as it is in weights */
     /* `out` holds codes and scales of another method already (GPTQ's, say), to start from in place
-     * of searched scales and rounding to nearest. */
+     * of searched scales and rounding to nearest. From there the usual rates do harm: in one block
+     * of a 135M model at 4 bits, 20 steps from GPTQ's codes, at 0.4 of the error of rounding to
+     * nearest, ended above it with 1 / iters, and at 0.85 of it (0.95 on held-out text) with
+     * lr = 0.2 / iters and range-lr = 0. */
     bool resume;
     int64_t n_seq;
     const int64_t *n_tokens; /* [n_seq], each at least 1: positions count from 0 in each */
