@@ -163,7 +163,18 @@ static int64_t rows_of(const nb_config *c, nb_linear_id id)
     return nb_block_n_rows(c, (nb_block_linear)id);
 }
 
-/* The mean squared gradient at a point, by central differences. */
+/* By central differences. */
+static double true_gradient(const true_model *m, const int32_t *ids, int64_t n,
+                            const int64_t *labels, true_nudge at, double *room)
+{
+    const double h = 1e-4;
+    at.by = h;
+    const double high = true_loss(m, ids, n, labels, &at, room);
+    at.by = -h;
+    return (high - true_loss(m, ids, n, labels, &at, room)) / (2 * h);
+}
+
+/* The mean squared gradient at a point. */
 static double true_squares(const true_model *m, const int32_t *ids, int64_t n,
                            const int64_t *labels, int64_t layer, nb_point point, int64_t token,
                            double *room)
@@ -175,11 +186,7 @@ static double true_squares(const true_model *m, const int32_t *ids, int64_t n,
     for (int j = 0; j < n_linears; j++) {
         true_nudge at = {.layer = layer, .token = token, .linear = (nb_linear_id)((int)first + j)};
         for (at.output = 0; at.output < rows_of(&m->config, at.linear); at.output++) {
-            const double h = 1e-4;
-            at.by = h;
-            const double high = true_loss(m, ids, n, labels, &at, room);
-            at.by = -h;
-            const double g = (high - true_loss(m, ids, n, labels, &at, room)) / (2 * h);
+            const double g = true_gradient(m, ids, n, labels, at, room);
             sum += g * g;
             n_outputs++;
         }
@@ -229,6 +236,73 @@ static void squares_are_those_of_differences(void **state)
         true_model_close(&m);
         world_close(&w);
     }
+}
+
+/* The gradients themselves, one by one: of all outputs of all linears of a block, for three tokens.
+ * What comes in at the block's end is taken from differences, too. */
+static void gradients_are_differences_one_by_one(void **state)
+{
+    (void)state;
+    enum { N = 7 };
+    static const int64_t lengths[] = {N}, labels[N] = {5, 77, 5, 200, 31, 264, 8};
+    check_run run = {.name = "gradients"};
+    nb_err err = {0};
+    tiny_model model = small;
+    world w;
+    true_model m;
+    nb_model frame;
+    nb_block_train t;
+    model.n_layers = 1;
+    world_open(&w, &model, lengths, 1, 2, NB_ISA_ALL);
+    true_model_open(&m, w.store);
+    must(nb_model_open_frame(&frame, w.store, 1, N, &err), &err);
+    must(nb_model_load_vectors(&frame, w.store, 0, 0, &err), &err);
+    const nb_config *c = &frame.config;
+    must(nb_block_train_init(&t, c, &frame.rope, &w.kernels, w.pool, 1, N, &err), &err);
+    nb_block_weights weights = {.attn_norm = frame.layers[0].attn_norm,
+                                .ffn_norm = frame.layers[0].ffn_norm};
+    float *floats[NB_N_LINEARS], *x = check_floats(N * c->d_model), squares[N][NB_BLOCK_POINTS];
+    for (int j = 0; j < NB_N_LINEARS; j++) {
+        const int64_t n = rows_of(c, (nb_linear_id)j) * nb_block_n_cols(c, (nb_block_linear)j);
+        weights.linear[j] = floats[j] = check_floats(n);
+        for (int64_t i = 0; i < n; i++)
+            floats[j][i] = (float)m.layer[0].linear[j][i];
+    }
+    for (int64_t i = 0; i < N * c->d_model; i++)
+        x[i] = (float)m.embed[w.ids[i / c->d_model] * c->d_model + i % c->d_model];
+    double *room = malloc(sizeof *room * N * (size_t)c->vocab_size);
+    nb_block_forward(&t, &weights, x, 1, N);
+    for (int64_t i = 0; i < N * c->d_model; i++) {
+        const true_nudge at = {
+            .token = i / c->d_model, .output = i % c->d_model, .linear = NB_LINEAR_DOWN};
+        t.y[i] = (float)true_gradient(&m, w.ids, N, labels, at, room);
+    }
+    const nb_block_grads grads = {.squares = &squares[0][0]};
+    nb_block_backward(&t, &weights, x, 1, N, &grads);
+    const float *got[NB_LINEAR_DOWN] = {t.att, t.d_k, t.d_v, t.y, t.gate, t.up};
+    for (int j = 0; j < NB_LINEAR_DOWN; j++) {
+        const int64_t n = rows_of(c, (nb_linear_id)j);
+        for (int64_t i = 0; i < 3 * n; i++) {
+            const true_nudge at = {.token = i / n * 3, .output = i % n, .linear = (nb_linear_id)j};
+            check_near(&run, nb_linear_name((nb_linear_id)j),
+                       (double)got[j][at.token * n + at.output],
+                       true_gradient(&m, w.ids, N, labels, at, room), 3e-6);
+        }
+    }
+    for (int64_t token = 0; token < N; token += 3)
+        for (int p = 0; p < NB_BLOCK_POINTS; p++) {
+            const double want = true_squares(&m, w.ids, N, labels, 0, (nb_point)p, token, room);
+            check_near(&run, "squares", (double)squares[token][p], want, want * 2e-5 + 1e-9);
+        }
+    check_finish(&run);
+    free(room);
+    for (int j = 0; j < NB_N_LINEARS; j++)
+        check_free(floats[j]);
+    check_free(x);
+    nb_block_train_free(&t);
+    nb_model_close(&frame);
+    true_model_close(&m);
+    world_close(&w);
 }
 
 /* Labels are drawn, each as often as the model predicts it: over many tokens the mean of s at the
@@ -454,142 +528,6 @@ static void what_has_no_gradient_is_refused(void **state)
 
 /* ---- what sums make of it ---- */
 
-enum { COLS = 40, ROWS = 1300 };
-
-static void fill(float *x, uint64_t seed, bool whole)
-{
-    check_fill(x, ROWS * COLS, whole ? CHECK_INTEGERS : CHECK_RANDOM, seed);
-}
-
-static void gather(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
-                   const float *weights)
-{
-    nb_err err = {0};
-    const unsigned all =
-        NB_STAT_HESSIAN | NB_STAT_CROSS | NB_STAT_HELD_OUT | NB_STAT_MAGNITUDE | NB_STAT_SAMPLE;
-    const int64_t chosen = 1024;
-    must(nb_input_stats_init(s, COLS, all, ROWS, &err), &err);
-    must(nb_input_stats_add(s, la, x, x0, weights, chosen, false, &err), &err);
-    must(nb_input_stats_add(s, la, x + chosen * COLS, x0 + chosen * COLS,
-                            weights == NULL ? NULL : weights + chosen, ROWS - chosen, true, &err),
-         &err);
-    nb_input_stats_finish(s);
-}
-
-static void same_sums(check_run *run, const nb_input_stats *a, const nb_input_stats *b)
-{
-    for (int64_t i = 0; i < COLS; i++) {
-        check_same_f64(run, "mean |x|", a->mean_abs[i], b->mean_abs[i]);
-        check_same_f64(run, "mean x^2", a->mean_square[i], b->mean_square[i]);
-        for (int64_t j = 0; j < COLS; j++) {
-            if (j >= i) {
-                check_same_f64(run, "h", nb_sym_row(&a->h, i)[j], nb_sym_row(&b->h, i)[j]);
-                check_same_f64(run, "held h", nb_sym_row(&a->held_h, i)[j],
-                               nb_sym_row(&b->held_h, i)[j]);
-            }
-            check_same_f64(run, "cross", a->cross[i * COLS + j], b->cross[i * COLS + j]);
-            check_same_f64(run, "held cross", a->held_cross[i * COLS + j],
-                           b->held_cross[i * COLS + j]);
-        }
-    }
-    check_same_f32(run, "largest", a->max_abs, b->max_abs, COLS);
-    check_same_f32(run, "sample", a->sample, b->sample, a->n_sample * COLS);
-    assert_int_equal(a->n_sample, b->n_sample);
-    assert_int_equal(a->n_tokens, b->n_tokens);
-}
-
-static void weights_of_one_change_nothing(void **state)
-{
-    (void)state;
-    check_run run = {.name = "ones"};
-    nb_kernels kernels;
-    nb_err err = {0};
-    nb_algebra la = {.kernels = &kernels};
-    nb_kernels_init(&kernels, NB_ISA_ALL);
-    must(nb_pool_open(&la.pool, 2, &err), &err);
-    float *x = check_floats(ROWS * COLS), *x0 = check_floats(ROWS * COLS);
-    float *ones = check_floats(ROWS);
-    fill(x, 1, false);
-    fill(x0, 2, false);
-    for (int t = 0; t < ROWS; t++)
-        ones[t] = 1;
-    nb_input_stats with, without;
-    gather(&with, &la, x, x0, ones);
-    gather(&without, &la, x, x0, NULL);
-    same_sums(&run, &with, &without);
-    check_finish(&run);
-    /* and one that is not 1 is not lost */
-    nb_input_stats_free(&with);
-    ones[700] = 4;
-    ones[1290] = 4;
-    gather(&with, &la, x, x0, ones);
-    check_run planted = {.name = "planted"};
-    same_sums(&planted, &with, &without);
-    check_caught(&planted);
-    assert_true(nb_sym_row(&with.h, 3)[5] != nb_sym_row(&without.h, 3)[5]);
-    assert_true(nb_sym_row(&with.held_h, 3)[5] != nb_sym_row(&without.held_h, 3)[5]);
-    nb_input_stats_free(&with);
-    nb_input_stats_free(&without);
-    check_free(x);
-    check_free(x0);
-    check_free(ones);
-    nb_algebra_free(&la);
-    nb_pool_close(la.pool);
-}
-
-/* On integers, and weights that are squares of powers of two, every sum is exact. */
-static void sums_are_weighted(void **state)
-{
-    (void)state;
-    check_run run = {.name = "weighted"};
-    nb_kernels kernels;
-    nb_err err = {0};
-    nb_algebra la = {.kernels = &kernels};
-    nb_kernels_init(&kernels, NB_ISA_ALL);
-    must(nb_pool_open(&la.pool, 1, &err), &err);
-    float *x = check_floats(ROWS * COLS), *x0 = check_floats(ROWS * COLS);
-    float *weights = check_floats(ROWS);
-    fill(x, 3, true);
-    fill(x0, 4, true);
-    for (int t = 0; t < ROWS; t++)
-        weights[t] = (float[]){0, 0.25f, 1, 4}[check_pick(6, (uint64_t)t, 4)];
-    nb_input_stats s;
-    gather(&s, &la, x, x0, weights);
-    for (int64_t i = 0; i < COLS; i++) {
-        double mean = 0, square = 0, most = 0;
-        for (int64_t j = 0; j < COLS; j++) {
-            double h[2] = {0}, cross[2] = {0};
-            for (int64_t t = 0; t < ROWS; t++) {
-                const double w = (double)weights[t], b = (double)x[t * COLS + j];
-                h[t >= 1024] += w * (double)x[t * COLS + i] * b;
-                cross[t >= 1024] += w * (double)x0[t * COLS + i] * b;
-            }
-            if (j >= i) {
-                check_same_f64(&run, "h", nb_sym_row(&s.h, i)[j], h[0]);
-                check_same_f64(&run, "held h", nb_sym_row(&s.held_h, i)[j], h[1]);
-            }
-            check_same_f64(&run, "cross", s.cross[i * COLS + j], cross[0]);
-            check_same_f64(&run, "held cross", s.held_cross[i * COLS + j], cross[1]);
-        }
-        for (int64_t t = 0; t < ROWS; t++) {
-            const double a = fabs((double)x[t * COLS + i]);
-            mean += (double)weights[t] * a;
-            square += (double)weights[t] * a * a;
-            most = fmax(most, a);
-        }
-        check_same_f64(&run, "mean |x|", s.mean_abs[i], mean / ROWS);
-        check_same_f64(&run, "mean x^2", s.mean_square[i], square / ROWS);
-        check_same_f64(&run, "largest", (double)s.max_abs[i], most);
-    }
-    check_finish(&run);
-    nb_input_stats_free(&s);
-    check_free(x);
-    check_free(x0);
-    check_free(weights);
-    nb_algebra_free(&la);
-    nb_pool_close(la.pool);
-}
-
 /* Two tokens of one block are planted in a guide: sums at each point are those of the two alone,
  * with their weights over the mean of all. */
 static void streams_weigh_their_tokens(void **state)
@@ -684,8 +622,7 @@ int main(void)
         cmocka_unit_test(what_was_damaged_is_made_again),
         cmocka_unit_test(allocations_may_fail),
         cmocka_unit_test(what_has_no_gradient_is_refused),
-        cmocka_unit_test(weights_of_one_change_nothing),
-        cmocka_unit_test(sums_are_weighted),
+        cmocka_unit_test(gradients_are_differences_one_by_one),
         cmocka_unit_test(streams_weigh_their_tokens),
         cmocka_unit_test(a_point_without_gradients_weighs_all_alike),
     };
