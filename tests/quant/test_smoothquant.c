@@ -421,8 +421,93 @@ static void a_search_without_memory_leaks_nothing(void **state)
     nb_algebra_free(&la);
 }
 
-int main(void)
+/* ---- cases for scripts/oracle_awq.py ---- */
+
+static void print_floats(const char *name, const float *x, int64_t n)
 {
+    printf(", \"%s\": [", name);
+    for (int64_t i = 0; i < n; i++)
+        printf("%s%.9g", i == 0 ? "" : ", ", (double)x[i]);
+    printf("]");
+}
+
+/* The codes that plain rtn gives a linear. */
+static void print_codes(const toy_block *b, int id)
+{
+    nb_loaded made = {0};
+    const nb_weight *to = &b->to[id];
+    const int64_t n = to->n_cols;
+    int8_t code[TOY_MAX];
+    float scale[TOY_MAX], min[TOY_MAX];
+    int16_t zero[TOY_MAX];
+    assert_int_equal(nb_room_for(&made, to, &err), NB_OK);
+    printf(", \"codes_%d\": [", id);
+    for (int64_t r = 0; r < to->n_rows; r++) {
+        const nb_int_row row = {.code = code, .scale = scale, .zero = zero, .min = min};
+        to->fmt->encode_row(&made.mat, r, b->weight[id] + r * n);
+        to->fmt->int_row(&made.mat, r, &row);
+        for (int64_t j = 0; j < n; j++)
+            printf("%s%d", r + j == 0 ? "" : ", ", code[j]);
+    }
+    printf("]");
+    nb_loaded_free(&made);
+}
+
+/* One JSON object a point: its statistics and weights, what was chosen, s and the codes after. */
+static void print_cases(void)
+{
+    nb_algebra la = algebra(1, n_tables - 1);
+    for (uint64_t seed = 0; seed < 6; seed++) {
+        const toy_options o = {.seed = 20 + seed,
+                               .needs = NEEDS,
+                               .fmt = &nb_format_int8,
+                               .group = -1,
+                               .symmetric = true,
+                               .act_bits = 8,
+                               .outlier = (int)(5 * seed)};
+        toy_block b, was;
+        toy_open(&b, &la, &o);
+        toy_open(&was, &la, &o);
+        const nb_transform_result r = apply(&b, "balance=off");
+        for (int p = 0; p < NB_N_POINTS; p++) {
+            int count;
+            const int first = (int)nb_point_linears((nb_point)p, &count);
+            const int64_t n = was.to[first].n_cols;
+            float s[TOY_MAX];
+            for (int64_t j = 0; j < n; j++)
+                s[j] = b.weight[first][j] / was.weight[first][j];
+            printf("{\"transform\": \"%s\", \"point\": \"%s\", \"n\": %d, \"first\": %d, "
+                   "\"count\": %d, \"shared\": %d, \"head_dim\": %d, \"note\": \"%s\", "
+                   "\"before\": %.17g, \"after\": %.17g",
+                   "smoothquant", nb_point_name((nb_point)p), (int)n, first, count,
+                   p == NB_AT_O ? 2 : 1, TOY_HEAD_DIM, r.note[p], r.before[p], r.after[p]);
+            print_floats("s", s, n);
+            print_floats("sample", was.stats[p].sample, was.stats[p].n_sample * n);
+            print_floats("max_abs", was.stats[p].max_abs, n);
+            for (int id = first; id < first + count; id++) {
+                char name[16];
+                snprintf(name, sizeof name, "w_%d", id);
+                print_floats(name, was.weight[id], was.to[id].n_rows * n);
+                /* Rows of v and up were divided at a later point. */
+                if (id != NB_LINEAR_V && id != NB_LINEAR_UP)
+                    print_codes(&b, id);
+            }
+            printf("}\n");
+        }
+        toy_close(&b);
+        toy_close(&was);
+    }
+    nb_algebra_free(&la);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], "--cases") == 0) {
+        if (setup(NULL) != 0)
+            return 1;
+        print_cases();
+        return teardown(NULL);
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(errors_are_what_they_say_and_never_grow),
         cmocka_unit_test(an_outlier_is_smoothed),
