@@ -153,7 +153,8 @@ static nb_status set_up(nb_walker *w, nb_err *err)
         return nb_fail(err, NB_LIMIT,
                        "method %s needs about %lld MB here, and --memory is %lld MB: fewer threads "
                        "or shorter sequences take less",
-                       q->name, (long long)(w->plan.memory >> 20), (long long)(job->memory >> 20));
+                       q->name, (long long)((w->plan.memory + (1 << 20) - 1) >> 20),
+                       (long long)(job->memory >> 20));
     return NB_OK;
 }
 

@@ -30,6 +30,7 @@ static const walk_how ways[] = {
     {.method = "rtn:search"},
     {.method = "rtn:search", .flow = NB_FLOW_QUANTIZED},
     {.method = "autoround:iters=3,batch=2,len=24"},
+    {.method = "gptq", .guided = true},
     {.method = "gptq", .transform = "awq"},
     {.method = "gptaq", .transform = "awq"},
     {.method = "autoround:iters=3,batch=2,len=24", .transform = "awq"},

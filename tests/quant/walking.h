@@ -38,11 +38,13 @@ typedef struct {
     const char *key;       /* [key] */
     const char *keeps;     /* the linear of this name stays as it is; NULL: none */
     nb_flow flow;
+    bool guided;
     int n_threads; /* [1] */
     unsigned isa;  /* [all]; NB_ISA_SCALAR + 1 means none */
     int64_t memory;
-    bool keep_dir;   /* the folder stays, even if all went well */
-    int64_t stop_at; /* the progress call that says stop; 0: none */
+    bool keep_dir;      /* the folder stays, even if all went well */
+    int64_t fail_alloc; /* the allocation of the walk that fails; 0: none */
+    int64_t stop_at;    /* the progress call that says stop; 0: none */
 } walk_how;
 
 typedef struct {
@@ -162,6 +164,8 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
                        .transform_options = "",
                        .flow = how->flow,
                        .memory = how->memory,
+                       .guided = how->guided,
+                       .seed = 5,
                        .dir = &dir,
                        .key = how->key != NULL ? how->key : "key",
                        .progress = walk_watched,
@@ -171,8 +175,11 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
             nb_transform_by_name(&job.transform, &job.transform_options, how->transform, err),
             NB_OK);
     out->status = nb_walk_estimate(&out->plan, &job, err);
+    if (how->fail_alloc != 0)
+        nb_alloc_fail_at(how->fail_alloc);
     if (out->status == NB_OK)
         out->status = nb_walk(&job, &result, err);
+    nb_alloc_fail_at(0);
     out->n_calls = watch.n_calls;
     if (out->status == NB_OK) {
         walk_digest(&plan, &dir, result.made, out);
