@@ -32,11 +32,8 @@ static void threads_and_instruction_sets_give_the_same_bytes(void **state)
     static const struct {
         int n_threads;
         unsigned isa;
-    } runs[] = {{1, NB_ISA_SCALAR},
-                {2, NB_ISA_AVX2},
-
-                {2, NB_ISA_SCALAR},
-                {3, NB_ISA_ALL}};
+    } runs[] = {
+        {1, NB_ISA_SCALAR}, {2, NB_ISA_AVX2}, {3, NB_ISA_AVX2 | NB_ISA_AVX512}, {2, NB_ISA_ALL}};
     walk_world w;
     walk_world_open(&w, "same", &small);
     char first[sizeof ways / sizeof *ways][NB_SHA256_HEX];
