@@ -9,6 +9,20 @@
 
 /* ---- flags ---- */
 
+/* A method on top of another one. */
+static nb_status read_tune(nb_calibrating_flags *f, const nb_args *args, nb_err *err)
+{
+    const char *text = nb_args_text(args, "tune");
+    if (text == NULL)
+        return NB_OK;
+    NB_TRY(nb_method_parse(&f->tune, text, err));
+    f->tunes = true;
+    if (f->tune.quantizer->tune_block == NULL)
+        return nb_fail(err, NB_USAGE, "--tune takes a method that tunes whole blocks, not %s",
+                       f->tune.quantizer->name);
+    return NB_OK;
+}
+
 nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args, nb_err *err)
 {
     static const char *const flows[] = {"auto", "original", "quantized", NULL};
@@ -21,6 +35,7 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
         if (strcmp(flow, flows[i]) == 0)
             f->flow = (nb_flow)i;
     }
+    NB_TRY(read_tune(f, args, err));
     const char *transform = nb_args_text(args, "transform");
     if (transform == NULL)
         return NB_OK;
@@ -71,6 +86,10 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
                                 c->set.sha256, (int)flags->flow);
     if (s == NB_OK)
         s = nb_method_spell(method, &text, err);
+    if (s == NB_OK && flags->tunes)
+        s = nb_buf_format(&text, err, " then ");
+    if (s == NB_OK && flags->tunes)
+        s = nb_method_spell(&flags->tune, &text, err);
     if (s == NB_OK && flags->transform != NULL)
         s = nb_buf_format(&text, err, " %s:%s", flags->transform->name, flags->transform_options);
     if (s == NB_OK && flags->guide)
@@ -119,6 +138,7 @@ static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *f
                          .seqs = c->set.seq,
                          .n_seqs = c->set.n,
                          .method = method,
+                         .tune = flags->tunes ? &flags->tune : NULL,
                          .transform = flags->transform,
                          .transform_options = flags->transform_options,
                          .flow = flags->flow,
@@ -136,9 +156,10 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
     *c = NB_CALIBRATING_NONE;
     /* What would use statistics but can do without (rtn:search) gets them if a text is named. */
     const bool can_do_without = method->quantizer->encode_rows != NULL &&
-                                flags->transform == NULL && flags->set.options.n_paths == 0;
-    c->wanted =
-        nb_walk_wanted(method, flags->transform) && plan->n_quantized > 0 && !can_do_without;
+                                flags->transform == NULL && !flags->tunes &&
+                                flags->set.options.n_paths == 0;
+    c->wanted = (nb_walk_wanted(method, flags->transform) || flags->tunes) &&
+                plan->n_quantized > 0 && !can_do_without;
     if (!c->wanted && flags->guide)
         return nb_fail(err, NB_USAGE,
                        "--guide weighs the tokens of a calibration text, and method %s uses none%s",

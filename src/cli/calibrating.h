@@ -12,6 +12,8 @@ typedef struct {
     nb_calib_request set;
     const nb_transform *transform; /* NULL: none */
     const char *transform_options;
+    nb_method tune; /* with `tunes`: on top of the method */
+    bool tunes;
     nb_flow flow;
     int64_t memory;
     bool fresh; /* forget what an earlier run has left */

@@ -13,7 +13,7 @@ extern const nb_quantizer nb_quantizer_autoround;
 /* ---- options ---- */
 
 nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method *method,
-                                     nb_err *err)
+                                     bool resumes, nb_err *err)
 {
     static const char *const known[] = {"iters", "batch", "len", "lr", "range-lr", NULL};
     double iters, batch, len, rate, range_rate;
@@ -22,8 +22,8 @@ nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method 
     NB_TRY(nb_method_number(method, "batch", 8, 1, 1024, &batch, err));
     NB_TRY(nb_method_number(method, "len", 512, 1, 1 << 20, &len, err));
     iters = floor(iters);
-    NB_TRY(nb_method_number(method, "lr", 1 / iters, 0, 1, &rate, err));
-    NB_TRY(nb_method_number(method, "range-lr", 1 / iters, 0, 1, &range_rate, err));
+    NB_TRY(nb_method_number(method, "lr", (resumes ? 0.2 : 1) / iters, 0, 1, &rate, err));
+    NB_TRY(nb_method_number(method, "range-lr", resumes ? 0 : 1 / iters, 0, 1, &range_rate, err));
     *out = (nb_autoround_options){.iters = (int64_t)iters,
                                   .batch = (int64_t)batch,
                                   .len = (int64_t)len,
@@ -36,7 +36,7 @@ static nb_status check(const nb_method *method, unsigned *needs, nb_err *err)
 {
     (void)needs;
     nb_autoround_options o;
-    return nb_autoround_options_parse(&o, method, err);
+    return nb_autoround_options_parse(&o, method, false, err);
 }
 
 /* ---- state ---- */
@@ -430,7 +430,7 @@ nb_status nb_autoround(const nb_block_job *job, const nb_autoround_options *o,
 static nb_status tune_block(const nb_block_job *job, nb_block_result *result, nb_err *err)
 {
     nb_autoround_options o;
-    NB_TRY(nb_autoround_options_parse(&o, job->method, err));
+    NB_TRY(nb_autoround_options_parse(&o, job->method, job->resume, err));
     return nb_autoround(job, &o, result, err);
 }
 

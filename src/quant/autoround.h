@@ -59,9 +59,10 @@ typedef struct {
 } nb_autoround_options;
 
 /* "iters=200,batch=8,len=512,lr=0.005,range-lr=0.005"; rates are 1 / iters where not given.
- * range-lr is that of grids of up to 4 levels (rounding.h). */
+ * range-lr is that of grids of up to 4 levels (rounding.h). With `resumes`, from the codes of
+ * another method, a fifth of that rate, and scales stay: faster steps lose what was there. */
 nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method *method,
-                                     nb_err *err);
+                                     bool resumes, nb_err *err);
 
 /* Bytes that tuning a block takes with batches of at least one sequence at a time (least) and whole
  * ones (most), without weights and outputs. */

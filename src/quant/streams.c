@@ -357,9 +357,7 @@ nb_status nb_streams_to_end(nb_streams *s, nb_err *err)
     point_job job = {NB_N_POINTS, NULL};
     for (int i = 0; i < s->n_streams; i++)
         s->stream[i].hash = 0;
-    NB_TRY(for_pieces(s, piece_to_point, &job, err));
-    nb_streams_next(s);
-    return NB_OK;
+    return for_pieces(s, piece_to_point, &job, err);
 }
 
 void nb_streams_next(nb_streams *s)

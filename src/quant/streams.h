@@ -65,13 +65,13 @@ nb_status nb_streams_check(nb_streams *s, int i, uint64_t *hash, nb_err *err);
  * into `stats` (NULL: nowhere), those of stream 1 as x0. The linears that lie before the point must
  * be in the slots. */
 nb_status nb_streams_to_point(nb_streams *s, nb_point point, nb_input_stats *stats, nb_err *err);
-/* From the last point to the end of the block; then the next one is current. */
+/* From the last point to the end of the block. */
 nb_status nb_streams_to_end(nb_streams *s, nb_err *err);
 /* Takes stream i alone through the whole block, with statistics at all points where stats[point] is
  * not NULL. With `keep` its results are written, else only looked at. */
 nb_status nb_streams_sweep(nb_streams *s, int i, nb_input_stats *const stats[NB_N_POINTS],
                            bool keep, nb_err *err);
-/* The next block is current: after nb_streams_sweep of every stream, with `keep`. */
+/* The next block is current: once all streams are at the end of this one. */
 void nb_streams_next(nb_streams *s);
 
 /* Operations of one token in a part of a block. */

@@ -71,7 +71,8 @@ static int64_t block_memory(const nb_walker *w)
 static nb_status estimate_tuning(nb_walker *w, int64_t longest, double block_flops, nb_err *err)
 {
     nb_autoround_options o;
-    NB_TRY(nb_autoround_options_parse(&o, w->job->method, err));
+    const nb_method *method = w->job->tune != NULL ? w->job->tune : w->job->method;
+    NB_TRY(nb_autoround_options_parse(&o, method, w->job->tune != NULL, err));
     const double len = (double)(o.len < longest ? o.len : longest);
     w->plan.tuning_flops =
         3 * block_flops * (double)(o.iters * o.batch) * len * (double)w->config.n_layers;
@@ -79,7 +80,7 @@ static nb_status estimate_tuning(nb_walker *w, int64_t longest, double block_flo
     int64_t least, most;
     nb_autoround_bytes(&w->config, &o, nb_pool_n_threads(w->job->pool), &least, &most);
     const int64_t limit = w->job->memory;
-    w->plan.memory += limit == 0 || w->plan.memory + most <= limit ? most : least;
+    w->plan.tuning_memory = limit == 0 || most <= limit / 2 ? most : least;
     return NB_OK;
 }
 
@@ -107,7 +108,7 @@ static nb_status estimate_flops(nb_walker *w, int64_t longest, nb_err *err)
     if (job->transform != NULL)
         per_token += (w->quantized_flow ? block : 0) + first_sums;
     w->plan.flops = tokens * per_token * (double)w->config.n_layers;
-    return w->by_block ? estimate_tuning(w, longest, block, err) : NB_OK;
+    return w->by_block || w->job->tune != NULL ? estimate_tuning(w, longest, block, err) : NB_OK;
 }
 
 static nb_status set_up(nb_walker *w, nb_err *err)
@@ -121,8 +122,9 @@ static nb_status set_up(nb_walker *w, nb_err *err)
     w->quantized_flow = job->flow == NB_FLOW_QUANTIZED ||
                         (job->flow == NB_FLOW_AUTO && (w->needs & NB_STAT_HESSIAN) != 0);
     w->by_block = (w->needs & NB_STAT_BLOCK) != 0;
-    w->has_other = (w->needs & NB_STAT_CROSS) != 0 || w->by_block;
-    w->quantized_flow = w->quantized_flow || (w->by_block && job->flow == NB_FLOW_AUTO);
+    w->has_other = (w->needs & NB_STAT_CROSS) != 0 || w->by_block || job->tune != NULL;
+    w->quantized_flow =
+        w->quantized_flow || ((w->by_block || job->tune != NULL) && job->flow == NB_FLOW_AUTO);
     if (w->has_other && !w->quantized_flow)
         return nb_fail(err, NB_USAGE,
                        "method %s compares the quantized model with the original one: it needs the "
@@ -246,9 +248,8 @@ static nb_status keep_point(nb_walker *w, nb_point point, bool go_on, nb_err *er
             NB_TRY(nb_walker_set_original(w, 0, j, err));
         if (go_on && w->has_other)
             NB_TRY(nb_walker_set_other(w, j, err));
-        nb_loaded_free(&w->made[j]);
-        w->made[j] = (nb_loaded){0};
-        nb_walker_drop_floats(w, j);
+        if (w->job->tune == NULL)
+            nb_walker_forget(w, j);
     }
     return NB_OK;
 }
@@ -410,6 +411,9 @@ static nb_status walk_quantized(nb_walker *w, nb_err *err)
     }
     NB_TRY(nb_streams_to_end(&w->streams, err));
     nb_walker_drop_linears(w, NB_AT_DOWN);
+    if (w->job->tune != NULL)
+        NB_TRY(nb_walker_tune_made(w, err));
+    nb_streams_next(&w->streams);
     return NB_OK;
 }
 

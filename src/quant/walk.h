@@ -38,6 +38,7 @@ typedef struct {
     const nb_calib_seq *seqs;
     int64_t n_seqs;
     const nb_method *method;
+    const nb_method *tune; /* a method that tunes whole blocks, on top of `method`; NULL: none */
     const nb_transform *transform; /* NULL: none */
     const char *transform_options;
     nb_flow flow;
@@ -54,6 +55,7 @@ typedef struct {
 typedef struct {
     int64_t memory, disk;       /* bytes */
     double flops, tuning_flops; /* all; of those, what tuning of blocks takes */
+    int64_t tuning_memory;      /* of memory */
     int64_t max_rows;           /* rows of a step, as memory allows */
 } nb_walk_plan;
 

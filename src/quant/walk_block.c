@@ -43,11 +43,13 @@ static nb_block_weights weights_of(nb_walker *w)
     return b;
 }
 
-static nb_status tune(nb_walker *w, nb_err *err)
+static nb_status tune(nb_walker *w, const nb_method *method, bool resume, nb_err *err)
 {
     int64_t *n_tokens;
     const nb_walk_job *job = w->job;
-    nb_block_job b = {.method = job->method,
+    nb_block_job b = {.method = method,
+                      .resume = resume,
+                      .memory = job->memory == 0 ? 0 : w->plan.tuning_memory,
                       .config = &w->config,
                       .rope = &w->streams.frame.rope,
                       .kernels = job->kernels,
@@ -67,19 +69,47 @@ static nb_status tune(nb_walker *w, nb_err *err)
     nb_block_result r = {0};
     const double start = nb_clock();
     const uint64_t env = nb_fpenv_enter();
-    const nb_status s = job->method->quantizer->tune_block(&b, &r, err);
+    const nb_status s = method->quantizer->tune_block(&b, &r, err);
     nb_fpenv_leave(env);
     nb_free(n_tokens);
     if (s != NB_OK)
         return nb_context(err, "layer %lld", (long long)w->layer);
     char note[120];
-    snprintf(note, sizeof note, "block error %.4g, %.3f of rounding to nearest, step %lld of %lld",
-             r.loss_after, r.loss_before > 0 ? r.loss_after / r.loss_before : 1.0,
-             (long long)r.best_step, (long long)r.n_steps);
+    snprintf(note, sizeof note, "block error %.4g, %.3f of %s, step %lld of %lld", r.loss_after,
+             r.loss_before > 0 ? r.loss_after / r.loss_before : 1.0,
+             resume ? "what it began with" : "rounding to nearest", (long long)r.best_step,
+             (long long)r.n_steps);
     for (int j = 0; j < NB_N_LINEARS; j++) {
         if (nb_walker_quantizes(w, j))
             NB_TRY(nb_walker_note(w, j, NAN, NAN, NAN, note, (nb_clock() - start) / NB_N_LINEARS,
                                   err));
+    }
+    return NB_OK;
+}
+
+/* Keeps what was made of the block, and takes the quantized stream through it. */
+static nb_status end_block(nb_walker *w, nb_err *err)
+{
+    for (int j = 0; j < NB_N_LINEARS; j++) {
+        const bool made = nb_walker_quantizes(w, j) || w->job->transform != NULL;
+        if (made && !nb_walker_quantizes(w, j))
+            nb_walker_encode_plain(w, j);
+        if (made)
+            NB_TRY(nb_walker_keep(w, j, err));
+        NB_TRY(made ? nb_walker_set_made(w, j, err) : nb_walker_set_original(w, 0, j, err));
+        nb_walker_forget(w, j);
+    }
+    return nb_walker_sweep(w, 0, 0, true, err);
+}
+
+/* What has no floats yet, because no codes were chosen for it. */
+static nb_status load_rest(nb_walker *w, bool with_room, nb_err *err)
+{
+    for (int j = 0; j < NB_N_LINEARS; j++) {
+        if (w->weight[j].values == NULL)
+            NB_TRY(nb_walker_load_floats(w, j, err));
+        if (with_room)
+            NB_TRY(nb_walker_room(w, j, err));
     }
     return NB_OK;
 }
@@ -91,24 +121,16 @@ nb_status nb_walker_tune_block(nb_walker *w, nb_err *err)
     NB_TRY(nb_walker_sweep(w, 1, 0, true, err));
     if (w->job->transform != NULL)
         NB_TRY(nb_walker_transform(w, err));
-    for (int j = 0; j < NB_N_LINEARS; j++) {
-        if (w->weight[j].values == NULL)
-            NB_TRY(nb_walker_load_floats(w, j, err));
-        NB_TRY(nb_walker_room(w, j, err));
-    }
-    NB_TRY(tune(w, err));
-    for (int j = 0; j < NB_N_LINEARS; j++) {
-        const bool made = nb_walker_quantizes(w, j) || w->job->transform != NULL;
-        if (made && !nb_walker_quantizes(w, j))
-            nb_walker_encode_plain(w, j);
-        if (made)
-            NB_TRY(nb_walker_keep(w, j, err));
-        NB_TRY(made ? nb_walker_set_made(w, j, err) : nb_walker_set_original(w, 0, j, err));
-        nb_loaded_free(&w->made[j]);
-        w->made[j] = (nb_loaded){0};
-        nb_walker_drop_floats(w, j);
-    }
-    NB_TRY(nb_walker_sweep(w, 0, 0, true, err));
+    NB_TRY(load_rest(w, true, err));
+    NB_TRY(tune(w, w->job->method, false, err));
+    NB_TRY(end_block(w, err));
     nb_streams_next(&w->streams);
     return NB_OK;
+}
+
+nb_status nb_walker_tune_made(nb_walker *w, nb_err *err)
+{
+    NB_TRY(load_rest(w, false, err));
+    NB_TRY(tune(w, w->job->tune, true, err));
+    return end_block(w, err);
 }

@@ -93,6 +93,13 @@ void nb_walker_drop_floats(nb_walker *w, int j)
     w->weight[j] = (nb_floats){0};
 }
 
+void nb_walker_forget(nb_walker *w, int j)
+{
+    nb_loaded_free(&w->made[j]);
+    w->made[j] = (nb_loaded){0};
+    nb_walker_drop_floats(w, j);
+}
+
 /* The source's own weight into a slot. */
 nb_status nb_walker_set_original(nb_walker *w, int slot, int j, nb_err *err)
 {

@@ -45,6 +45,8 @@ nb_status nb_walker_load_norms(nb_walker *w, nb_err *err);
 /* Weight j in full precision into w->weight[j]; refuses what is not finite. */
 nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err);
 void nb_walker_drop_floats(nb_walker *w, int j);
+/* Weight j, in full precision and as it was made. */
+void nb_walker_forget(nb_walker *w, int j);
 
 /* The source's own weight into a slot. */
 nb_status nb_walker_set_original(nb_walker *w, int slot, int j, nb_err *err);
@@ -93,6 +95,8 @@ nb_status nb_walker_predict(nb_walker *w, nb_point point, int j, const nb_input_
 
 /* walk_block.c: the block at hand as a whole, by the method's tune_block. */
 nb_status nb_walker_tune_block(nb_walker *w, nb_err *err);
+/* The same by job->tune, from the codes that were made, which are still there. */
+nb_status nb_walker_tune_made(nb_walker *w, nb_err *err);
 /* The block's transform, by statistics of stream 0 with full-precision weights, which are then
  * held, changed, in w->weight. */
 nb_status nb_walker_transform(nb_walker *w, nb_err *err);

@@ -588,10 +588,10 @@ static void options_are_read(void **state)
     nb_err err;
     nb_autoround_options o;
     must(nb_method_parse(&m, "autoround", &err), &err);
-    must(nb_autoround_options_parse(&o, &m, &err), &err);
+    must(nb_autoround_options_parse(&o, &m, false, &err), &err);
     assert_true(o.iters == 200 && o.batch == 8 && o.len == 512 && o.rate == 1.0 / 200);
     must(nb_method_parse(&m, "autoround:iters=50,batch=2,len=64,range-lr=0", &err), &err);
-    must(nb_autoround_options_parse(&o, &m, &err), &err);
+    must(nb_autoround_options_parse(&o, &m, false, &err), &err);
     assert_true(o.iters == 50 && o.batch == 2 && o.len == 64 && o.rate == 0.02);
     assert_true(o.range_rate == 0);
     static const char *const bad[] = {"autoround:iters=0", "autoround:lr=2", "autoround:x",
