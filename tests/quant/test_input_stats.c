@@ -204,6 +204,47 @@ static void cuts_do_not_show(void **state)
     drop(&r);
 }
 
+/* A step of a walk has 2,048 rows, and rows are weighted some hundreds at a time: each gets its own
+ * weight. Weights of 1 are none. */
+static void rows_of_one_call_are_weighted_one_by_one(void **state)
+{
+    (void)state;
+    enum { N = 1300, COLS = 24 };
+    const unsigned needs = NB_STAT_HESSIAN | NB_STAT_CROSS | NB_STAT_MAGNITUDE;
+    nb_algebra la = {.kernels = &kernels, .pool = pool};
+    check_run run = {.name = "one call"};
+    float *x = check_floats(N * COLS), *x0 = check_floats(N * COLS), *weights = check_floats(N);
+    check_fill(x, N * COLS, CHECK_RANDOM, 1);
+    check_fill(x0, N * COLS, CHECK_RANDOM, 2);
+    for (int how = 0; how < 2; how++) {
+        nb_input_stats whole, parts;
+        assert_int_equal(nb_input_stats_init(&whole, COLS, needs, N, &err), NB_OK);
+        assert_int_equal(nb_input_stats_init(&parts, COLS, needs, N, &err), NB_OK);
+        for (int64_t t = 0; t < N; t++)
+            weights[t] = how == 0 ? 1.0f : (float)(nb_rng_uniform(1, 4, (uint64_t)t) * 3);
+        assert_int_equal(nb_input_stats_add(&whole, &la, x, x0, weights, N, false, &err), NB_OK);
+        for (int64_t row = 0; row < N; row += 128)
+            assert_int_equal(nb_input_stats_add(&parts, &la, x + row * COLS, x0 + row * COLS,
+                                                how == 0 ? NULL : weights + row,
+                                                N - row < 128 ? N - row : 128, false, &err),
+                             NB_OK);
+        for (int64_t i = 0; i < COLS; i++)
+            check_same_bytes(&run, "h", nb_sym_row(&whole.h, i) + i, nb_sym_row(&parts.h, i) + i,
+                             sizeof(double) * (size_t)(COLS - i));
+        check_same_bytes(&run, "cross", whole.cross, parts.cross, sizeof(double) * COLS * COLS);
+        check_same_bytes(&run, "mean |x|", whole.mean_abs, parts.mean_abs, sizeof(double) * COLS);
+        check_same_bytes(&run, "mean x^2", whole.mean_square, parts.mean_square,
+                         sizeof(double) * COLS);
+        nb_input_stats_free(&whole);
+        nb_input_stats_free(&parts);
+    }
+    check_finish(&run);
+    check_free(x);
+    check_free(x0);
+    check_free(weights);
+    nb_algebra_free(&la);
+}
+
 /* Of n tokens, min(n, 512), no two of which are further apart than n / 512, and then some. */
 static void the_sample_is_spread_evenly(void **state)
 {
@@ -302,6 +343,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_are_what_naive_sums_are),
         cmocka_unit_test(cuts_do_not_show),
+        cmocka_unit_test(rows_of_one_call_are_weighted_one_by_one),
         cmocka_unit_test(the_sample_is_spread_evenly),
         cmocka_unit_test(only_what_is_wanted_is_kept),
         cmocka_unit_test(memory_that_fails_leaves_nothing),
