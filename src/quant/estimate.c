@@ -117,7 +117,9 @@ nb_status nb_rewrite_estimate(const nb_plan *plan, const nb_method *method, int 
     nb_status s = NB_OK;
     *seconds = 0;
     for (int64_t i = 0; i < plan->n && s == NB_OK; i++) {
-        if (plan->how[i] == NB_HOW_MAKE)
+        /* What a method makes of data waits in a working folder, and is only copied here. */
+        const bool made = plan->how[i] == NB_HOW_QUANTIZE && method->quantizer->encode_rows == NULL;
+        if (plan->how[i] == NB_HOW_MAKE || made)
             continue;
         int k = 0;
         while (k < n_kinds && !alike(plan, kinds[k], i))
