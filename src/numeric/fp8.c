@@ -247,33 +247,103 @@ static void fp8_shape(const nb_mat *m, nb_grid *grid)
     };
 }
 
+/* A block of rows and columns that shares a scale. */
+typedef struct {
+    const float *w;          /* its first number */
+    const float *importance; /* of its columns; NULL: all 1 */
+    int64_t n_rows, n_cols, stride;
+    double floor; /* is added to every importance */
+} fp8_block;
+
+static double piece_loss(const fp8_block *b, int64_t r, int64_t c, int64_t n, bool e4m3,
+                         float scale)
+{
+    float y[PIECE];
+    uint8_t code[PIECE];
+    const float *w = b->w + r * b->stride + c;
+    take(e4m3, code, w, n, scale);
+    give(e4m3, y, code, n, scale);
+    double loss = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double e = (double)w[i] - (double)y[i];
+        const double p = b->importance == NULL ? 1.0 : (double)b->importance[c + i] + b->floor;
+        loss += p * (e * e);
+    }
+    return loss;
+}
+
+static double block_loss(const nb_mat *m, const fp8_block *b, float scale)
+{
+    double loss = 0;
+    for (int64_t r = 0; r < b->n_rows; r++)
+        for (int64_t c = 0; c < b->n_cols; c += PIECE)
+            loss += piece_loss(b, r, c, smaller(PIECE, b->n_cols - c), is_e4m3(m), scale);
+    return loss;
+}
+
+/* A scale twice as large means the same codes one exponent lower, but for the few numbers at either
+ * end: what matters is where in an octave the numbers fall. So 24 scales are tried from a little
+ * below that of the largest number, which then saturates, to twice it. */
+#define N_CANDIDATES 24
+static float searched_scale(const nb_mat *m, const fp8_block *b, float amax)
+{
+    const float top = m->fmt->levels[top_code(m)];
+    float best = scale_for(m, amax);
+    double least = block_loss(m, b, best);
+    for (int j = 0; j < N_CANDIDATES && amax > 0; j++) {
+        const float wanted = amax / top * (0.8f + 0.05f * (float)j);
+        const float scale = nb_scale_stored(m->scale_type, wanted, top);
+        const double loss = block_loss(m, b, scale);
+        if (loss < least) {
+            least = loss;
+            best = scale;
+        }
+    }
+    return best;
+}
+
+static float block_scale(const nb_mat *m, const fp8_block *b, nb_fit fit)
+{
+    float amax = 0;
+    for (int64_t r = 0; r < b->n_rows; r++) {
+        const float most = absmax(b->w + r * b->stride, b->n_cols);
+        amax = most > amax ? most : amax;
+    }
+    return fit == NB_FIT_SEARCH ? searched_scale(m, b, amax) : scale_for(m, amax);
+}
+
 static void fp8_fit(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const float *w,
                     const float *importance, int64_t n, nb_fit fit)
 {
-    const int64_t i = r * nb_mat_n_groups(m) + col / m->group_size;
-    float scale = scale_for(m, absmax(w, n));
-    if (fit == NB_FIT_SEARCH) {
-        nb_fit_data d;
-        nb_fit_data_init(&d, w, importance, n, nb_fit_floor(importance, n));
-        const float found = nb_fit_scale_table(&d, grid->level, grid->n_levels, m->scale_type);
-        scale = found != 0
-                    ? nb_scale_stored(m->scale_type, fabsf(found), grid->level[grid->n_levels - 1])
-                    : scale;
-    }
-    nb_float_put(m->scales, m->scale_type, i, scale);
+    (void)grid;
+    const fp8_block b = {.w = w,
+                         .importance = importance,
+                         .n_rows = 1,
+                         .n_cols = n,
+                         .floor = importance == NULL ? 0 : nb_fit_floor(importance, n)};
+    nb_float_put(m->scales, m->scale_type, r * nb_mat_n_groups(m) + col / m->group_size,
+                 block_scale(m, &b, fit));
 }
 
-/* Blocks and whole matrices take their largest number: a search over them costs more than it
- * brings. */
 static void fp8_fit_whole(const nb_grid *grid, nb_mat *m, const float *w, const float *importance,
                           nb_fit fit)
 {
     (void)grid;
-    (void)importance;
-    (void)fit;
-    for (int64_t r = 0; r < m->n_rows; r++)
-        fp8_survey_row(m, r, w + r * m->n_cols);
-    fp8_settle(m);
+    const int64_t n_groups = nb_mat_n_groups(m);
+    for (int64_t r = 0; r < m->n_rows; r += m->scale_rows) {
+        for (int64_t g = 0; g < n_groups; g++) {
+            const int64_t at = g * m->group_size;
+            fp8_block b = {.w = w + r * m->n_cols + at,
+                           .importance = importance == NULL ? NULL : importance + at,
+                           .n_rows = smaller(m->scale_rows, m->n_rows - r),
+                           .n_cols = smaller(m->group_size, m->n_cols - at),
+                           .stride = m->n_cols};
+            b.floor = importance == NULL ? 0 : nb_fit_floor(b.importance, b.n_cols);
+            const float scale = block_scale(m, &b, fit);
+            for (int64_t i = 0; i < b.n_rows; i++)
+                nb_float_put(m->scales, m->scale_type, (r + i) * n_groups + g, scale);
+        }
+    }
 }
 
 static void fp8_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_group *out)
