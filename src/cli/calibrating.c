@@ -53,8 +53,8 @@ void nb_calibrating_flags_free(nb_calibrating_flags *f)
 
 /* ---- the set ---- */
 
-static nb_status read_set(nb_calibrating *c, const nb_calibrating_flags *flags, nb_store *store,
-                          nb_out *out, nb_err *err)
+nb_status nb_calibrating_read_set(nb_calib_set *set, const nb_calibrating_flags *flags,
+                                  nb_store *store, nb_out *out, nb_err *err)
 {
     if (flags->set.options.n_paths == 0)
         return nb_fail(err, NB_USAGE,
@@ -68,10 +68,10 @@ static nb_status read_set(nb_calibrating *c, const nb_calibrating_flags *flags, 
     NB_TRY(nb_tokenizer_open(&tokenizer, store, err));
     nb_calib_options options = flags->set.options;
     options.vocab_size = config.vocab_size;
-    const nb_status s = nb_calib_set_open(&c->set, tokenizer, template_, n_template, &options, err);
+    const nb_status s = nb_calib_set_open(set, tokenizer, template_, n_template, &options, err);
     nb_tokenizer_close(tokenizer);
-    for (int i = 0; s == NB_OK && i < c->set.n_notes; i++)
-        nb_out_note(out, "%s", c->set.notes[i]);
+    for (int i = 0; s == NB_OK && i < set->n_notes; i++)
+        nb_out_note(out, "%s", set->notes[i]);
     return s;
 }
 
@@ -102,6 +102,8 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
                           (int)w->symmetric, (int)w->scale_type, (long long)w->scale_rows,
                           (int)w->nested, a->bits, (int)a->per_token, (int)a->is_float,
                           (long long)a->group_size, (int)a->is_static, (double)a->scale);
+        if (s == NB_OK && plan->how[i] == NB_HOW_QUANTIZE)
+            s = nb_method_spell(nb_plan_method(plan, i, method), &text, err);
     }
     if (s == NB_OK)
         nb_sha256_hex(text.data, text.len, hex);
@@ -154,19 +156,18 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
                               nb_err *err)
 {
     *c = NB_CALIBRATING_NONE;
+    bool can_do_without;
+    const bool learns = nb_walk_wanted(plan, method, flags->transform, &can_do_without);
     /* What would use statistics but can do without (rtn:search) gets them if a text is named. */
-    const bool can_do_without = method->quantizer->encode_rows != NULL &&
-                                flags->transform == NULL && !flags->tunes &&
-                                flags->set.options.n_paths == 0;
-    c->wanted = (nb_walk_wanted(method, flags->transform) || flags->tunes) &&
-                plan->n_quantized > 0 && !can_do_without;
+    can_do_without = can_do_without && !flags->tunes && flags->set.options.n_paths == 0;
+    c->wanted = (learns || flags->tunes) && plan->n_quantized > 0 && !can_do_without;
     if (!c->wanted && flags->guide)
         return nb_fail(err, NB_USAGE,
                        "--guide weighs the tokens of a calibration text, and method %s uses none%s",
                        method->quantizer->name, can_do_without ? " here: --calib names one" : "");
     if (!c->wanted)
         return NB_OK;
-    NB_TRY(read_set(c, flags, store, out, err));
+    NB_TRY(nb_calibrating_read_set(&c->set, flags, store, out, err));
     c->guided = flags->guide;
     const nb_walk_job job = job_of(c, flags, plan, store, method, rt);
     NB_TRY(nb_walk_estimate(&c->plan, &job, err));

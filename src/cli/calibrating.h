@@ -36,6 +36,9 @@ typedef struct {
 nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args, nb_err *err);
 void nb_calibrating_flags_free(nb_calibrating_flags *f);
 
+/* Reads the set that the flags name, which have to name one, and prints its notes. */
+nb_status nb_calibrating_read_set(nb_calib_set *set, const nb_calibrating_flags *flags,
+                                  nb_store *store, nb_out *out, nb_err *err);
 /* Reads the set, and plans: without a working folder when `dry`. */
 nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *flags,
                               const nb_plan *plan, nb_store *store, const nb_method *method,

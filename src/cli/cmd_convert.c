@@ -52,7 +52,7 @@ static nb_status run_convert(const nb_args *args, nb_out *out, nb_err *err)
     const nb_plan_request request = {.dtype = (nb_dtype)index_of(args, "dtype", dtype_choices),
                                      .requantize = nb_args_flag(args, "requantize")};
     const nb_nonfinite nonfinite = (nb_nonfinite)index_of(args, "nonfinite", nonfinite_choices);
-    return nb_rewriting_run(args, request, &method, NULL, nonfinite, out, err);
+    return nb_rewriting_run(args, request, NULL, &method, NULL, nonfinite, out, err);
 }
 
 const nb_verb nb_verb_convert = {

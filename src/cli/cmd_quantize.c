@@ -14,6 +14,7 @@ static const nb_opt quantize_options[] = {
      .value = "SCHEME",
      .help = "W8A16, W4A16, W3A16, W2A16, W8A8, W4A8, with :gN or :channel, and sym or asym, as in "
              "W4A16:g32,asym; FP8, FP8_BLOCK, NF4; or Q4_0, Q4_1, Q4_K, IQ4_NL, Q5_0, Q5_1, Q8_0"},
+    NB_OPT_ROWS_RECIPE,
     {.name = "method",
      .letter = 'm',
      .kind = NB_OPT_TEXT,
@@ -67,20 +68,19 @@ static const nb_opt quantize_options[] = {
 
 static nb_status run_quantize(const nb_args *args, nb_out *out, nb_err *err)
 {
-    nb_scheme scheme;
     nb_method method;
-    const char *name = nb_args_text(args, "scheme");
-    if (name == NULL)
-        return nb_fail(err, NB_USAGE, "no scheme given: --scheme W4A16, for example");
-    NB_TRY(nb_scheme_parse(&scheme, name, err));
-    NB_TRY(nb_method_parse(&method, nb_args_text(args, "method"), err));
+    nb_recipe_flags recipes = {0};
+    nb_calibrating_flags flags = {0};
     const bool zero = strcmp(nb_args_text(args, "nonfinite"), "zero") == 0;
-    nb_calibrating_flags flags;
-    nb_status s = nb_calibrating_flags_read(&flags, args, err);
+    NB_TRY(nb_method_parse(&method, nb_args_text(args, "method"), err));
+    nb_status s = nb_recipe_flags_read(&recipes, args, &method, err);
     if (s == NB_OK)
-        s = nb_rewriting_run(args, (nb_plan_request){.scheme = &scheme}, &method, &flags,
+        s = nb_calibrating_flags_read(&flags, args, err);
+    if (s == NB_OK)
+        s = nb_rewriting_run(args, (nb_plan_request){0}, &recipes, &method, &flags,
                              zero ? NB_NONFINITE_ZERO : NB_NONFINITE_REFUSE, out, err);
     nb_calibrating_flags_free(&flags);
+    nb_recipe_flags_free(&recipes);
     return s;
 }
 

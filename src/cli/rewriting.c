@@ -185,6 +185,8 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
     }
     if (r->calibrating.wanted)
         nb_workdir_close(&r->calibrating.dir, true);
+    if (r->mixing.report != NULL)
+        nb_mixing_done(r->output);
     if (out->json)
         return nb_rewriting_print_json(r, out, err);
     nb_rewriting_print_end(r, out);
@@ -201,29 +203,56 @@ static nb_status check_input(nb_store *store, nb_store_kind to, nb_out *out, nb_
     return nb_store_kind_of(store) == to ? nb_tokenizer_check(store, out, err) : NB_OK;
 }
 
-static nb_status run(nb_rewriting *r, const nb_plan_request *request, nb_nonfinite nonfinite,
-                     nb_out *out, nb_err *err)
+/* What becomes of the weights: the rules, found by measurement where that is asked for. */
+static nb_status find_recipe(nb_rewriting *r, nb_plan_request *request, nb_out *out, nb_err *err)
+{
+    if (r->recipes == NULL)
+        return NB_OK;
+    if (r->recipes->mix != NB_MIX_NONE)
+        NB_TRY(nb_mixing_run(&r->mixing, r->recipes, r->flags, request, r->store, &r->runtime,
+                             r->output, out, err));
+    request->recipe = &r->recipes->recipe;
+    request->scheme = nb_recipe_main(request->recipe)->scheme;
+    return NB_OK;
+}
+
+static nb_status print_recipe(const nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    nb_buf text = {0};
+    const nb_status s = nb_recipe_print(&r->recipes->recipe, &text, err);
+    if (s == NB_OK)
+        nb_out_bytes(out, text.data, text.len);
+    nb_buf_free(&text);
+    return s;
+}
+
+static nb_status run(nb_rewriting *r, nb_plan_request *request, nb_nonfinite nonfinite, nb_out *out,
+                     nb_err *err)
 {
     NB_TRY(nb_store_open(&r->store, r->source, err));
     NB_TRY(check_output(r, err));
     NB_TRY(check_input(r->store, request->to, out, err));
+    NB_TRY(nb_runtime_open(&r->runtime, r->args, err));
+    NB_TRY(find_recipe(r, request, out, err));
     NB_TRY(nb_plan_make(&r->plan, r->store, request, err));
     NB_TRY(nb_wrapping_make(&r->wrapping, r->store, &r->plan, err));
-    NB_TRY(nb_runtime_open(&r->runtime, r->args, err));
+    if (r->dry_run && r->recipes != NULL && r->recipes->print && !out->json)
+        return print_recipe(r, out, err);
     return r->dry_run ? dry_run(r, out, err) : really_run(r, nonfinite, out, err);
 }
 
-nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_method *method,
-                           const nb_calibrating_flags *flags, nb_nonfinite nonfinite, nb_out *out,
-                           nb_err *err)
+nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_recipe_flags *recipes,
+                           const nb_method *method, const nb_calibrating_flags *flags,
+                           nb_nonfinite nonfinite, nb_out *out, nb_err *err)
 {
     NB_TRY(nb_rewriting_target(args, &request, err));
-    if (request.scheme != NULL)
-        NB_TRY(nb_scheme_check_container(request.scheme, request.to, err));
+    if (recipes != NULL && recipes->mix == NB_MIX_NONE)
+        NB_TRY(nb_recipe_check_container(&recipes->recipe, request.to, err));
     nb_rewriting r = {.args = args,
                       .source = nb_args_operand(args, 0),
                       .output = nb_args_text(args, "output"),
                       .method = method,
+                      .recipes = recipes,
                       .flags = flags,
                       .calibrating = NB_CALIBRATING_NONE,
                       .dry_run = nb_args_flag(args, "dry-run")};
@@ -232,6 +261,7 @@ nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const n
     nb_runtime_close(&r.runtime);
     nb_wrapping_free(&r.wrapping);
     nb_plan_free(&r.plan);
+    nb_mixing_free(&r.mixing);
     nb_store_close(r.store);
     return s;
 }

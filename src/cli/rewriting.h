@@ -4,6 +4,7 @@
 #define NB_CLI_REWRITING_H
 
 #include "cli/calibrating.h"
+#include "cli/mixing.h"
 #include "cli/verbs.h"
 #include "quant/rewrite.h"
 #include "quant/target.h"
@@ -25,10 +26,12 @@
 nb_status nb_rewriting_target(const nb_args *args, nb_plan_request *request, nb_err *err);
 
 /* Runs a request on operand 0 and option -o; the verb's table has the rows OUTPUT, TO, FORCE,
- * DRY_RUN, THREADS, ISA, JSON and QUIET. Sets request->to. `flags` NULL: nothing is calibrated. */
-nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, const nb_method *method,
-                           const nb_calibrating_flags *flags, nb_nonfinite nonfinite, nb_out *out,
-                           nb_err *err);
+ * DRY_RUN, THREADS, ISA, JSON and QUIET. Sets request->to. With `recipes` weights are quantized by
+ * its rules, which are found first where it asks for a mixture; NULL: they are converted. `flags`
+ * NULL: nothing is calibrated. */
+nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_recipe_flags *recipes,
+                           const nb_method *method, const nb_calibrating_flags *flags,
+                           nb_nonfinite nonfinite, nb_out *out, nb_err *err);
 
 /* ---- printing ---- */
 
@@ -41,6 +44,8 @@ typedef struct {
     const nb_method *method;
     nb_plan plan;
     nb_wrapping wrapping;
+    nb_recipe_flags *recipes; /* NULL: convert */
+    nb_mixing mixing;
     const nb_calibrating_flags *flags;
     nb_calibrating calibrating;
     char sha256[NB_SHA256_HEX]; /* of the output */

@@ -32,6 +32,35 @@ static int64_t memory_of(const nb_rewriting *r)
     return nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
 }
 
+/* The scheme and the method of all rules, or "mixed". */
+static const char *scheme_words(const nb_rewriting *r)
+{
+    const nb_recipe *recipe = r->plan.request.recipe;
+    const char *name = r->plan.request.scheme->name;
+    for (int64_t i = 0; recipe != NULL && i < recipe->n; i++) {
+        if (recipe->rule[i].scheme == NULL || strcmp(recipe->rule[i].scheme->name, name) != 0)
+            return "mixed";
+    }
+    return name;
+}
+
+static const nb_method *main_method(const nb_rewriting *r)
+{
+    const nb_recipe *recipe = r->plan.request.recipe;
+    return recipe != NULL ? nb_recipe_main(recipe)->method : r->method;
+}
+
+static const char *method_words(const nb_rewriting *r)
+{
+    const nb_recipe *recipe = r->plan.request.recipe;
+    const nb_method *one = main_method(r);
+    for (int64_t i = 0; recipe != NULL && i < recipe->n; i++) {
+        if (recipe->rule[i].method != NULL && !nb_method_same(recipe->rule[i].method, one))
+            return "mixed";
+    }
+    return one->quantizer->name;
+}
+
 void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out)
 {
     const nb_plan *plan = &r->plan;
@@ -44,7 +73,7 @@ void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out)
                 container_words(plan->request.to), r->output != NULL ? " " : "",
                 r->output != NULL ? r->output : "");
     if (quantize)
-        nb_out_text(out, ": %s, method %s", plan->request.scheme->name, r->method->quantizer->name);
+        nb_out_text(out, ": %s, method %s", scheme_words(r), method_words(r));
     nb_out_text(out, "\n");
     for (int i = 0; i < plan->n_notes; i++)
         nb_out_text(out, "  %s\n", plan->notes[i]);
@@ -226,17 +255,17 @@ static json_t *plan_json(const nb_rewriting *r)
     for (int i = 0; i < plan->n_notes; i++)
         json_array_append_new(notes, text_json(plan->notes[i]));
     json_t *group = json_null();
-    if (scheme != NULL && scheme->fmt->affine)
+    if (scheme != NULL && scheme->fmt->affine && strcmp(scheme_words(r), scheme->name) == 0)
         group = plan->group_size == NB_GROUP_CHANNEL ? json_string("channel")
                                                      : json_integer(plan->group_size);
     json_t *a = json_pack(
         "{s:o,s:s,s:o,s:s,s:o,s:o,s:o,s:I,s:I,s:I,s:I}", "source", text_json(r->source),
         "source_container", nb_container_name(nb_store_kind_of(r->store)), "output",
         text_json(r->output), "container", nb_target_name(&plan->request), "scheme",
-        text_json(scheme == NULL ? NULL : scheme->name), "method",
-        text_json(scheme == NULL ? NULL : r->method->quantizer->name), "group_size", group,
-        "n_tensors", (json_int_t)plan->n, "n_quantized", (json_int_t)plan->n_quantized,
-        "n_requantized", (json_int_t)plan->n_requantized, "n_rounded", (json_int_t)plan->n_rounded);
+        text_json(scheme == NULL ? NULL : scheme_words(r)), "method",
+        text_json(scheme == NULL ? NULL : method_words(r)), "group_size", group, "n_tensors",
+        (json_int_t)plan->n, "n_quantized", (json_int_t)plan->n_quantized, "n_requantized",
+        (json_int_t)plan->n_requantized, "n_rounded", (json_int_t)plan->n_rounded);
     json_t *b = json_pack(
         "{s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:o}", "n_params", (json_int_t)plan->n_params, "source_bytes",
         (json_int_t)nb_store_file_bytes(r->store), "bytes", (json_int_t)r->bytes, "side_bytes",
@@ -330,6 +359,44 @@ static nb_status write_text(const char *path, const nb_buf *text, nb_err *err)
     return s;
 }
 
+/* Rules that give a reason: the layers that were treated otherwise, and why. */
+static json_t *reasons_json(const nb_recipe *recipe)
+{
+    json_t *list = json_array();
+    bool bad = list == NULL;
+    for (int64_t i = 0; i < recipe->n && !bad; i++) {
+        const nb_rule *rule = &recipe->rule[i];
+        if (rule->because == NULL)
+            continue;
+        json_t *o = json_pack("{s:s, s:s, s:o}", "layers", rule->pattern, "scheme",
+                              rule->scheme != NULL ? rule->scheme->name : "keep", "because",
+                              text_json(rule->because));
+        bad = json_array_append_new(list, o) != 0;
+    }
+    if (!bad)
+        return list;
+    json_decref(list);
+    return NULL;
+}
+
+/* The rules as --recipe takes them, their reasons, and how a mixture was found. */
+static nb_status add_recipe(json_t *report, const nb_rewriting *r, nb_err *err)
+{
+    const nb_recipe *recipe = r->plan.request.recipe;
+    nb_buf text = {0};
+    if (recipe == NULL)
+        return NB_OK;
+    nb_status s = nb_recipe_print(recipe, &text, err);
+    if (s == NB_OK &&
+        (json_object_set_new(report, "recipe",
+                             nb_json_any_text((const char *)text.data, text.len)) != 0 ||
+         json_object_set_new(report, "reasons", reasons_json(recipe)) != 0 ||
+         (r->mixing.report != NULL && json_object_set(report, "mixture", r->mixing.report) != 0)))
+        s = nb_fail(err, NB_MEMORY, "no memory for the report");
+    nb_buf_free(&text);
+    return s;
+}
+
 nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err)
 {
     nb_buf path = {0}, text = {0};
@@ -338,7 +405,10 @@ nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err)
     if (s == NB_OK && r->calibrating.wanted)
         s = nb_calibrating_json(&r->calibrating, &calibration, err);
     if (s == NB_OK)
-        s = nb_method_spell(r->method, &text, err);
+        s = add_recipe(report, r, err);
+    const bool mixed = strcmp(method_words(r), "mixed") == 0;
+    if (s == NB_OK)
+        s = mixed ? nb_buf_text(&text, "mixed", err) : nb_method_spell(main_method(r), &text, err);
     if (s == NB_OK) {
         method = json_stringn((const char *)text.data, text.len);
         text.len = 0;

@@ -1,10 +1,10 @@
 /* See plan.h. */
 #include "quant/plan.h"
 
+#include "quant/planned_bytes.h"
 #include "quant/roles.h"
 #include "quant/rope_factors.h"
 #include "quant/target.h"
-#include "store/bnb.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,15 +12,25 @@
 
 #define MAX_NOTES 64
 
+/* How many columns share a scale under a scheme. */
+typedef struct {
+    const nb_scheme *scheme;
+    int64_t group_size;
+} scheme_group;
+
 /* What planning passes around. */
 typedef struct {
     nb_plan *plan;
     nb_store *store;
-    bool is_f32;         /* a model whose floats have 32 bits: then all of them do */
-    nb_loaded loaded;    /* of the few weights that planning has to look into */
+    bool is_f32;          /* a model whose floats have 32 bits: then all of them do */
+    nb_loaded loaded;     /* of the few weights that planning has to look into */
+    const nb_rule **rule; /* of each weight of the store */
+    scheme_group *groups; /* of each scheme */
+    int64_t n_groups;
     int64_t n_affine;    /* weights in codes of an affine format */
     int64_t n_unblocked; /* weights whose rows are no whole blocks, and the first of them */
     const nb_weight *first_unblocked;
+    int64_t n_smaller; /* weights in smaller blocks than their scheme has */
 } planner;
 
 const char *nb_how_name(nb_how how)
@@ -107,51 +117,117 @@ static nb_status fits_main_type(planner *p, const nb_weight *w, bool *fits, nb_e
 
 static const int64_t usual_groups[] = {128, 64, 32, 16, 8};
 
-/* The first weight of the block linears whose rows a group does not divide; NULL: none. */
-static const nb_weight *first_undivided(const nb_store *store, int64_t group_size)
+/* What weight i of the store becomes; NULL: it is kept, or no linear layer. */
+static const nb_scheme *scheme_of(const planner *p, int64_t i)
 {
-    for (int64_t i = 0; i < nb_store_n_weights(store); i++) {
-        const nb_weight *w = nb_store_weight(store, i);
-        if (nb_role_of(w) == NB_ROLE_LINEAR && w->n_cols % group_size != 0)
-            return w;
-    }
-    return NULL;
+    if (nb_role_of(nb_store_weight(p->store, i)) != NB_ROLE_LINEAR)
+        return NULL;
+    if (p->plan->request.recipe == NULL)
+        return p->plan->request.scheme;
+    return p->rule[i] != NULL ? p->rule[i]->scheme : NULL;
 }
 
-static nb_status undivided(const planner *p, const nb_weight *w, int64_t group_size, nb_err *err)
+/* The first weight of a scheme whose rows a group does not divide; -1: none. */
+static int64_t first_undivided(const planner *p, const nb_scheme *scheme, int64_t group_size)
 {
+    for (int64_t i = 0; i < nb_store_n_weights(p->store); i++) {
+        if (scheme_of(p, i) == scheme && nb_store_weight(p->store, i)->n_cols % group_size != 0)
+            return i;
+    }
+    return -1;
+}
+
+static nb_status undivided(const planner *p, const nb_scheme *scheme, int64_t group_size,
+                           nb_err *err)
+{
+    const int64_t at = first_undivided(p, scheme, group_size);
+    const nb_weight *w = nb_store_weight(p->store, at);
     char fits[64];
     size_t n = 0;
     for (size_t i = 0; i < sizeof usual_groups / sizeof *usual_groups; i++) {
-        if (first_undivided(p->store, usual_groups[i]) == NULL)
+        if (first_undivided(p, scheme, usual_groups[i]) < 0)
             n += (size_t)snprintf(fits + n, sizeof fits - n, "g%lld, ", (long long)usual_groups[i]);
     }
     snprintf(fits + n, sizeof fits - n, "channel");
-    return nb_fail(err, NB_UNSUPPORTED,
-                   "%s: tensor '%.200s' has rows of %lld columns, which groups of %lld do not "
-                   "divide; what fits every row: %s",
-                   nb_store_path(p->store), w->name, (long long)w->n_cols, (long long)group_size,
-                   fits);
+    nb_fail(err, NB_UNSUPPORTED,
+            "%s: tensor '%.200s' has rows of %lld columns, which groups of %lld do not "
+            "divide; what fits every row: %s",
+            nb_store_path(p->store), w->name, (long long)w->n_cols, (long long)group_size, fits);
+    return p->rule[at] != NULL ? nb_rule_context(p->plan->request.recipe, p->rule[at], err)
+                               : err->status;
 }
 
-static nb_status choose_group(planner *p, nb_err *err)
+static nb_status choose_group(planner *p, const nb_scheme *scheme, int64_t *out, nb_err *err)
 {
-    const nb_scheme *scheme = p->plan->request.scheme;
-    p->plan->group_size = scheme->group_size;
+    *out = scheme->group_size;
     if (!scheme->fmt->affine || scheme->group_size == NB_GROUP_CHANNEL || scheme->scale_rows > 1)
         return NB_OK; /* the last of a row's blocks may be smaller */
-    if (scheme->group_size != NB_GROUP_CHOOSE) {
-        const nb_weight *w = first_undivided(p->store, scheme->group_size);
-        return w == NULL ? NB_OK : undivided(p, w, scheme->group_size, err);
-    }
+    if (scheme->group_size != NB_GROUP_CHOOSE)
+        return first_undivided(p, scheme, scheme->group_size) < 0
+                   ? NB_OK
+                   : undivided(p, scheme, scheme->group_size, err);
     for (size_t i = 0; i < 3; i++) { /* 128, 64, 32 */
-        p->plan->group_size = usual_groups[i];
-        if (first_undivided(p->store, usual_groups[i]) == NULL)
-            return note(p->plan, err, "group size %lld: %s", (long long)usual_groups[i],
-                        i == 0 ? "the default"
-                               : "the largest of 128, 64, 32 that divides every row");
+        *out = usual_groups[i];
+        if (first_undivided(p, scheme, usual_groups[i]) >= 0)
+            continue;
+        const char *why =
+            i == 0 ? "the default" : "the largest of 128, 64, 32 that divides every row";
+        if (p->plan->request.recipe != NULL)
+            return note(p->plan, err, "%s: group size %lld: %s", scheme->name,
+                        (long long)usual_groups[i], why);
+        return note(p->plan, err, "group size %lld: %s", (long long)usual_groups[i], why);
     }
-    return undivided(p, first_undivided(p->store, 32), 32, err);
+    return undivided(p, scheme, 32, err);
+}
+
+static int64_t group_of(const planner *p, const nb_scheme *scheme)
+{
+    int64_t i = 0;
+    while (p->groups[i].scheme != scheme)
+        i++;
+    return p->groups[i].group_size;
+}
+
+static nb_status add_scheme(planner *p, const nb_scheme *scheme, nb_err *err)
+{
+    for (int64_t i = 0; i < p->n_groups; i++) {
+        if (p->groups[i].scheme == scheme)
+            return NB_OK;
+    }
+    nb_plan_request alone = p->plan->request;
+    alone.scheme = scheme;
+    NB_TRY(nb_target_check(&alone, err));
+    if (scheme->act.is_static)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "scheme %s: static scales of activations come from calibration, which has "
+                       "none to give yet; without static each token has its own",
+                       scheme->name);
+    scheme_group *g = &p->groups[p->n_groups++];
+    g->scheme = scheme;
+    return choose_group(p, scheme, &g->group_size, err);
+}
+
+/* All schemes that occur, and which rule decides about which weight. */
+static nb_status apply_rules(planner *p, nb_err *err)
+{
+    const nb_recipe *recipe = p->plan->request.recipe;
+    const int64_t n = nb_store_n_weights(p->store), n_rules = recipe != NULL ? recipe->n : 0;
+    NB_TRY(NB_ARENA_ALLOC(&p->plan->arena, &p->rule, n, err));
+    NB_TRY(NB_ARENA_ALLOC(&p->plan->arena, &p->groups, n_rules + 1, err));
+    if (p->plan->request.scheme == NULL)
+        return NB_OK;
+    if (recipe != NULL)
+        NB_TRY(nb_recipe_check_matches(recipe, p->store, err));
+    for (int64_t i = 0; i < n && recipe != NULL; i++)
+        p->rule[i] = nb_recipe_find(recipe, nb_store_weight(p->store, i));
+    NB_TRY(add_scheme(p, p->plan->request.scheme, err));
+    p->plan->group_size = p->groups[0].group_size;
+    for (int64_t i = 0; i < n_rules; i++) {
+        const nb_rule *rule = &recipe->rule[i];
+        if (rule->scheme != NULL && add_scheme(p, rule->scheme, err) != NB_OK)
+            return nb_rule_context(recipe, rule, err);
+    }
+    return NB_OK;
 }
 
 /* ---- ways to a new weight: each fills in *to, a copy of the source's weight, and *how ---- */
@@ -203,9 +279,14 @@ static void be_float_coded(nb_weight *to, nb_how *how, const nb_scheme *scheme, 
     *how = same ? NB_HOW_COPY : NB_HOW_QUANTIZE;
 }
 
-/* Rows that are no whole blocks stay floats, as other programs keep them. */
+/* Rows that are no whole blocks stay floats, as other programs keep them; where blocks of 256 do
+ * not fit, smaller ones may, as in llama.cpp. */
 static void be_block(planner *p, nb_weight *to, nb_how *how, const nb_format *fmt)
 {
+    if (fmt == &nb_format_q4_k && to->n_cols % fmt->block_len != 0) {
+        fmt = &nb_format_q5_0;
+        p->n_smaller++;
+    }
     if (to->fmt == fmt)
         return;
     if (to->n_cols % fmt->block_len == 0) {
@@ -293,22 +374,42 @@ static nb_status keep(planner *p, const nb_weight *from, nb_weight *to, nb_how *
     return NB_OK;
 }
 
-static nb_status quantize(planner *p, const nb_weight *from, nb_weight *to, nb_how *how,
+/* Embedding and head: their own rule, or what the container's readers expect. */
+static nb_status quantize_end(planner *p, const nb_rule *rule, const nb_weight *from, nb_weight *to,
+                              nb_how *how, nb_err *err)
+{
+    const bool blocks = !p->plan->request.scheme->fmt->affine;
+    if (rule == NULL && blocks)
+        be_block(p, to, how, &nb_format_q8_0);
+    if (rule == NULL && blocks)
+        return NB_OK;
+    if (rule == NULL || rule->scheme == NULL)
+        return keep(p, from, to, how, err);
+    if (!blocks) {
+        nb_fail(err, NB_UNSUPPORTED,
+                "%s stays floats in a folder: no reader knows it in codes there", rule->pattern);
+        return nb_rule_context(p->plan->request.recipe, rule, err);
+    }
+    be_block(p, to, how, rule->scheme->fmt);
+    return NB_OK;
+}
+
+static nb_status quantize(planner *p, int64_t i, const nb_weight *from, nb_weight *to, nb_how *how,
                           nb_err *err)
 {
-    const nb_scheme *scheme = p->plan->request.scheme;
+    const nb_scheme *scheme = scheme_of(p, i);
     const nb_role role = nb_role_of(from);
-    if (role == NB_ROLE_LINEAR && scheme->fmt->levels != NULL)
-        be_float_coded(to, how, scheme, p->plan->group_size, p->plan->main_type);
-    else if (role == NB_ROLE_LINEAR && scheme->fmt->affine)
-        be_affine(to, how, scheme, p->plan->group_size,
-                  nb_target_turns(p->plan->request.layout) ? NB_F16 : p->plan->main_type);
-    else if (role == NB_ROLE_LINEAR)
-        be_block(p, to, how, scheme->fmt);
-    else if ((role == NB_ROLE_EMBED || role == NB_ROLE_HEAD) && !scheme->fmt->affine)
-        be_block(p, to, how, &nb_format_q8_0);
-    else
+    if (role == NB_ROLE_EMBED || role == NB_ROLE_HEAD)
+        NB_TRY(quantize_end(p, p->rule[i], from, to, how, err));
+    else if (scheme == NULL)
         NB_TRY(keep(p, from, to, how, err));
+    else if (scheme->fmt->levels != NULL)
+        be_float_coded(to, how, scheme, group_of(p, scheme), p->plan->main_type);
+    else if (scheme->fmt->affine)
+        be_affine(to, how, scheme, group_of(p, scheme),
+                  nb_target_turns(p->plan->request.layout) ? NB_F16 : p->plan->main_type);
+    else
+        be_block(p, to, how, scheme->fmt);
     p->plan->n_quantized += *how == NB_HOW_QUANTIZE;
     p->plan->n_requantized += *how == NB_HOW_QUANTIZE && (!is_plain(from) || from->reordered);
     return NB_OK;
@@ -384,53 +485,6 @@ static nb_status convert(planner *p, const nb_weight *from, nb_weight *to, nb_ho
 
 /* ---- all weights ---- */
 
-/* GPTQ and AWQ: zero points are always there, and GPTQ has an index for each column. */
-static int64_t turned_bytes(const nb_weight *w)
-{
-    const int64_t n_groups = w->n_cols / w->group_size;
-    const int64_t codes = w->n_rows * w->n_cols * w->fmt->bits / 8;
-    const int64_t order = w->layout == NB_LAYOUT_AWQ ? 0 : 4 * w->n_cols;
-    return codes + order + n_groups * (2 * w->n_rows + w->n_rows * w->fmt->bits / 8);
-}
-
-/* With what bitsandbytes keeps of each matrix besides: tables and a text. */
-static int64_t nf4_bytes(const nb_weight *w)
-{
-    const int64_t all = w->n_rows * w->n_cols, n = all / w->group_size;
-    const int64_t scales =
-        w->nested ? n + 4 * ((n + NB_NESTED_BLOCK - 1) / NB_NESTED_BLOCK) + 4 * 256 : 4 * n;
-    return all / 2 + scales + 4 * 16 + nb_bnb_state_bytes(w);
-}
-
-static int64_t fp8_bytes(const nb_weight *w)
-{
-    const int64_t rows = w->scale_rows > 1 ? w->scale_rows : 1;
-    const int64_t n_groups = (w->n_cols + w->group_size - 1) / w->group_size;
-    const int64_t n_scales = (w->n_rows + rows - 1) / rows * n_groups;
-    return w->n_rows * w->n_cols + n_scales * (int64_t)nb_float_bytes(w->scale_type) +
-           (w->act.is_static ? 4 : 0);
-}
-
-/* As the reader of the file will count them (nb_weight). */
-static int64_t weight_bytes(const nb_weight *w)
-{
-    const int64_t word_bits = 32, n_words = (w->n_cols * w->fmt->bits + word_bits - 1) / word_bits;
-    if (!w->fmt->affine)
-        return w->n_rows * (w->n_cols / w->fmt->block_len) * w->fmt->block_bytes;
-    if (w->fmt->levels != NULL)
-        return w->fmt == &nb_format_nf4 ? nf4_bytes(w) : fp8_bytes(w);
-    if (nb_target_turns(w->layout))
-        return turned_bytes(w);
-    const bool packed = w->fmt->bits != 8 || w->act.bits == 0;
-    const int64_t n_groups = w->n_cols / w->group_size;
-    int64_t bytes = packed ? 16 + w->n_rows * 4 * n_words : w->n_rows * w->n_cols;
-    bytes += w->n_rows * n_groups * (int64_t)nb_float_bytes(w->scale_type);
-    if (w->symmetric)
-        return bytes;
-    const int64_t zero_rows = (w->n_rows * w->fmt->bits + word_bits - 1) / word_bits;
-    return bytes + (packed ? 4 * zero_rows : w->n_rows) * n_groups;
-}
-
 /* Weights that the target has no use for. */
 static nb_status left_out(planner *p, const nb_weight *w, bool *out, nb_err *err)
 {
@@ -450,9 +504,10 @@ static nb_status left_out(planner *p, const nb_weight *w, bool *out, nb_err *err
     return NB_OK;
 }
 
-static nb_status add(planner *p, const nb_weight *from, nb_err *err)
+static nb_status add(planner *p, int64_t i, nb_err *err)
 {
     nb_plan *plan = p->plan;
+    const nb_weight *from = nb_store_weight(p->store, i);
     bool out;
     NB_TRY(left_out(p, from, &out, err));
     if (out)
@@ -460,10 +515,11 @@ static nb_status add(planner *p, const nb_weight *from, nb_err *err)
     nb_weight *to = &plan->weights[plan->n];
     nb_how *how = &plan->how[plan->n];
     plan->from[plan->n] = from;
+    plan->rule[plan->n] = p->rule[i];
     *to = *from;
     to->reordered = false;
     *how = NB_HOW_COPY;
-    NB_TRY(plan->request.scheme != NULL ? quantize(p, from, to, how, err)
+    NB_TRY(plan->request.scheme != NULL ? quantize(p, i, from, to, how, err)
                                         : convert(p, from, to, how, err));
     if (to->fmt->affine && (nb_target_turns(to->layout) || nb_target_turns(plan->request.layout)))
         to->layout = plan->request.layout;
@@ -472,7 +528,7 @@ static nb_status add(planner *p, const nb_weight *from, nb_err *err)
         to->n_dims = 1; /* GGUF knows no scalars */
         to->dims[0] = 1;
     }
-    to->bytes = weight_bytes(to);
+    to->bytes = nb_planned_bytes(to);
     plan->n_rounded += *how == NB_HOW_ROUND;
     plan->n_params += to->n_rows * to->n_cols;
     plan->bytes += to->bytes;
@@ -545,6 +601,11 @@ static nb_status add_notes(planner *p, nb_err *err)
         NB_TRY(note(plan, err,
                     "embedding and output become q8_0, where others take q6_k: nibble has no "
                     "encoder for that"));
+    if (p->n_smaller > 0)
+        NB_TRY(note(plan, err,
+                    "%lld tensors become q5_0: their rows are no whole blocks of 256, which q4_k "
+                    "has",
+                    (long long)p->n_smaller));
     if (p->n_unblocked > 0)
         NB_TRY(note(plan, err,
                     "%lld tensor%s floats: rows such as the %lld columns of '%.100s' are no whole "
@@ -561,25 +622,19 @@ static nb_status make(planner *p, nb_err *err)
 {
     nb_plan *plan = p->plan;
     const int64_t n = nb_store_n_weights(p->store);
-    NB_TRY(nb_target_check(&plan->request, err));
-    if (plan->request.scheme != NULL && plan->request.scheme->act.is_static)
-        return nb_fail(err, NB_UNSUPPORTED,
-                       "scheme %s: static scales of activations come from calibration, which has "
-                       "none to give yet; without static each token has its own",
-                       plan->request.scheme->name);
     NB_TRY(nb_config_read(p->store, &plan->config, err));
     NB_TRY(nb_roles_check(p->store, &plan->config, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->weights, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->from, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->how, n + 1, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->rule, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->notes, MAX_NOTES, err));
     p->is_f32 = nb_store_find(p->store, "model.embed_tokens.weight")->fmt == &nb_format_f32;
     NB_TRY(find_main_type(p, err));
-    if (plan->request.scheme != NULL)
-        NB_TRY(choose_group(p, err));
+    NB_TRY(apply_rules(p, err));
     NB_TRY(resolve_rope(p, err));
     for (int64_t i = 0; i < n; i++)
-        NB_TRY(add(p, nb_store_weight(p->store, i), err));
+        NB_TRY(add(p, i, err));
     NB_TRY(add_rope_factors(p, err));
     if (nb_target_turns(plan->request.layout) && p->n_affine == 0)
         return nb_fail(err, NB_UNSUPPORTED,

@@ -6,7 +6,7 @@
 
 #include "base/arena.h"
 #include "model/config.h"
-#include "quant/scheme.h"
+#include "quant/recipe.h"
 
 typedef enum {
     NB_HOW_COPY,     /* the bytes as they are */
@@ -26,7 +26,8 @@ typedef enum { NB_DTYPE_AUTO, NB_DTYPE_KEEP, NB_DTYPE_F32, NB_DTYPE_F16, NB_DTYP
 typedef struct {
     nb_store_kind to;
     nb_layout layout;        /* of a folder's quantized weights */
-    const nb_scheme *scheme; /* quantize; NULL: convert */
+    const nb_scheme *scheme; /* quantize: every linear layer; NULL: convert */
+    const nb_recipe *recipe; /* quantize: by rules; `scheme` is that of nb_recipe_main */
     nb_dtype dtype;          /* convert */
     bool requantize;         /* convert: where codes cannot be carried over, choose new ones */
 } nb_plan_request;
@@ -37,9 +38,10 @@ typedef struct {
     nb_weight *weights;     /* [n] to be written, in this order */
     const nb_weight **from; /* [n] of the source; NULL: NB_HOW_MAKE */
     nb_how *how;            /* [n] */
+    const nb_rule **rule;   /* [n] that decided; NULL: none did */
     int64_t n;
     nb_float_type main_type; /* of what is neither quantized nor kept: 16 bits, the source's own */
-    int64_t group_size;      /* of the quantized weights; NB_GROUP_CHANNEL: one a row */
+    int64_t group_size;      /* of request.scheme; NB_GROUP_CHANNEL: one a row */
     int64_t n_quantized;     /* NB_HOW_QUANTIZE */
     int64_t n_requantized;   /* of those, the ones whose source has codes already */
     int64_t n_rounded;       /* NB_HOW_ROUND */
@@ -54,6 +56,13 @@ typedef struct {
  * the file and the weight. `{0}` is an empty plan. */
 nb_status nb_plan_make(nb_plan *plan, nb_store *store, const nb_plan_request *request, nb_err *err);
 void nb_plan_free(nb_plan *plan);
+
+/* How the codes of weight i are chosen: as its rule says, or `otherwise`. */
+static inline const nb_method *nb_plan_method(const nb_plan *p, int64_t i,
+                                              const nb_method *otherwise)
+{
+    return p->rule[i] != NULL && p->rule[i]->method != NULL ? p->rule[i]->method : otherwise;
+}
 
 static inline double nb_plan_bpw(const nb_plan *p)
 {

@@ -147,6 +147,24 @@ nb_status nb_method_spell(const nb_method *method, nb_buf *out, nb_err *err)
     return NB_OK;
 }
 
+unsigned nb_method_needs(const nb_method *method)
+{
+    unsigned needs = method->quantizer->needs;
+    nb_err ignored = {0}; /* options were checked when they were parsed */
+    if (method->quantizer->check != NULL)
+        (void)method->quantizer->check(method, &needs, &ignored);
+    return needs;
+}
+
+bool nb_method_same(const nb_method *a, const nb_method *b)
+{
+    bool same = a->quantizer == b->quantizer && a->n_options == b->n_options;
+    for (int i = 0; same && i < a->n_options; i++)
+        same = strcmp(a->options[i].name, b->options[i].name) == 0 &&
+               strcmp(a->options[i].value, b->options[i].value) == 0;
+    return same;
+}
+
 /* ---- the whole ---- */
 
 nb_status nb_method_parse(nb_method *out, const char *text, nb_err *err)

@@ -112,6 +112,9 @@ const char *nb_method_option_of(const nb_method *method, const char *name);
 /* A number in [low, high], or `preset` when the option was not given. */
 nb_status nb_method_number(const nb_method *method, const char *name, double preset, double low,
                            double high, double *out, nb_err *err);
+/* What this method with these options needs: a mask of nb_stat. */
+unsigned nb_method_needs(const nb_method *method);
+bool nb_method_same(const nb_method *a, const nb_method *b);
 /* NB_USAGE for an option that is not in `known`, which ends with NULL; the message lists those. */
 nb_status nb_method_only(const nb_method *method, const char *const *known, nb_err *err);
 /* As it was given, options sorted: for reports and records. */

@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+extern const nb_quantizer nb_quantizer_rtn;
+
 /* Weights above this are not allowed to stand in memory twice. */
 #define LARGE_BYTES ((int64_t)64 << 20)
 /* Slices between two moments at which memory is given back. */
@@ -177,6 +179,15 @@ static nb_status make(rewriter *w, band *b, const nb_weight *from, nb_err *err)
     return make(w, b, from, err);
 }
 
+/* Methods that need data are for the linear layers of blocks; what else a plan quantizes is rounded
+ * to nearest. */
+static const nb_method *method_of(const rewriter *w, int64_t i)
+{
+    static const nb_method nearest = {.quantizer = &nb_quantizer_rtn};
+    const nb_method *m = nb_plan_method(w->plan, i, w->options->method);
+    return m->quantizer->encode_rows != NULL ? m : &nearest;
+}
+
 static nb_status put_weight(rewriter *w, int64_t i, nb_err *err)
 {
     const nb_plan *plan = w->plan;
@@ -185,7 +196,7 @@ static nb_status put_weight(rewriter *w, int64_t i, nb_err *err)
     band b = {.job = {.from = &w->source.mat,
                       .to = &w->made.mat,
                       .how = plan->how[i],
-                      .method = w->options->method,
+                      .method = method_of(w, i),
                       .nonfinite = w->options->nonfinite,
                       .requantize = plan->request.requantize}};
     const bool keeps = b.job.nonfinite == NB_NONFINITE_KEEP;

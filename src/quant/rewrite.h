@@ -14,7 +14,7 @@
 typedef bool nb_rewrite_progress(void *context, int64_t done, int64_t total);
 
 typedef struct {
-    const nb_method *method;
+    const nb_method *method; /* of weights whose rule names none (nb_plan_method) */
     nb_nonfinite nonfinite;
     /* Weights that a walk has made already, and where they are; NULL: none. */
     const bool *made; /* [plan->n] */

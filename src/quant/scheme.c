@@ -53,6 +53,28 @@ static const preset presets[] = {
 };
 #define N_PRESETS (sizeof presets / sizeof *presets)
 
+/* Other names of the same, as users of llm-compressor know them. */
+static const struct {
+    const char *name, *means;
+} aliases[] = {
+    {"W4A16_ASYM", "W4A16:asym"},
+    {"INT8", "W8A8"},
+};
+#define N_ALIASES (sizeof aliases / sizeof *aliases)
+
+/* Names that users know, of mixtures and formats that need an encoder which nibble lacks. */
+static const struct {
+    const char *name, *lacks, *instead;
+} lacking[] = {
+    {"Q2_K", "q2_k", "Q4_K"},        {"Q3_K_S", "q3_k", "Q4_K"},
+    {"Q3_K_M", "q3_k", "Q4_K"},      {"Q3_K_L", "q3_k", "Q4_K"},
+    {"Q4_K_S", "q5_k", "Q4_K"},      {"Q4_K_M", "q6_k", "Q4_K"},
+    {"Q5_K_S", "q5_k", "Q5_1"},      {"Q5_K_M", "q6_k", "Q5_1"},
+    {"Q6_K", "q6_k", "Q8_0"},        {"IQ4_XS", "iq4_xs", "IQ4_NL"},
+    {"MXFP4", "mxfp4", "W4A16:g32"}, {"NVFP4", "nvfp4", "W4A16:g32"},
+};
+#define N_LACKING (sizeof lacking / sizeof *lacking)
+
 const char *nb_container_name(nb_store_kind kind)
 {
     return kind == NB_STORE_GGUF ? "gguf" : "hf";
@@ -153,6 +175,12 @@ static nb_status unknown_scheme(const char *text, size_t len, nb_err *err)
         modifier_is(text, len, "f32"))
         return nb_fail(err, NB_USAGE, "'%.*s' is no quantization: use nibble convert --dtype",
                        (int)len, text);
+    for (size_t i = 0; i < N_LACKING; i++) {
+        if (modifier_is(text, len, lacking[i].name))
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "scheme %s takes %s, for which nibble has no encoder; %s comes nearest",
+                           lacking[i].name, lacking[i].lacks, lacking[i].instead);
+    }
     return nb_fail(err, NB_USAGE,
                    "unknown scheme '%.*s'; there are W8A16, W4A16, W3A16, W2A16, W8A8, W4A8 "
                    "(with modifiers, as in W4A16:g32,asym), FP8, FP8_BLOCK, NF4, Q4_0, Q4_1, Q4_K, "
@@ -185,8 +213,25 @@ static void spell(nb_scheme *s, const preset *p)
         snprintf(s->name + n, sizeof s->name - n, "%sasym", before);
 }
 
-nb_status nb_scheme_parse(nb_scheme *out, const char *text, nb_err *err)
+/* The text without aliases, in `room`: what follows an alias is added to what it means. */
+static const char *without_alias(const char *text, char *room, size_t size)
 {
+    const size_t len = strcspn(text, ":");
+    for (size_t i = 0; i < N_ALIASES && strlen(text) < size / 2; i++) {
+        if (!modifier_is(text, len, aliases[i].name))
+            continue;
+        const bool joins = text[len] == ':' && strchr(aliases[i].means, ':') != NULL;
+        snprintf(room, size, "%s%s%s", aliases[i].means, joins ? "," : "",
+                 text + len + (joins ? 1 : 0));
+        return room;
+    }
+    return text;
+}
+
+nb_status nb_scheme_parse(nb_scheme *out, const char *given, nb_err *err)
+{
+    char room[128];
+    const char *text = without_alias(given, room, sizeof room);
     const size_t name_len = strcspn(text, ":");
     const preset *p = find_preset(text, name_len);
     if (p == NULL)

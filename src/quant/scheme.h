@@ -27,7 +27,8 @@ typedef struct {
     nb_act_spec act;
 } nb_scheme;
 
-/* Letters may be of either case. NB_USAGE says which schemes and modifiers there are. */
+/* Letters may be of either case; W4A16_ASYM and INT8 are other names of W4A16:asym and W8A8.
+ * NB_USAGE says which schemes and modifiers there are; NB_UNSUPPORTED what a known one lacks. */
 nb_status nb_scheme_parse(nb_scheme *out, const char *text, nb_err *err);
 
 /* "hf", "gguf". */

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/fpenv.h"
 #include "quant/autoround.h"
+#include "quant/roles.h"
 #include "quant/walk_weights.h"
 
 #include <inttypes.h>
@@ -11,13 +12,19 @@
 #include <stdio.h>
 #include <string.h>
 
-bool nb_walk_wanted(const nb_method *method, const nb_transform *transform)
+bool nb_walk_wanted(const nb_plan *plan, const nb_method *method, const nb_transform *transform,
+                    bool *can_do_without)
 {
-    unsigned needs = method->quantizer->needs;
-    nb_err ignored = {0};
-    if (method->quantizer->check != NULL)
-        (void)method->quantizer->check(method, &needs, &ignored);
-    return transform != NULL || needs != NB_STAT_NONE;
+    bool wanted = transform != NULL;
+    *can_do_without = transform == NULL;
+    for (int64_t i = 0; i < plan->n; i++) {
+        if (plan->how[i] != NB_HOW_QUANTIZE || nb_role_of(&plan->weights[i]) != NB_ROLE_LINEAR)
+            continue;
+        const nb_method *its = nb_plan_method(plan, i, method);
+        wanted = wanted || nb_method_needs(its) != NB_STAT_NONE;
+        *can_do_without = *can_do_without && its->quantizer->encode_rows != NULL;
+    }
+    return wanted;
 }
 
 /* ---- what it takes ---- */
@@ -71,7 +78,7 @@ static int64_t block_memory(const nb_walker *w)
 static nb_status estimate_tuning(nb_walker *w, int64_t longest, double block_flops, nb_err *err)
 {
     nb_autoround_options o;
-    const nb_method *method = w->job->tune != NULL ? w->job->tune : w->job->method;
+    const nb_method *method = w->job->tune != NULL ? w->job->tune : w->method;
     NB_TRY(nb_autoround_options_parse(&o, method, w->job->tune != NULL, err));
     const double len = (double)(o.len < longest ? o.len : longest);
     w->plan.tuning_flops =
@@ -111,13 +118,36 @@ static nb_status estimate_flops(nb_walker *w, int64_t longest, nb_err *err)
     return w->by_block || w->job->tune != NULL ? estimate_tuning(w, longest, block, err) : NB_OK;
 }
 
+/* What all methods of the plan need together; w->method is the one that needs most, for messages
+ * and for transforms. A method that tunes whole blocks wants to have all of their weights. */
+static nb_status find_methods(nb_walker *w, nb_err *err)
+{
+    const nb_plan *plan = w->job->plan;
+    for (int64_t i = 0; i < plan->n; i++) {
+        if (plan->how[i] != NB_HOW_QUANTIZE || nb_role_of(&plan->weights[i]) != NB_ROLE_LINEAR)
+            continue;
+        const nb_method *its = nb_plan_method(plan, i, w->job->method);
+        const unsigned needs = nb_method_needs(its);
+        if (w->method != NULL && ((w->needs | needs) & NB_STAT_BLOCK) != 0 &&
+            !nb_method_same(its, w->method))
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "methods %s and %s in one recipe: one of them tunes all weights of a "
+                           "block together",
+                           w->method->quantizer->name, its->quantizer->name);
+        if (w->method == NULL || needs > nb_method_needs(w->method))
+            w->method = its;
+        w->needs |= needs;
+    }
+    if (w->method == NULL)
+        w->method = w->job->method;
+    return NB_OK;
+}
+
 static nb_status set_up(nb_walker *w, nb_err *err)
 {
     const nb_walk_job *job = w->job;
-    const nb_quantizer *q = job->method->quantizer;
-    w->needs = q->needs;
-    if (q->check != NULL)
-        NB_TRY(q->check(job->method, &w->needs, err));
+    NB_TRY(find_methods(w, err));
+    const nb_quantizer *q = w->method->quantizer;
     w->transform_needs = job->transform != NULL ? job->transform->needs : 0;
     w->quantized_flow = job->flow == NB_FLOW_QUANTIZED ||
                         (job->flow == NB_FLOW_AUTO && (w->needs & NB_STAT_HESSIAN) != 0);
@@ -173,61 +203,85 @@ nb_status nb_walk_estimate(nb_walk_plan *out, const nb_walk_job *job, nb_err *er
 static nb_status encode_data_free(nb_walker *w, int j, nb_err *err)
 {
     const nb_weight *to = &w->job->plan->weights[w->index[j]];
-    const nb_quant_job rows = {.method = w->job->method,
+    const nb_method *method = nb_walker_method(w, j);
+    const nb_quant_job rows = {.method = method,
                                .weight = w->weight[j].values,
                                .n_rows = to->n_rows,
                                .n_cols = to->n_cols};
     const uint64_t env = nb_fpenv_enter();
-    const nb_status s = w->job->method->quantizer->encode_rows(&rows, &w->made[j].mat, err);
+    const nb_status s = method->quantizer->encode_rows(&rows, &w->made[j].mat, err);
     nb_fpenv_leave(env);
     return s;
+}
+
+/* Chooses codes for those linears of a point that share a method. */
+static nb_status encode_group(nb_walker *w, nb_point point, nb_group_job *job, const int *of_job,
+                              nb_err *err)
+{
+    const double start = nb_clock();
+    nb_group_result r = {0};
+    const uint64_t env = nb_fpenv_enter();
+    const nb_status s = job->method->quantizer->encode_group(job, &r, err);
+    nb_fpenv_leave(env);
+    if (s != NB_OK)
+        return nb_context(err, "layer %lld, %s", (long long)w->layer, nb_point_name(point));
+    for (int k = 0; k < job->n; k++) {
+        double kl;
+        NB_TRY(nb_walker_predict(w, point, of_job[k], job->stats, &kl, err));
+        NB_TRY(nb_walker_note(w, of_job[k], r.loss[k], r.held_loss[k], kl, r.note,
+                              (nb_clock() - start) / job->n, err));
+    }
+    return NB_OK;
+}
+
+/* One linear that is alone with what happens to it. */
+static nb_status encode_alone(nb_walker *w, nb_point point, int j, const nb_input_stats *stats,
+                              nb_err *err)
+{
+    double kl;
+    const double start = nb_clock();
+    if (!nb_walker_quantizes(w, j)) {
+        nb_walker_encode_plain(w, j);
+        return NB_OK;
+    }
+    NB_TRY(encode_data_free(w, j, err));
+    NB_TRY(nb_walker_predict(w, point, j, stats, &kl, err));
+    return nb_walker_note(w, j, NAN, NAN, kl, NULL, nb_clock() - start, err);
 }
 
 /* Chooses codes for the linears of a point from its statistics, and keeps them. */
 static nb_status encode_point(nb_walker *w, nb_point point, const nb_input_stats *stats,
                               nb_err *err)
 {
-    const nb_quantizer *q = w->job->method->quantizer;
-    const double start = nb_clock();
     int n;
-    const int first = (int)nb_point_linears(point, &n);
-    nb_group_job job = {.method = w->job->method, .stats = stats, .la = &w->la};
-    int of_job[NB_GROUP_LINEARS];
-    for (int j = first; j < first + n; j++) {
-        const nb_weight *to = &w->job->plan->weights[w->index[j]];
+    const int first = (int)nb_point_linears(point, &n), end = first + n;
+    bool in_group[NB_N_LINEARS] = {0};
+    for (int j = first; j < end; j++) {
         if (!nb_walker_quantizes(w, j) && w->weight[j].values == NULL)
             continue;
         if (w->weight[j].values == NULL)
             NB_TRY(nb_walker_load_floats(w, j, err));
         NB_TRY(nb_walker_room(w, j, err));
-        if (!nb_walker_quantizes(w, j)) {
-            nb_walker_encode_plain(w, j);
-        } else if (q->encode_group != NULL) {
-            of_job[job.n] = j;
-            job.linear[job.n].name = to->name;
-            job.linear[job.n].weight = w->weight[j].values;
-            job.linear[job.n].n_rows = to->n_rows;
-            job.linear[job.n++].out = &w->made[j].mat;
-        } else {
-            NB_TRY(encode_data_free(w, j, err));
-            double kl;
-            NB_TRY(nb_walker_predict(w, point, j, stats, &kl, err));
-            NB_TRY(nb_walker_note(w, j, NAN, NAN, kl, NULL, nb_clock() - start, err));
-        }
+        in_group[j] =
+            nb_walker_quantizes(w, j) && nb_walker_method(w, j)->quantizer->encode_group != NULL;
+        if (!in_group[j])
+            NB_TRY(encode_alone(w, point, j, stats, err));
     }
-    if (job.n > 0) {
-        nb_group_result r = {0};
-        const uint64_t env = nb_fpenv_enter();
-        const nb_status s = q->encode_group(&job, &r, err);
-        nb_fpenv_leave(env);
-        if (s != NB_OK)
-            return nb_context(err, "layer %lld, %s", (long long)w->layer, nb_point_name(point));
-        for (int k = 0; k < job.n; k++) {
-            double kl;
-            NB_TRY(nb_walker_predict(w, point, of_job[k], stats, &kl, err));
-            NB_TRY(nb_walker_note(w, of_job[k], r.loss[k], r.held_loss[k], kl, r.note,
-                                  (nb_clock() - start) / job.n, err));
+    for (int i = first; i < end; i++) {
+        nb_group_job job = {.method = nb_walker_method(w, i), .stats = stats, .la = &w->la};
+        int of_job[NB_GROUP_LINEARS];
+        for (int j = i; j < end; j++) {
+            if (!in_group[j] || !nb_method_same(nb_walker_method(w, j), job.method))
+                continue;
+            in_group[j] = false;
+            of_job[job.n] = j;
+            job.linear[job.n].name = w->job->plan->weights[w->index[j]].name;
+            job.linear[job.n].weight = w->weight[j].values;
+            job.linear[job.n].n_rows = w->job->plan->weights[w->index[j]].n_rows;
+            job.linear[job.n++].out = &w->made[j].mat;
         }
+        if (job.n > 0)
+            NB_TRY(encode_group(w, point, &job, of_job, err));
     }
     return NB_OK;
 }
@@ -272,16 +326,6 @@ static void end_stats(nb_walker *w)
         nb_input_stats_free(&w->stats[p]);
 }
 
-static bool any_quantized(const nb_walker *w, nb_point point)
-{
-    int n;
-    const int first = (int)nb_point_linears(point, &n);
-    bool any = false;
-    for (int j = first; j < first + n; j++)
-        any = any || nb_walker_quantizes(w, j);
-    return any;
-}
-
 /* ---- transforms ---- */
 
 /* Applies the transform to the block; its statistics at all points are there. */
@@ -291,7 +335,7 @@ static nb_status transform_block(nb_walker *w, nb_err *err)
     nb_layer *layer = &w->streams.frame.layers[0];
     nb_transform_job t = {.config = &w->config,
                           .la = &w->la,
-                          .method = job->method,
+                          .method = w->method,
                           .gain = {layer->attn_norm, layer->ffn_norm},
                           .options = job->transform_options};
     const nb_format *gain = job->plan->weights[w->gain_index[0]].fmt;
@@ -338,13 +382,14 @@ static nb_status transform_block(nb_walker *w, nb_err *err)
 
 /* ---- a block ---- */
 
-nb_status nb_walker_sweep(nb_walker *w, int i, unsigned needs, bool keep, nb_err *err)
+nb_status nb_walker_sweep(nb_walker *w, int i, const unsigned *needs, bool keep, nb_err *err)
 {
     nb_input_stats *stats[NB_N_POINTS] = {0};
     for (int p = 0; p < NB_N_POINTS; p++) {
-        if (needs != 0)
-            NB_TRY(start_stats(w, (nb_point)p, needs, err));
-        stats[p] = needs != 0 ? &w->stats[p] : NULL;
+        const bool wanted = needs != NULL && needs[p] != 0;
+        if (wanted)
+            NB_TRY(start_stats(w, (nb_point)p, needs[p], err));
+        stats[p] = wanted ? &w->stats[p] : NULL;
     }
     NB_TRY(nb_streams_sweep(&w->streams, i, stats, keep, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
@@ -354,8 +399,12 @@ nb_status nb_walker_sweep(nb_walker *w, int i, unsigned needs, bool keep, nb_err
     return NB_OK;
 }
 
-static nb_status original_sweep(nb_walker *w, unsigned needs, bool keep, nb_err *err)
+/* With what the transform needs at all points, and with what the methods do. */
+static nb_status original_sweep(nb_walker *w, bool methods, bool keep, nb_err *err)
 {
+    unsigned needs[NB_N_POINTS];
+    for (int p = 0; p < NB_N_POINTS; p++)
+        needs[p] = w->transform_needs | (methods ? w->point_needs[p] : 0);
     for (int j = 0; j < NB_N_LINEARS; j++)
         NB_TRY(nb_walker_set_original(w, 0, j, err));
     return nb_walker_sweep(w, 0, needs, keep, err);
@@ -370,7 +419,7 @@ static nb_status load_and_transform(nb_walker *w, nb_err *err)
 
 nb_status nb_walker_transform(nb_walker *w, nb_err *err)
 {
-    NB_TRY(original_sweep(w, w->transform_needs, false, err));
+    NB_TRY(original_sweep(w, false, false, err));
     const nb_status s = load_and_transform(w, err);
     end_stats(w);
     return s;
@@ -379,7 +428,7 @@ nb_status nb_walker_transform(nb_walker *w, nb_err *err)
 /* The statistics of the full-precision model at all points, then all codes. */
 static nb_status walk_original(nb_walker *w, nb_err *err)
 {
-    NB_TRY(original_sweep(w, w->needs | w->transform_needs, true, err));
+    NB_TRY(original_sweep(w, true, true, err));
     if (w->job->transform != NULL)
         NB_TRY(load_and_transform(w, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
@@ -398,9 +447,9 @@ static nb_status walk_quantized(nb_walker *w, nb_err *err)
         NB_TRY(nb_walker_transform(w, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
         const nb_point point = (nb_point)p;
-        const bool wanted = w->needs != 0 && any_quantized(w, point);
+        const bool wanted = w->point_needs[p] != 0;
         if (wanted)
-            NB_TRY(start_stats(w, point, w->needs, err));
+            NB_TRY(start_stats(w, point, w->point_needs[p], err));
         NB_TRY(nb_streams_to_point(&w->streams, point, wanted ? &w->stats[p] : NULL, err));
         if (p > 0)
             nb_walker_drop_linears(w, (nb_point)(p - 1));

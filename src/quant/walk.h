@@ -37,8 +37,8 @@ typedef struct {
     const nb_kernels *kernels;
     const nb_calib_seq *seqs;
     int64_t n_seqs;
-    const nb_method *method;
-    const nb_method *tune; /* a method that tunes whole blocks, on top of `method`; NULL: none */
+    const nb_method *method; /* of weights whose rule names none (nb_plan_method) */
+    const nb_method *tune;   /* a method that tunes whole blocks, on top of those; NULL: none */
     const nb_transform *transform; /* NULL: none */
     const char *transform_options;
     nb_flow flow;
@@ -67,8 +67,10 @@ typedef struct {
                          or there was nothing */
 } nb_walk_result;
 
-/* True if the method or the transform needs a walk. */
-bool nb_walk_wanted(const nb_method *method, const nb_transform *transform);
+/* True if a method of the plan's linear layers, or the transform, needs a walk. *can_do_without:
+ * all of these methods would also choose without data, and there is no transform. */
+bool nb_walk_wanted(const nb_plan *plan, const nb_method *method, const nb_transform *transform,
+                    bool *can_do_without);
 
 /* NB_LIMIT, with both numbers, when it does not fit into job->memory. */
 nb_status nb_walk_estimate(nb_walk_plan *out, const nb_walk_job *job, nb_err *err);

@@ -99,7 +99,7 @@ static nb_status end_block(nb_walker *w, nb_err *err)
         NB_TRY(made ? nb_walker_set_made(w, j, err) : nb_walker_set_original(w, 0, j, err));
         nb_walker_forget(w, j);
     }
-    return nb_walker_sweep(w, 0, 0, true, err);
+    return nb_walker_sweep(w, 0, NULL, true, err);
 }
 
 /* What has no floats yet, because no codes were chosen for it. */
@@ -118,11 +118,11 @@ nb_status nb_walker_tune_block(nb_walker *w, nb_err *err)
 {
     for (int j = 0; j < NB_N_LINEARS; j++)
         NB_TRY(nb_walker_set_original(w, 1, j, err));
-    NB_TRY(nb_walker_sweep(w, 1, 0, true, err));
+    NB_TRY(nb_walker_sweep(w, 1, NULL, true, err));
     if (w->job->transform != NULL)
         NB_TRY(nb_walker_transform(w, err));
     NB_TRY(load_rest(w, true, err));
-    NB_TRY(tune(w, w->job->method, false, err));
+    NB_TRY(tune(w, w->method, false, err));
     NB_TRY(end_block(w, err));
     nb_streams_next(&w->streams);
     return NB_OK;

@@ -32,6 +32,15 @@ void nb_walker_find(nb_walker *w)
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", layer, gains[j]);
         w->gain_index[j] = plan_index(w->job->plan, name);
     }
+    for (int p = 0; p < NB_N_POINTS; p++) {
+        int n;
+        const int first = (int)nb_point_linears((nb_point)p, &n);
+        w->point_needs[p] = 0;
+        for (int j = first; j < first + n; j++) {
+            if (nb_walker_quantizes(w, j))
+                w->point_needs[p] |= nb_method_needs(nb_walker_method(w, j));
+        }
+    }
 }
 
 static const nb_weight *source_of(const nb_walker *w, int j)

@@ -17,12 +17,14 @@ typedef struct {
     nb_walk_plan plan;
     nb_streams streams;
     nb_algebra la;
-    nb_guide guide;                 /* closed, unless the job is guided */
-    nb_guide_plan guide_plan;       /* zero, unless it is */
-    nb_config config;               /* of the whole model */
-    bool quantized_flow, has_other; /* stream 0 is the quantized model; stream 1 the original */
-    bool by_block;                  /* the method tunes whole blocks */
-    unsigned needs, transform_needs;
+    nb_guide guide;                    /* closed, unless the job is guided */
+    nb_guide_plan guide_plan;          /* zero, unless it is */
+    nb_config config;                  /* of the whole model */
+    bool quantized_flow, has_other;    /* stream 0 is the quantized model; stream 1 the original */
+    bool by_block;                     /* the method tunes whole blocks */
+    const nb_method *method;           /* the one that needs most */
+    unsigned needs, transform_needs;   /* of all methods */
+    unsigned point_needs[NB_N_POINTS]; /* of those at a point of the block at hand */
     int64_t layer;
     int64_t index[NB_N_LINEARS]; /* of the plan */
     int64_t gain_index[2], bias_index[NB_N_LINEARS];
@@ -39,6 +41,11 @@ void nb_walker_find(nb_walker *w);
 static inline bool nb_walker_quantizes(const nb_walker *w, int j)
 {
     return w->job->plan->how[w->index[j]] == NB_HOW_QUANTIZE;
+}
+/* How the codes of weight j are chosen. */
+static inline const nb_method *nb_walker_method(const nb_walker *w, int j)
+{
+    return nb_plan_method(w->job->plan, w->index[j], w->job->method);
 }
 /* Norms and biases into all slots. */
 nb_status nb_walker_load_norms(nb_walker *w, nb_err *err);
@@ -72,9 +79,9 @@ nb_status nb_walker_keep_vector(nb_walker *w, int64_t index, const float *x, nb_
 nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, double predicted_kl,
                          const char *note, double seconds, nb_err *err);
 
-/* A sweep of stream i with the weights that are in its slot: statistics `needs` at all points into
- * w->stats, if not 0, and the results kept. */
-nb_status nb_walker_sweep(nb_walker *w, int i, unsigned needs, bool keep, nb_err *err);
+/* A sweep of stream i with the weights that are in its slot: statistics needs[NB_N_POINTS] (NULL:
+ * none) into w->stats, and the results kept. */
+nb_status nb_walker_sweep(nb_walker *w, int i, const unsigned *needs, bool keep, nb_err *err);
 /* What is known so far into the working folder, so that a later run goes on from there. */
 nb_status nb_walker_save(nb_walker *w, nb_err *err);
 
