@@ -172,6 +172,8 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
     const nb_walk_job job = job_of(c, flags, plan, store, method, rt);
     NB_TRY(nb_walk_estimate(&c->plan, &job, err));
     if (dry)
+        NB_TRY(nb_walk_seconds(&job, &c->plan, &c->seconds, err));
+    if (dry)
         return NB_OK;
     NB_TRY(nb_model_digest(nb_store_path(store), c->model_sha256, err));
     return open_dir(c, output, flags->fresh, err);

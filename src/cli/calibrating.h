@@ -24,6 +24,7 @@ typedef struct {
     nb_calib_set set;
     nb_workdir dir;
     nb_walk_plan plan;
+    double seconds; /* predicted, of a dry run */
     nb_walk_result result;
     char model_sha256[NB_SHA256_HEX];
     bool wanted; /* whether there is anything to calibrate */

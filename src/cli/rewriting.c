@@ -132,6 +132,7 @@ static nb_status dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
     nb_sink_abort(sink);
     NB_TRY(nb_rewrite_estimate(&r->plan, r->method, nb_pool_n_threads(r->runtime.pool), &r->seconds,
                                err));
+    r->seconds += r->calibrating.seconds;
     if (out->json)
         return nb_rewriting_print_json(r, out, err);
     nb_rewriting_print_head(r, out);

@@ -29,7 +29,10 @@ static const char *container_words(nb_store_kind kind)
 static int64_t memory_of(const nb_rewriting *r)
 {
     const int64_t text_bytes = r->wrapping.side_bytes + (int64_t)r->wrapping.kv.len;
-    return nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
+    const int64_t writing =
+        nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
+    const int64_t walking = r->calibrating.plan.memory;
+    return writing > walking ? writing : walking;
 }
 
 /* The scheme and the method of all rules, or "mixed". */

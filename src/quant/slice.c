@@ -175,9 +175,16 @@ static bool measure(const nb_mat *to, const float *x, float *y, nb_slice_result 
 
 /* ---- doing ---- */
 
+/* Embedding and head of a model whose layers were made by a method that needs data: that has no
+ * word for them, so they are rounded. */
 static bool encode(const nb_slice_job *job, const float *x, nb_mat *to, nb_slice_result *result,
                    nb_err *err)
 {
+    if (job->method->quantizer->encode_rows == NULL) {
+        for (int64_t r = 0; r < to->n_rows; r++)
+            to->fmt->encode_row(to, r, x + r * to->n_cols);
+        return true;
+    }
     const nb_quant_job rows = {
         .method = job->method, .weight = x, .n_rows = to->n_rows, .n_cols = to->n_cols};
     if (job->method->quantizer->encode_rows(&rows, to, err) == NB_OK)

@@ -74,6 +74,9 @@ bool nb_walk_wanted(const nb_plan *plan, const nb_method *method, const nb_trans
 
 /* NB_LIMIT, with both numbers, when it does not fit into job->memory. */
 nb_status nb_walk_estimate(nb_walk_plan *out, const nb_walk_job *job, nb_err *err);
+/* Seconds it will take on this machine, from trials of a second or less. */
+nb_status nb_walk_seconds(const nb_walk_job *job, const nb_walk_plan *plan, double *seconds,
+                          nb_err *err);
 nb_status nb_walk(const nb_walk_job *job, nb_walk_result *out, nb_err *err);
 void nb_walk_result_free(nb_walk_result *r);
 
