@@ -27,6 +27,7 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
 {
     static const char *const flows[] = {"auto", "original", "quantized", NULL};
     *f = (nb_calibrating_flags){.memory = nb_args_int(args, "memory"),
+                                .check = nb_args_int(args, "check"),
                                 .fresh = nb_args_flag(args, "fresh"),
                                 .guide = nb_args_flag(args, "guide")};
     NB_TRY(nb_calib_request_init(&f->set, args, err));

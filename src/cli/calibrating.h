@@ -16,8 +16,9 @@ typedef struct {
     bool tunes;
     nb_flow flow;
     int64_t memory;
-    bool fresh; /* forget what an earlier run has left */
-    bool guide; /* tokens count by what they do to the predictions */
+    int64_t check; /* held-out sequences that the output is measured on */
+    bool fresh;    /* forget what an earlier run has left */
+    bool guide;    /* tokens count by what they do to the predictions */
 } nb_calibrating_flags;
 
 typedef struct {

@@ -1,6 +1,7 @@
 /* See rewriting.h. */
 #include "cli/rewriting.h"
 
+#include "cli/checking.h"
 #include "quant/digest.h"
 
 #include <stdio.h>
@@ -141,6 +142,19 @@ static nb_status dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
     return NB_OK;
 }
 
+/* What the output has lost, on text that is held out of the calibration. */
+static nb_status check(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    if (!r->calibrating.wanted)
+        return NB_OK;
+    const nb_check_request request = {.source = r->source,
+                                      .output = r->output,
+                                      .set = &r->calibrating.set,
+                                      .n_sequences = r->flags->check,
+                                      .memory = r->flags->memory};
+    return nb_check_run(&r->evaluation, &request, &r->runtime, out, err);
+}
+
 static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out, nb_err *err)
 {
     const double start = nb_clock();
@@ -182,6 +196,7 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
     r->seconds = nb_clock() - start;
     if (r->plan.request.scheme != NULL) {
         NB_TRY(nb_model_digest(r->output, r->sha256, err));
+        NB_TRY(check(r, out, err));
         NB_TRY(nb_rewriting_write_report(r, err));
     }
     if (r->calibrating.wanted)
@@ -258,6 +273,7 @@ nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_reci
                       .calibrating = NB_CALIBRATING_NONE,
                       .dry_run = nb_args_flag(args, "dry-run")};
     const nb_status s = run(&r, &request, nonfinite, out, err);
+    json_decref(r.evaluation);
     nb_calibrating_close(&r.calibrating, false);
     nb_runtime_close(&r.runtime);
     nb_wrapping_free(&r.wrapping);

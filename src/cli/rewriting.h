@@ -52,6 +52,7 @@ typedef struct {
     int64_t bytes;              /* of the tensor files */
     double seconds;
     nb_rewrite_result result;
+    json_t *evaluation; /* of a calibrated output: checking.h; NULL: none */
     bool dry_run;
 } nb_rewriting;
 

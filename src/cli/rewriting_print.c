@@ -192,6 +192,22 @@ static int64_t count_how(const nb_plan *plan, nb_how how)
     return n;
 }
 
+/* One line; nothing when nothing was measured. */
+static void print_evaluation(const nb_rewriting *r, nb_out *out)
+{
+    const json_t *e = r->evaluation;
+    const double kl = json_number_value(json_object_get(e, "kl_mean"));
+    if (out->quiet || !json_is_number(json_object_get(e, "kl_mean")))
+        return;
+    nb_out_text(out,
+                "  against the original, on %lld held-out tokens: KL %.4f, perplexity %.3f (%.3f), "
+                "top-1 %.1f %%\n",
+                (long long)json_integer_value(json_object_get(e, "n_tokens")), kl,
+                json_number_value(json_object_get(e, "perplexity")),
+                json_number_value(json_object_get(e, "base_perplexity")),
+                100 * json_number_value(json_object_get(e, "top1")));
+}
+
 void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
 {
     const nb_plan *plan = &r->plan;
@@ -223,6 +239,7 @@ void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
                 nb_human_seconds(r->seconds).text);
     if (r->sha256[0] != 0)
         nb_out_text(out, "  sha256 %s\n", r->sha256);
+    print_evaluation(r, out);
 }
 
 /* ---- JSON ---- */
@@ -326,6 +343,8 @@ static json_t *whole_json(const nb_rewriting *r)
         return NULL;
     int bad = r->dry_run ? add_dry(line, r) : add_results(line, r);
     bad |= add_calibration(line, r);
+    if (r->evaluation != NULL)
+        bad |= json_object_set(line, "evaluation", r->evaluation);
     if (!r->dry_run && r->sha256[0] != 0)
         bad |= json_object_set_new(line, "sha256", json_string(r->sha256));
     if (bad == 0)

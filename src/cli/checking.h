@@ -1,0 +1,38 @@
+/* What a quantized output has lost, measured before the command ends: the finished file against its
+ * original, on calibration text that was held out. */
+#ifndef NB_CLI_CHECKING_H
+#define NB_CLI_CHECKING_H
+
+#include "cli/runtime.h"
+#include "quant/calib_set.h"
+
+#define NB_CHECK_SEQUENCES    4    /* what --check is by default */
+#define NB_CHECK_WINDOW       2048 /* tokens that are scored in one piece, at most */
+#define NB_CHECK_LAYER_WINDOW 512  /* of the text that layers are measured on, one by one */
+
+typedef struct {
+    const char *source, *output;
+    const nb_calib_set *set;
+    int64_t n_sequences; /* held-out sequences, at most; 0: no check */
+    int64_t memory;      /* bytes that the program may take; 0: what the machine has */
+} nb_check_request;
+
+/* The object "evaluation" of nibble-report.json:
+ *
+ *   n_sequences, n_windows, window, n_tokens    what was scored
+ *   compute, kv                                 how the output was computed
+ *   perplexity, perplexity_se, base_perplexity, kl_mean, kl_mean_se, kl_median, kl_p99, kl_max,
+ *   top1, top1_se                               as nibble eval has them: KL(original || output)
+ *   noise_floor     kl_mean, definition         of the original against itself, with the cache of
+ *                                               keys and values in F16: what no output goes below
+ *   layers          an object a block (layer, kl_mean): the original with this block alone taken
+ *                   from the output, on layer_tokens tokens
+ *   seconds
+ *
+ * or only left_out, a text that says why there are no numbers: no held-out text, not enough memory,
+ * an interruption, logits that are not finite. None of these fails: the output stands already. NULL
+ * in *out when no check was asked for. Fails with NB_MEMORY for the report itself only. */
+nb_status nb_check_run(json_t **out, const nb_check_request *request, const nb_runtime *rt,
+                       nb_out *to, nb_err *err);
+
+#endif
