@@ -178,8 +178,9 @@ nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, dou
                          const char *note, double seconds, nb_err *err)
 {
     const nb_weight *to = &w->job->plan->weights[w->index[j]];
-    json_t *o = json_pack("{s:s, s:s, s:I, s:f}", "name", to->name, "format", to->fmt->name,
-                          "bytes", (json_int_t)to->bytes, "seconds", seconds);
+    json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:f}", "name", to->name, "format", to->fmt->name,
+                          "params", (json_int_t)(to->n_rows * to->n_cols), "bytes",
+                          (json_int_t)to->bytes, "seconds", seconds);
     bool bad = o == NULL;
     if (!bad && isfinite(loss))
         bad = json_object_set_new(o, "loss", json_real(loss)) != 0;
