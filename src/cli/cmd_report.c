@@ -1,8 +1,10 @@
 /* nibble report: results side by side, as a table or as one HTML page. */
+#include "cli/runtime.h"
 #include "cli/verbs.h"
 #include "base/file.h"
 #include "report/report.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #define RESULTS_LIMIT ((size_t)64 << 20)
@@ -21,13 +23,50 @@ static const nb_opt report_options[] = {
     {0},
 };
 
+static const char artefact_name[] = "nibble-report.json";
+
+static bool ends_with(const char *text, const char *end)
+{
+    const size_t n = strlen(text), n_end = strlen(end);
+    return n >= n_end && strcmp(text + n - n_end, end) == 0;
+}
+
+/* A quantized model stands for the report that lies in its folder, or beside its file; `label` is
+ * then what the model is called. Zero-terminated. */
+static nb_status find_report(const char *path, nb_buf *file, char *label, size_t size, nb_err *err)
+{
+    const bool folder = nb_path_is_dir(path), gguf = ends_with(path, ".gguf");
+    NB_TRY(nb_buf_text(file, path, err));
+    if (folder || gguf)
+        NB_TRY(nb_buf_format(file, err, "%s%s", folder ? "/" : ".", artefact_name));
+    NB_TRY(nb_buf_u8(file, 0, err));
+    if (folder || gguf || !ends_with(path, artefact_name)) {
+        nb_path_label(path, label, size);
+        return NB_OK;
+    }
+    /* FOLDER/nibble-report.json, or X.gguf.nibble-report.json */
+    char model[4096];
+    const size_t n = strlen(path) - strlen(artefact_name);
+    snprintf(model, sizeof model, "%.*s", (int)(n > 0 ? n - 1 : 0), path);
+    nb_path_label(model[0] != 0 ? model : path, label, size);
+    return NB_OK;
+}
+
 static nb_status add_file(nb_report *report, const char *path, nb_err *err)
 {
-    nb_buf text = {0};
-    nb_status s = nb_file_slurp(&text, path, RESULTS_LIMIT, err);
+    nb_buf file = {0}, text = {0};
+    char label[256];
+    nb_status s = find_report(path, &file, label, sizeof label, err);
+    const char *name = (const char *)file.data;
     if (s == NB_OK)
-        s = nb_report_add(report, (const char *)text.data, text.len, path, err);
+        s = nb_file_slurp(&text, name, RESULTS_LIMIT, err);
+    if (s == NB_OK && (ends_with(name, artefact_name) ||
+                       nb_report_is_artefact((const char *)text.data, text.len)))
+        s = nb_report_add_artefact(report, (const char *)text.data, text.len, name, label, err);
+    else if (s == NB_OK)
+        s = nb_report_add(report, (const char *)text.data, text.len, name, err);
     nb_buf_free(&text);
+    nb_buf_free(&file);
     return s;
 }
 
@@ -92,15 +131,21 @@ const nb_verb nb_verb_report = {
     .name = "report",
     .summary = "results side by side: a table, or one HTML page with plots",
     .example = "nibble report results.jsonl -o report.html\n"
+               "nibble report model-w4 -o report.html\n"
                "nibble report eval.jsonl bench.jsonl --markdown",
     .about =
         "Reads JSON lines as 'nibble eval --json' and 'nibble bench --json' print them. Lines\n"
         "with the same \"name\" are one row. Known keys: file_bytes (or bytes), bpw, perplexity,\n"
         "perplexity_se, kl_mean, kl_mean_se, kl_median, kl_p99, kl_max, top1, top1_se,\n"
         "prefill_tok_s, decode_tok_s, load_s, peak_rss_bytes, compute, kv, protocol, n_tokens,\n"
-        "logits_hash; and for a \"task\": acc, acc_norm, acc_se. Others are ignored.",
+        "logits_hash; and for a \"task\": acc, acc_norm, acc_se. Others are ignored.\n\n"
+        "Reads also what 'nibble quantize' leaves with a model: give the folder, the .gguf, or\n"
+        "the nibble-report.json itself. It is a row, and the page has a section about it with\n"
+        "what it was made of, errors and KL by layer, and reasons.",
     .operands =
-        (const nb_operand[]){{"RESULTS", "files of JSON lines; '-' is standard input", 1, NB_MANY},
+        (const nb_operand[]){{"RESULTS",
+                              "files of JSON lines, or quantized models; '-' is standard input", 1,
+                              NB_MANY},
                              {0}},
     .options = report_options,
     .run = run_report,

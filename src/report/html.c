@@ -32,6 +32,13 @@ static const char style[] =
     "svg .grid{stroke:var(--line);stroke-width:1}svg .lead{stroke:var(--soft);stroke-width:1}"
     "svg .dot{fill:var(--accent);stroke:var(--card);stroke-width:2}"
     "svg .bar{fill:var(--accent)}svg .bar.two{fill:var(--accent2)}"
+    "svg polyline{fill:none;stroke-width:1.5}h3{font-size:1rem;margin:1.4rem 0 .4rem}"
+    ".facts td{white-space:normal;overflow-wrap:anywhere}details{margin-top:1rem}"
+    "summary{cursor:pointer}polyline.s0{stroke:#2f7fb8}circle.s0{fill:#2f7fb8}"
+    "polyline.s1{stroke:#c2571a}circle.s1{fill:#c2571a}polyline.s2{stroke:#2a9d5c}"
+    "circle.s2{fill:#2a9d5c}polyline.s3{stroke:#a8479a}circle.s3{fill:#a8479a}"
+    "polyline.s4{stroke:#b38a00}circle.s4{fill:#b38a00}polyline.s5{stroke:#7a6ad0}"
+    "circle.s5{fill:#7a6ad0}polyline.s6{stroke:#8a8f98}circle.s6{fill:#8a8f98}"
     ".pair{display:grid;gap:1rem;grid-template-columns:repeat(auto-fit,minmax(22rem,1fr))}"
     "@media print{body{max-width:none}.scroll,figure{break-inside:avoid}}";
 
@@ -173,5 +180,7 @@ nb_status nb_report_html(const nb_report *r, const char *title, nb_buf *out, nb_
         NB_TRY(nb_buf_text(out, "<h2>More numbers</h2>\n", err));
         NB_TRY(put_table(r, true, "Details", out, err));
     }
+    for (int64_t i = 0; i < r->n_artefacts; i++)
+        NB_TRY(nb_artefact_html(&r->artefacts[i], out, err));
     return nb_buf_text(out, "</main>\n</body>\n</html>\n", err);
 }

@@ -58,6 +58,8 @@ void nb_report_free(nb_report *report)
 {
     if (report == NULL)
         return;
+    for (int64_t i = 0; i < report->n_artefacts; i++)
+        json_decref(report->sources[i]);
     nb_arena_free(&report->arena);
     nb_free(report);
 }
@@ -197,6 +199,66 @@ nb_status nb_report_add(nb_report *report, const char *text, size_t len, const c
             return nb_context(err, "%s:%lld", name, number);
     }
     return NB_OK;
+}
+
+/* ---- reports of quantized models ---- */
+
+bool nb_report_is_artefact(const char *text, size_t len)
+{
+    json_t *object;
+    nb_err ignored = {0};
+    if (nb_json_parse(&object, text, len, &ignored) != NB_OK)
+        return false;
+    const bool is = nb_artefact_is(object);
+    json_decref(object);
+    return is;
+}
+
+/* The numbers that columns know: of the file, and of its evaluation. */
+static nb_status add_artefact_row(nb_report *r, const json_t *object, const char *label,
+                                  nb_err *err)
+{
+    nb_row *row = NULL;
+    const json_t *evaluation = json_object_get(object, "evaluation");
+    NB_TRY(find_row(r, label, &row, err));
+    for (int c = 0; c < (int)(sizeof standard / sizeof *standard); c++) {
+        const nb_column *column = &r->columns[c];
+        const json_t *from = json_is_object(evaluation) ? evaluation : NULL;
+        if (strcmp(column->key, "file_bytes") == 0 || strcmp(column->key, "bpw") == 0 ||
+            strcmp(column->key, "peak_rss_bytes") == 0)
+            from = object;
+        const char *key = strcmp(column->key, "file_bytes") == 0 ? "bytes" : column->key;
+        NB_TRY(take(r, from, key, column->kind == COLUMN_TEXT, &row->value[c], err));
+        if (column->error_key != NULL)
+            NB_TRY(take(r, from, column->error_key, false, &row->error[c], err));
+    }
+    return NB_OK;
+}
+
+static nb_status add_artefact(nb_report *r, json_t *object, const char *label, nb_err *err)
+{
+    nb_artefact *a = &r->artefacts[r->n_artefacts];
+    if (!nb_artefact_is(object))
+        return nb_fail(err, NB_DATA, "this is no report of a quantized model");
+    NB_TRY(nb_artefact_read(a, &r->arena, object, err));
+    NB_TRY(nb_arena_text(&r->arena, (char **)&a->name, label, strlen(label), err));
+    NB_TRY(add_artefact_row(r, object, label, err));
+    r->sources[r->n_artefacts++] = json_incref(object);
+    return NB_OK;
+}
+
+nb_status nb_report_add_artefact(nb_report *report, const char *text, size_t len, const char *name,
+                                 const char *label, nb_err *err)
+{
+    json_t *object = NULL;
+    if (report->n_artefacts == NB_REPORT_MAX_ARTEFACTS)
+        return nb_fail(err, NB_LIMIT, "%s: more than %d reports of quantized models", name,
+                       NB_REPORT_MAX_ARTEFACTS);
+    nb_status s = nb_json_parse(&object, text, len, err);
+    if (s == NB_OK)
+        s = add_artefact(report, object, label, err);
+    json_decref(object);
+    return s == NB_OK ? s : nb_context(err, "%s", name);
 }
 
 /* ---- values for readers ---- */

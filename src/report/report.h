@@ -25,6 +25,13 @@ void nb_report_free(nb_report *report); /* NULL is fine */
  * NB_LIMIT past 1,000 rows or 20 tasks. After a failure the lines before it were added. */
 nb_status nb_report_add(nb_report *report, const char *text, size_t len, const char *name,
                         nb_err *err);
+/* Whether text[0, len) is the nibble-report.json of a quantized model: one object, over many lines.
+ */
+bool nb_report_is_artefact(const char *text, size_t len);
+/* Adds one: a row, called `label`, and a section of the page. Messages name `name`. NB_DATA for
+ * what it may not hold, NB_LIMIT past 64 of them. */
+nb_status nb_report_add_artefact(nb_report *report, const char *text, size_t len, const char *name,
+                                 const char *label, nb_err *err);
 int64_t nb_report_n_rows(const nb_report *report);
 
 /* Each appends the whole report. `title` is text, not markup. */

@@ -3,6 +3,7 @@
 #define NB_REPORT_TABLE_H
 
 #include "base/arena.h"
+#include "report/artefact.h"
 #include "report/report.h"
 
 typedef enum {
@@ -23,8 +24,9 @@ typedef struct {
     bool detail;           /* for the second table */
 } nb_column;
 
-#define NB_REPORT_MAX_ROWS    1000
-#define NB_REPORT_MAX_COLUMNS 64
+#define NB_REPORT_MAX_ROWS      1000
+#define NB_REPORT_MAX_COLUMNS   64
+#define NB_REPORT_MAX_ARTEFACTS 64
 
 typedef struct {
     bool present;
@@ -45,6 +47,9 @@ struct nb_report {
     int n_tasks;
     nb_row **rows;
     int64_t n_rows;
+    nb_artefact artefacts[NB_REPORT_MAX_ARTEFACTS];
+    json_t *sources[NB_REPORT_MAX_ARTEFACTS]; /* where the artefacts' texts are */
+    int64_t n_artefacts;
 };
 
 /* The index of a column; -1: no such key. */
