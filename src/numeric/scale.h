@@ -23,11 +23,12 @@ static inline float nb_scale_stored(nb_float_type type, float wanted, float top)
     nb_float_put(place, type, 0, wanted);
     float stored = nb_float_get(place, type, 0);
     stored = stored > most[type] ? most[type] : stored > 0 ? stored : least[type];
-    while (stored * top > FLT_MAX) { /* next to FLT_MAX / top: the number below */
-        const uint32_t ulp = type == NB_F32 ? 1u : 0x10000u;
-        stored = nb_f32_from_bits(nb_f32_bits(stored) - ulp);
-    }
-    return stored;
+    if (!(stored * top > FLT_MAX))
+        return stored;
+    /* The type's last number whose product is finite; an F16 never comes here. */
+    const uint32_t ulp = type == NB_F32 ? 1u : 0x10000u;
+    stored = nb_f32_from_bits(nb_f32_bits(FLT_MAX / top) & ~(ulp - 1));
+    return stored * top > FLT_MAX ? nb_f32_from_bits(nb_f32_bits(stored) - ulp) : stored;
 }
 
 #endif
