@@ -103,16 +103,28 @@ static void sum_columns(void *context, int64_t chunk, int thread)
     }
 }
 
-/* Of n_expected tokens, the ones at which t * SAMPLE / n_expected steps to a new integer. */
+/* Of n_expected tokens, one of each of NB_SAMPLE_ROWS stretches: at a place of its own in each, so
+ * that all positions of sequences come by. In every sixteenth it is the first: where lengths are
+ * round numbers, first tokens of sequences are among those, which are like no others, so rare that
+ * chance would pass over them, and what smoothing has to know of. */
+static bool in_sample(int64_t t, int64_t all)
+{
+    if (all <= NB_SAMPLE_ROWS)
+        return true;
+    const int64_t stretch = t * NB_SAMPLE_ROWS / all;
+    const int64_t begin = (stretch * all + NB_SAMPLE_ROWS - 1) / NB_SAMPLE_ROWS;
+    const int64_t end = ((stretch + 1) * all + NB_SAMPLE_ROWS - 1) / NB_SAMPLE_ROWS;
+    const uint32_t place = (uint32_t)stretch * 2654435769u >> 16;
+    return t - begin == (stretch % 16 == 0 ? 0 : (int64_t)place * (end - begin) >> 16);
+}
+
 static void take_sample(nb_input_stats *s, const float *x, int64_t n_rows)
 {
-    const int64_t first = s->n_tokens + s->n_held, all = s->n_expected;
+    const int64_t first = s->n_tokens + s->n_held;
     for (int64_t t = 0; t < n_rows && s->n_sample < NB_SAMPLE_ROWS; t++) {
-        if ((first + t + 1) * NB_SAMPLE_ROWS / all == (first + t) * NB_SAMPLE_ROWS / all &&
-            all > NB_SAMPLE_ROWS)
-            continue;
-        memcpy(s->sample + s->n_sample++ * s->n_cols, x + t * s->n_cols,
-               (size_t)s->n_cols * sizeof *x);
+        if (in_sample(first + t, s->n_expected))
+            memcpy(s->sample + s->n_sample++ * s->n_cols, x + t * s->n_cols,
+                   (size_t)s->n_cols * sizeof *x);
     }
 }
 
