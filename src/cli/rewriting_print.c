@@ -237,7 +237,7 @@ void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
     nb_out_text(out, "%s: %lld bytes (%s), %.3f bits per weight, in %s\n", r->output,
                 (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
                 nb_human_seconds(r->seconds).text);
-    if (r->sha256[0] != 0)
+    if (r->sha256[0] != 0 && !out->quiet)
         nb_out_text(out, "  sha256 %s\n", r->sha256);
     print_evaluation(r, out);
 }

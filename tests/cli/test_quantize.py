@@ -29,7 +29,7 @@ KEYS = {"source", "source_container", "output", "container", "scheme", "method",
         "n_tensors", "n_quantized", "n_requantized", "n_rounded", "n_params", "source_bytes",
         "bytes", "side_bytes", "weight_bytes", "bpw", "memory_bytes", "notes", "seconds"}
 RUN_KEYS = KEYS | {"rms_error", "max_error", "rounding_rms_error", "rounding_max_error", "zeroed",
-                   "peak_rss_bytes"}
+                   "peak_rss_bytes", "sha256"}
 DRY_KEYS = KEYS | {"dry_run", "tensors"}
 
 
@@ -44,7 +44,7 @@ def side_size(path):
     if os.path.isfile(path):
         return 0
     return sum(os.path.getsize(os.path.join(path, n)) for n in os.listdir(path)
-               if ".safetensors" not in n)
+               if ".safetensors" not in n and "nibble-report" not in n)
 
 
 class Quantize(lib.Case):
@@ -198,7 +198,7 @@ class Quantize(lib.Case):
         self.assertIn("-o OUT", self.fails(2, "quantize", source, "--scheme", "W8A8"))
         self.assertIn("--scheme", self.fails(2, "quantize", source, "-o", self.path("o")))
         out = ["-o", self.path("o")]
-        self.assertIn("'W3A16'", self.fails(2, "quantize", source, *out, "-s", "W3A16"))
+        self.assertIn("'W5A16'", self.fails(2, "quantize", source, *out, "-s", "W5A16"))
         self.assertIn("rtn", self.fails(2, "quantize", source, *out, "-s", "W8A8", "-m", "magic"))
         for bad in ("-", ""):
             self.fails(2, "quantize", source, "-o", bad, "--scheme", "W8A8")
@@ -311,7 +311,8 @@ class Quantize(lib.Case):
             line = self.fails(3, "quantize", source, "-o", self.path("o.gguf"), "--scheme", "Q8_0")
             self.assertIn("locked", line)
         self.ok("quantize", source, "-o", self.path("o.gguf"), "--scheme", "Q8_0")
-        self.assertEqual(sorted(os.listdir(self.folder)), ["hf", "o.gguf"])
+        self.assertEqual(sorted(os.listdir(self.folder)),
+                         ["hf", "o.gguf", "o.gguf.nibble-report.json"])
 
     def test_places_that_cannot_be_written(self):
         source = lib.write_hf(self.path("hf"), MODEL, "bf16")
@@ -448,11 +449,12 @@ class Quantize(lib.Case):
 
 
 def snapshot(path):
-    """Every file below a path, with its bytes."""
+    """Every file below a path, with its bytes; but for the report, which tells of seconds."""
     if os.path.isfile(path):
         with open(path, "rb") as f:
             return f.read()
-    return {name: snapshot(os.path.join(path, name)) for name in sorted(os.listdir(path))}
+    return {name: snapshot(os.path.join(path, name)) for name in sorted(os.listdir(path))
+            if "nibble-report.json" not in name}
 
 
 def remove(path):

@@ -180,14 +180,12 @@ static void sizes_are_positive_integers(void **state)
             refused(&(pair){key, NULL}, 1, NB_DATA, reason);
             refused(&(pair){key, "null"}, 1, NB_DATA, reason);
         }
-        /* What no integer type holds is no JSON for us: 2^64 + 64, and 20,000 digits. */
-        static char digits[20001];
-        memset(digits, '7', sizeof digits - 1);
+        /* What no integer type holds: 2^64 + 64. */
         nb_err err;
         nb_config c;
         write_json(&(pair){key, "18446744073709551680"}, 1);
         assert_int_equal(read_config(scratch_path("hf"), &c, &err), NB_DATA);
-        assert_non_null(strstr(err.text, "config.json: not valid JSON, line "));
+        assert_non_null(strstr(err.text, key));
     }
 }
 
