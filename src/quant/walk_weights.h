@@ -84,6 +84,15 @@ nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, dou
 nb_status nb_walker_sweep(nb_walker *w, int i, const unsigned *needs, bool keep, nb_err *err);
 /* What is known so far into the working folder, so that a later run goes on from there. */
 nb_status nb_walker_save(nb_walker *w, nb_err *err);
+/* Goes on from a state that fits, or starts anew. */
+nb_status nb_walker_resume(nb_walker *w, nb_err *err);
+/* Says which weights of the first n layers are in the working folder. */
+void nb_walker_mark_made(nb_walker *w, int64_t n);
+
+/* walk_plan.c: what the job asks for, and w->plan. */
+nb_status nb_walker_set_up(nb_walker *w, nb_err *err);
+/* Columns at a point, and rows of all linears that read there. */
+int64_t nb_walker_point_shape(const nb_config *c, nb_point point, int64_t *n_rows);
 
 /* walk_guide.c. What the guide takes, into w->guide_plan and the operations of w->plan; NB_USAGE
  * where it would change nothing. */
