@@ -224,7 +224,7 @@ static void command_of(const advising *a, char *text, size_t size)
         return;
     snprintf(text, size, "nibble quantize %s -o %s --scheme %s --method %s%s",
              ends_with(a->path, ".json") ? "MODEL" : a->path,
-             strncmp(v->scheme, "Q4_", 3) == 0 ? "OUT.gguf" : "OUT", v->scheme, v->method,
+             strncmp(v->scheme, "IQ", 2) == 0 ? "OUT.gguf" : "OUT", v->scheme, v->method,
              rtn ? "" : " --calib TEXT");
 }
 
@@ -241,6 +241,9 @@ static void print_advice(const advising *a, nb_out *out)
                     (long long)v->nodes_16, (long long)v->nodes_4);
     if (command[0] != 0)
         nb_out_text(out, "  %s\n", command);
+    else if (v->scheme[0] != 0)
+        nb_out_text(out, "  no command yet: nibble does not %s\n",
+                    a->request.purpose == NB_FOR_TRAINING ? "train" : "run this architecture");
 }
 
 /* ---- JSON ---- */

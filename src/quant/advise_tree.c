@@ -55,21 +55,27 @@ static bool fits(const question *q, const nb_candidate *c)
                                            q->kv) <= q->request->memory;
 }
 
-/* The first of the names whose groups divide the rows; Q4_0 and BF16 always do. */
-static const nb_candidate *first_possible(const question *q, const char *const *names)
+/* Of the names the first that fits, else the first whose groups divide the rows: the last of a list
+ * of four bits always does, since a GGUF keeps floats where blocks do not. */
+static const nb_candidate *choose(const question *q, const char *const *names)
 {
-    const nb_candidate *c = find(q->candidates, *names);
-    while (!c->possible && *++names != NULL)
+    const nb_candidate *possible = NULL, *c = NULL;
+    for (; *names != NULL; names++) {
         c = find(q->candidates, *names);
-    return c;
+        if (fits(q, c))
+            return c;
+        if (possible == NULL && c->possible)
+            possible = c;
+    }
+    return possible != NULL ? possible : c;
 }
 
 static const nb_candidate *of_bits(const question *q, int bits)
 {
-    static const char *const four[] = {"W4A16:g32,asym", "NF4", "Q4_0", NULL};
+    static const char *const four[] = {"W4A16:g32,asym", "W4A16:g64", "W4A16:g128", "IQ4_NL", NULL};
     static const char *const three[] = {"W3A16:g64,asym", "W3A16:g128", NULL};
     static const char *const two[] = {"W2A16:g32,asym", NULL};
-    return first_possible(q, bits == 4 ? four : bits == 3 ? three : two);
+    return choose(q, bits == 4 ? four : bits == 3 ? three : two);
 }
 
 /* Machines of this memory that share the layers: the cache is shared with them, what each needs
