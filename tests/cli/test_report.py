@@ -129,6 +129,76 @@ class Report(lib.Case):
         self.assertEqual(len(self.ok("report", path).splitlines()), 2)
         self.assertEqual(len(self.ok("report", path, "--markdown").splitlines()), 3)
 
+    def quantized(self, *args, out="out"):
+        """A tiny model quantized with data; its report."""
+        model = lib.write_hf(self.path("hf"), lib.TinyModel(n_layers=2), "bf16")
+        text = self.write("t.txt", "the cat sat on the mat " * 60)
+        out = self.path(out)
+        self.ok("quantize", model, "-o", out, "--method", "gptq", "--calib", text, "--calib-samples",
+                "4", "--calib-len", "24", "--threads", "1", "--quiet", "--force", *args)
+        beside = out + ".nibble-report.json" if out.endswith(".gguf") else \
+            os.path.join(out, "nibble-report.json")
+        with open(beside) as f:
+            return out, json.load(f)
+
+    def test_quantized_models_are_measured_and_shown(self):
+        out, report = self.quantized("--scheme", "W4A16:g32")
+        e = report["evaluation"]
+        self.assertEqual((e["n_sequences"], e["n_windows"], e["n_tokens"]), (1, 1, 23))
+        self.assertGreater(e["kl_mean"], 0)
+        self.assertLess(e["noise_floor"]["kl_mean"], e["kl_mean"])
+        self.assertEqual([layer["layer"] for layer in e["layers"]], [0, 1])
+        for layer in e["layers"]:
+            self.assertGreater(layer["kl_mean"], 0)
+        self.assertLessEqual(e["top1"], 1)
+        page = self.ok("report", out, self.eval, "-o", "-")
+        self.assertEqual(page.count('<section class="artefact">'), 1)
+        self.assertIn(report["sha256"], page)
+        self.assertIn(report["calibration"]["model_sha256"], page)
+        self.assertIn("KL by layer", page)
+        self.assertIn("Bits by layer", page)
+        self.assertEqual(page, self.ok("report", os.path.join(out, "nibble-report.json"), self.eval,
+                                       "-o", "-"))
+        rows = self.ok("report", out, self.eval).splitlines()
+        self.assertEqual(len(rows), 4)
+        self.assertTrue(rows[1].startswith("out "))
+        self.assertIn("%.3f" % e["perplexity"], rows[1])
+
+    def test_a_block_that_lost_nothing_brings_nothing(self):
+        out, report = self.quantized("--recipe", self.write(
+            "r.txt", "model.layers.1.* = W4A16:g32 because \"<i>only</i> here\"\n"))
+        first, second = [layer["kl_mean"] for layer in report["evaluation"]["layers"]]
+        self.assertEqual(first, 0)
+        self.assertGreater(second, 0)
+        self.assertIn("&lt;i&gt;only&lt;/i&gt; here", self.ok("report", out, "-o", "-"))
+
+    def test_a_gguf_has_its_report_beside_it(self):
+        out, report = self.quantized("--scheme", "Q4_0", out="m.gguf")
+        self.assertGreater(report["evaluation"]["kl_mean"], 0)
+        page = self.ok("report", out, "-o", "-")
+        self.assertIn("<h2>m.gguf</h2>", page)
+        self.assertEqual(page, self.ok("report", out + ".nibble-report.json", "-o", "-"))
+
+    def test_no_check_when_it_is_not_wanted_or_does_not_fit(self):
+        _, report = self.quantized("--scheme", "W4A16:g32", "--check", "0")
+        self.assertNotIn("evaluation", report)
+        out, report = self.quantized("--scheme", "W4A16:g32", "--memory", "60M")
+        self.assertEqual(list(report["evaluation"]), ["left_out"])
+        self.assertIn("memory", report["evaluation"]["left_out"])
+        self.assertIn("Not measured against the original: ", self.ok("report", out, "-o", "-"))
+
+    def test_hostile_reports_are_refused_by_name(self):
+        good = {"nibble": "1", "source": "<script>alert(1)</script>", "scheme": "s", "method": "m"}
+        path = self.write("nibble-report.json", json.dumps(good))
+        self.assertNotIn("<script", self.ok("report", path, "-o", "-"))
+        for change in ({"source": 3}, {"notes": [1]}, {"calibration": []}, {"bpw": "x"}):
+            self.write("nibble-report.json", json.dumps(dict(good, **change)))
+            self.assertIn(next(iter(change)), self.fails(1, "report", path))
+        for content in ("", "{", "[]", "{}", '{"nibble": 1}', "[" * 3000):
+            self.write("nibble-report.json", content)
+            self.assertIn("nibble-report.json", self.fails(1, "report", path))
+            self.assertIn("nibble-report.json", self.fails(1, "report", self.folder))
+
 
 if __name__ == "__main__":
     lib.main()
