@@ -239,6 +239,38 @@ static void a_plot_survives_any_number(void **state)
     }
 }
 
+static nb_status whole_run(nb_err *err)
+{
+    nb_report *r = NULL;
+    nb_buf out = {0};
+    nb_status s = nb_report_new(&r, err);
+    if (s == NB_OK)
+        s = nb_report_add_artefact(r, PLANTED, strlen(PLANTED), "f", "x", err);
+    if (s == NB_OK)
+        s = nb_report_html(r, "t", &out, err);
+    nb_buf_free(&out);
+    nb_report_free(r);
+    return s;
+}
+
+/* Whichever allocation fails, the answer is NB_MEMORY and nothing leaks. */
+static void memory_may_run_out_anywhere(void **state)
+{
+    (void)state;
+    const int64_t before = nb_alloc_live();
+    nb_status s = NB_MEMORY;
+    int64_t n = 1;
+    for (; s != NB_OK; n++) {
+        nb_err err = {0};
+        nb_alloc_fail_at(n);
+        s = whole_run(&err);
+        nb_alloc_fail_at(0);
+        assert_true(s == NB_OK || s == NB_MEMORY);
+        assert_int_equal(nb_alloc_live(), before);
+    }
+    assert_true(n > 10);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -247,6 +279,7 @@ int main(void)
         cmocka_unit_test(what_is_missing_is_not_drawn),
         cmocka_unit_test(wrong_types_are_refused_by_name),
         cmocka_unit_test(a_plot_survives_any_number),
+        cmocka_unit_test(memory_may_run_out_anywhere),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
