@@ -172,7 +172,7 @@ static nb_status choose_group(planner *p, const nb_scheme *scheme, int64_t *out,
             continue;
         const char *why =
             i == 0 ? "the default" : "the largest of 128, 64, 32 that divides every row";
-        if (p->plan->request.recipe != NULL)
+        if (p->plan->request.recipe != NULL && p->plan->request.recipe->n > 1)
             return note(p->plan, err, "%s: group size %lld: %s", scheme->name,
                         (long long)usual_groups[i], why);
         return note(p->plan, err, "group size %lld: %s", (long long)usual_groups[i], why);
