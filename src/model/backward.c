@@ -10,27 +10,27 @@
 
 enum { ROWS = 8, PIECE = 128 };
 
-int64_t nb_block_n_rows(const nb_config *c, nb_block_linear which)
+int64_t nb_block_n_rows(const nb_config *c, nb_linear_id which)
 {
     switch (which) {
-    case NB_BLOCK_Q:
+    case NB_LINEAR_Q:
         return c->n_heads * c->head_dim;
-    case NB_BLOCK_K:
-    case NB_BLOCK_V:
+    case NB_LINEAR_K:
+    case NB_LINEAR_V:
         return c->n_kv_heads * c->head_dim;
-    case NB_BLOCK_GATE:
-    case NB_BLOCK_UP:
+    case NB_LINEAR_GATE:
+    case NB_LINEAR_UP:
         return c->d_ff;
     default:
         return c->d_model;
     }
 }
 
-int64_t nb_block_n_cols(const nb_config *c, nb_block_linear which)
+int64_t nb_block_n_cols(const nb_config *c, nb_linear_id which)
 {
-    return which == NB_BLOCK_O      ? c->n_heads * c->head_dim
-           : which == NB_BLOCK_DOWN ? c->d_ff
-                                    : c->d_model;
+    return which == NB_LINEAR_O      ? c->n_heads * c->head_dim
+           : which == NB_LINEAR_DOWN ? c->d_ff
+                                     : c->d_model;
 }
 
 /* ---- memory ---- */
@@ -56,9 +56,9 @@ static int64_t take(layout *l, int64_t count, int64_t each)
 static int64_t product_bytes(const nb_config *c, int64_t n_tokens, int n_threads)
 {
     int64_t most = 0;
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
-        const int64_t rows = nb_block_n_rows(c, (nb_block_linear)i);
-        const int64_t cols = nb_block_n_cols(c, (nb_block_linear)i);
+    for (int i = 0; i < NB_N_LINEARS; i++) {
+        const int64_t rows = nb_block_n_rows(c, (nb_linear_id)i);
+        const int64_t cols = nb_block_n_cols(c, (nb_linear_id)i);
         const int64_t bytes[] = {nb_matmul_scratch_bytes(n_tokens, rows, cols, n_threads),
                                  nb_matmul_scratch_bytes(n_tokens, cols, rows, n_threads),
                                  nb_matmul_scratch_bytes(rows, cols, n_tokens, n_threads)};
@@ -179,7 +179,7 @@ static void multiply(const run *r, const nb_matmul_job *job)
 }
 
 /* y = x W^T, without the bias. */
-static void product_forward(const run *r, nb_block_linear which, float *y, const float *x)
+static void product_forward(const run *r, nb_linear_id which, float *y, const float *x)
 {
     const int64_t rows = nb_block_n_rows(r->t->config, which);
     const int64_t cols = nb_block_n_cols(r->t->config, which);
@@ -193,7 +193,7 @@ static void product_forward(const run *r, nb_block_linear which, float *y, const
 }
 
 /* dx = dy W, or dx += dy W. */
-static void product_back(const run *r, nb_block_linear which, float *dx, const float *dy, bool add)
+static void product_back(const run *r, nb_linear_id which, float *dx, const float *dy, bool add)
 {
     const int64_t rows = nb_block_n_rows(r->t->config, which);
     const int64_t cols = nb_block_n_cols(r->t->config, which);
@@ -209,7 +209,7 @@ static void product_back(const run *r, nb_block_linear which, float *dx, const f
 
 /* dW += dy^T x and db += sums of dy. Sequences that are no whole pieces go one by one, so that the
  * sums are cut alike however sequences are grouped. */
-static void product_grad(const run *r, nb_block_linear which, const float *dy, const float *x)
+static void product_grad(const run *r, nb_linear_id which, const float *dy, const float *x)
 {
     const int64_t rows = nb_block_n_rows(r->t->config, which);
     const int64_t cols = nb_block_n_cols(r->t->config, which);
@@ -241,7 +241,7 @@ static void by_rows(run *r, nb_task_fn *task)
     nb_pool_run(r->t->pool, (r->n + ROWS - 1) / ROWS, task, r);
 }
 
-static void add_bias(const run *r, nb_block_linear which, float *y, int64_t row)
+static void add_bias(const run *r, nb_linear_id which, float *y, int64_t row)
 {
     const int64_t n = nb_block_n_rows(r->t->config, which);
     if (r->w->bias[which] != NULL)
@@ -266,9 +266,9 @@ static void bias_chunk(void *context, int64_t chunk, int thread)
     const run *r = context;
     int64_t end;
     for (int64_t row = rows_of(r, chunk, &end); row < end; row++) {
-        add_bias(r, NB_BLOCK_Q, r->t->q, row);
-        add_bias(r, NB_BLOCK_K, r->t->k, row);
-        add_bias(r, NB_BLOCK_V, r->t->v, row);
+        add_bias(r, NB_LINEAR_Q, r->t->q, row);
+        add_bias(r, NB_LINEAR_K, r->t->k, row);
+        add_bias(r, NB_LINEAR_V, r->t->v, row);
     }
 }
 
@@ -282,7 +282,7 @@ static void middle_chunk(void *context, int64_t chunk, int thread)
     int64_t end;
     for (int64_t row = rows_of(r, chunk, &end); row < end; row++) {
         float *x1 = t->x1 + row * d;
-        add_bias(r, NB_BLOCK_O, t->x1, row);
+        add_bias(r, NB_LINEAR_O, t->x1, row);
         t->kernels->add(x1, r->x + row * d, d);
         t->kernels->rmsnorm(t->normed2 + row * d, x1, r->w->ffn_norm, d, t->config->rms_eps);
     }
@@ -296,8 +296,8 @@ static void swiglu_chunk(void *context, int64_t chunk, int thread)
     const int64_t f = t->config->d_ff;
     int64_t end;
     for (int64_t row = rows_of(r, chunk, &end); row < end; row++) {
-        add_bias(r, NB_BLOCK_GATE, t->gate, row);
-        add_bias(r, NB_BLOCK_UP, t->up, row);
+        add_bias(r, NB_LINEAR_GATE, t->gate, row);
+        add_bias(r, NB_LINEAR_UP, t->up, row);
         t->kernels->swiglu(t->h + row * f, t->gate + row * f, t->up + row * f, f);
     }
 }
@@ -310,7 +310,7 @@ static void leave_chunk(void *context, int64_t chunk, int thread)
     const int64_t d = t->config->d_model;
     int64_t end;
     for (int64_t row = rows_of(r, chunk, &end); row < end; row++) {
-        add_bias(r, NB_BLOCK_DOWN, t->y, row);
+        add_bias(r, NB_LINEAR_DOWN, t->y, row);
         t->kernels->add(t->y + row * d, t->x1 + row * d, d);
     }
 }
@@ -406,17 +406,17 @@ void nb_block_forward(nb_block_train *t, const nb_block_weights *w, const float 
     assert(n_seq >= 1 && n_seq <= t->max_seq && len >= 1 && len <= t->max_len);
     run r = {.t = t, .w = w, .x = x, .n_seq = n_seq, .len = len, .n = n_seq * len};
     by_rows(&r, enter_chunk);
-    product_forward(&r, NB_BLOCK_Q, t->q, t->normed1);
-    product_forward(&r, NB_BLOCK_K, t->k, t->normed1);
-    product_forward(&r, NB_BLOCK_V, t->v, t->normed1);
+    product_forward(&r, NB_LINEAR_Q, t->q, t->normed1);
+    product_forward(&r, NB_LINEAR_K, t->k, t->normed1);
+    product_forward(&r, NB_LINEAR_V, t->v, t->normed1);
     by_rows(&r, bias_chunk);
     nb_back_attn_forward(t, w, n_seq, len);
-    product_forward(&r, NB_BLOCK_O, t->x1, t->att);
+    product_forward(&r, NB_LINEAR_O, t->x1, t->att);
     by_rows(&r, middle_chunk);
-    product_forward(&r, NB_BLOCK_GATE, t->gate, t->normed2);
-    product_forward(&r, NB_BLOCK_UP, t->up, t->normed2);
+    product_forward(&r, NB_LINEAR_GATE, t->gate, t->normed2);
+    product_forward(&r, NB_LINEAR_UP, t->up, t->normed2);
     by_rows(&r, swiglu_chunk);
-    product_forward(&r, NB_BLOCK_DOWN, t->y, t->h);
+    product_forward(&r, NB_LINEAR_DOWN, t->y, t->h);
     by_rows(&r, leave_chunk);
 }
 
@@ -426,28 +426,28 @@ void nb_block_backward(nb_block_train *t, const nb_block_weights *w, const float
     run r = {.t = t, .w = w, .grads = grads, .x = x, .n_seq = n_seq, .len = len, .n = n_seq * len};
     if (grads->squares != NULL)
         by_rows(&r, down_squares_chunk);
-    product_grad(&r, NB_BLOCK_DOWN, t->y, t->h);
-    product_back(&r, NB_BLOCK_DOWN, t->h, t->y, false);
+    product_grad(&r, NB_LINEAR_DOWN, t->y, t->h);
+    product_back(&r, NB_LINEAR_DOWN, t->h, t->y, false);
     by_rows(&r, swiglu_back_chunk);
-    product_grad(&r, NB_BLOCK_GATE, t->gate, t->normed2);
-    product_grad(&r, NB_BLOCK_UP, t->up, t->normed2);
-    product_back(&r, NB_BLOCK_GATE, t->d_normed, t->gate, false);
-    product_back(&r, NB_BLOCK_UP, t->d_normed, t->up, true);
+    product_grad(&r, NB_LINEAR_GATE, t->gate, t->normed2);
+    product_grad(&r, NB_LINEAR_UP, t->up, t->normed2);
+    product_back(&r, NB_LINEAR_GATE, t->d_normed, t->gate, false);
+    product_back(&r, NB_LINEAR_UP, t->d_normed, t->up, true);
     gain_grad(&r, grads->ffn_norm, t->x1);
     by_rows(&r, middle_back_chunk);
-    product_grad(&r, NB_BLOCK_O, t->y, t->att);
-    product_back(&r, NB_BLOCK_O, t->d_att, t->y, false);
+    product_grad(&r, NB_LINEAR_O, t->y, t->att);
+    product_back(&r, NB_LINEAR_O, t->d_att, t->y, false);
     nb_back_attn_backward(t, w, n_seq, len, grads);
     if (grads->squares != NULL)
         by_rows(&r, squares_chunk);
-    product_grad(&r, NB_BLOCK_Q, t->att, t->normed1);
-    product_grad(&r, NB_BLOCK_K, t->d_k, t->normed1);
-    product_grad(&r, NB_BLOCK_V, t->d_v, t->normed1);
+    product_grad(&r, NB_LINEAR_Q, t->att, t->normed1);
+    product_grad(&r, NB_LINEAR_K, t->d_k, t->normed1);
+    product_grad(&r, NB_LINEAR_V, t->d_v, t->normed1);
     if (grads->x == NULL && grads->attn_norm == NULL)
         return;
-    product_back(&r, NB_BLOCK_Q, t->d_normed, t->att, false);
-    product_back(&r, NB_BLOCK_K, t->d_normed, t->d_k, true);
-    product_back(&r, NB_BLOCK_V, t->d_normed, t->d_v, true);
+    product_back(&r, NB_LINEAR_Q, t->d_normed, t->att, false);
+    product_back(&r, NB_LINEAR_K, t->d_normed, t->d_k, true);
+    product_back(&r, NB_LINEAR_V, t->d_normed, t->d_v, true);
     gain_grad(&r, grads->attn_norm, x);
     if (grads->x != NULL)
         by_rows(&r, enter_back_chunk);

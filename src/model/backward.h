@@ -10,26 +10,15 @@
 #define NB_MODEL_BACKWARD_H
 
 #include "base/pool.h"
-#include "model/config.h"
-#include "model/rope.h"
+#include "model/model.h"
 
-typedef enum {
-    NB_BLOCK_Q,
-    NB_BLOCK_K,
-    NB_BLOCK_V,
-    NB_BLOCK_O,
-    NB_BLOCK_GATE,
-    NB_BLOCK_UP,
-    NB_BLOCK_DOWN,
-    NB_BLOCK_LINEARS
-} nb_block_linear;
 /* Outputs and inputs of each. */
-int64_t nb_block_n_rows(const nb_config *c, nb_block_linear which);
-int64_t nb_block_n_cols(const nb_config *c, nb_block_linear which);
+int64_t nb_block_n_rows(const nb_config *c, nb_linear_id which);
+int64_t nb_block_n_cols(const nb_config *c, nb_linear_id which);
 
 /* Linears [n_rows][n_cols]; biases NULL where there are none; q_norm and k_norm with QK-norm. */
 typedef struct {
-    const float *linear[NB_BLOCK_LINEARS], *bias[NB_BLOCK_LINEARS];
+    const float *linear[NB_N_LINEARS], *bias[NB_N_LINEARS];
     const float *attn_norm, *ffn_norm, *q_norm, *k_norm;
 } nb_block_weights;
 
@@ -38,7 +27,7 @@ typedef struct {
 
 /* Where gradients go; NULL: not wanted. Those of weights are added to what is there. */
 typedef struct {
-    float *linear[NB_BLOCK_LINEARS], *bias[NB_BLOCK_LINEARS];
+    float *linear[NB_N_LINEARS], *bias[NB_N_LINEARS];
     float *attn_norm, *ffn_norm, *q_norm, *k_norm;
     float *x;       /* [n_seq * len][d_model], written */
     float *squares; /* [n_seq * len][NB_BLOCK_POINTS], written: the mean, over all outputs of the

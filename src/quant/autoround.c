@@ -46,7 +46,7 @@ typedef struct {
     const nb_block_job *job;
     const nb_autoround_options *o;
     nb_block_train train;
-    nb_rounding rounding[NB_BLOCK_LINEARS];
+    nb_rounding rounding[NB_N_LINEARS];
     nb_block_weights weights; /* those of the moment */
     nb_block_grads grads;
     int64_t slice, len; /* sequences at once; tokens of the longest */
@@ -73,14 +73,14 @@ static int64_t slice_bytes(const nb_config *c, int64_t n, int64_t len, int n_thr
 static int64_t matrix_bytes(const nb_config *c, const nb_block_job *job)
 {
     int64_t bytes = 0;
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
-        const int64_t cols = nb_block_n_cols(c, (nb_block_linear)i);
+    for (int i = 0; i < NB_N_LINEARS; i++) {
+        const int64_t cols = nb_block_n_cols(c, (nb_linear_id)i);
         int64_t n_groups = cols / 16; /* no format has smaller groups */
         if (job != NULL && job->out[i] == NULL)
             continue;
         if (job != NULL && job->out[i]->group_size > 0)
             n_groups = nb_mat_n_groups(job->out[i]);
-        const int64_t rows = nb_block_n_rows(c, (nb_block_linear)i);
+        const int64_t rows = nb_block_n_rows(c, (nb_linear_id)i);
         bytes += nb_rounding_bytes(rows, cols, n_groups + 1);
         bytes += job != NULL && job->resume ? rows * cols * 4 : 0;
     }
@@ -118,7 +118,7 @@ static nb_status choose_slice(tuning *t, nb_err *err)
 
 static void close_tuning(tuning *t)
 {
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+    for (int i = 0; i < NB_N_LINEARS; i++)
         nb_rounding_free(&t->rounding[i]);
     nb_block_train_free(&t->train);
     nb_free(t->x);
@@ -259,8 +259,8 @@ static nb_status start(tuning *t, nb_err *err)
         add_squares(t, mid, t->train.normed2, n_rows, c->d_model);
         add_squares(t, h, t->train.h, n_rows, c->d_ff);
     }
-    const float *const importance[NB_BLOCK_LINEARS] = {in, in, in, att, mid, mid, h};
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    const float *const importance[NB_N_LINEARS] = {in, in, in, att, mid, mid, h};
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         if (job->out[i] == NULL)
             continue;
         const float *w = job->weights.linear[i];
@@ -307,11 +307,11 @@ static nb_status descend(tuning *t, int64_t step, bool last, double *share, nb_e
     const nb_config *c = t->job->config;
     const int64_t n_batch = draw(t, step);
     double loss = 0, first = 0;
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+    for (int i = 0; i < NB_N_LINEARS; i++)
         if (t->grads.linear[i] != NULL)
             memset(t->grads.linear[i], 0,
-                   (size_t)(nb_block_n_rows(c, (nb_block_linear)i) *
-                            nb_block_n_cols(c, (nb_block_linear)i)) *
+                   (size_t)(nb_block_n_rows(c, (nb_linear_id)i) *
+                            nb_block_n_cols(c, (nb_linear_id)i)) *
                        sizeof(float));
     for (int64_t i = 0, n; i < n_batch; i += n) {
         const int64_t *seqs = t->order + i;
@@ -341,7 +341,7 @@ static nb_status steps(tuning *t, nb_block_result *result, nb_err *err)
         if (share < best) {
             best = share;
             result->best_step = step;
-            for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+            for (int i = 0; i < NB_N_LINEARS; i++)
                 if (t->job->out[i] != NULL)
                     nb_rounding_keep(&t->rounding[i]);
         }
@@ -349,7 +349,7 @@ static nb_status steps(tuning *t, nb_block_result *result, nb_err *err)
             return nb_fail(err, NB_INTERRUPTED, "stopped at step %lld of %lld", (long long)step,
                            (long long)o->iters);
         const double left = 1 - (double)step / (double)o->iters;
-        for (int i = 0; i < NB_BLOCK_LINEARS && step < o->iters; i++)
+        for (int i = 0; i < NB_N_LINEARS && step < o->iters; i++)
             if (t->job->out[i] != NULL)
                 nb_rounding_step(&t->rounding[i], t->job->pool, (float)(o->rate * left),
                                  (float)(o->range_rate * left));
@@ -364,7 +364,7 @@ typedef void change_fn(nb_rounding *r, nb_pool *pool);
 
 static void for_all(tuning *t, change_fn *change)
 {
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+    for (int i = 0; i < NB_N_LINEARS; i++)
         if (t->job->out[i] != NULL)
             change(&t->rounding[i], t->job->pool);
 }

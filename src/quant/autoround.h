@@ -23,8 +23,8 @@ typedef struct nb_block_job {
     const nb_rope_table *rope;
     const nb_kernels *kernels;
     nb_pool *pool;
-    nb_block_weights weights;      /* in full precision, finite */
-    nb_mat *out[NB_BLOCK_LINEARS]; /* planned: format, groups and room; filled by the call. NULL:
+    nb_block_weights weights;  /* in full precision, finite */
+    nb_mat *out[NB_N_LINEARS]; /* planned: format, groups and room; filled by the call. NULL:
                                       the layer is used as it is in weights */
     /* `out` holds codes and scales of another method already (GPTQ's, say), to start from in place
      * of searched scales and rounding to nearest. From there the usual rates do harm: in one block

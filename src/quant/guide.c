@@ -55,8 +55,8 @@ static int64_t batch_room(const nb_calib_seq *seqs, int64_t n_seqs, int64_t *lon
 static int64_t n_block_floats(const nb_config *c)
 {
     int64_t n = 0;
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
-        n += nb_block_n_rows(c, (nb_block_linear)i) * nb_block_n_cols(c, (nb_block_linear)i);
+    for (int i = 0; i < NB_N_LINEARS; i++)
+        n += nb_block_n_rows(c, (nb_linear_id)i) * nb_block_n_cols(c, (nb_linear_id)i);
     return n;
 }
 
@@ -170,7 +170,7 @@ typedef struct {
     int64_t first, end; /* sequences at hand */
     int64_t token;      /* of the set: the first of them */
     nb_loaded source;   /* a weight as it was read */
-    float *weight[NB_BLOCK_LINEARS];
+    float *weight[NB_N_LINEARS];
     float *rows, *grads; /* [longest][d_model] */
     float *squares;      /* [longest][NB_N_POINTS] */
     nb_block_train train;
@@ -277,11 +277,11 @@ static nb_status load_block(pass *p, int64_t layer, nb_block_weights *out, nb_er
                               .ffn_norm = l->ffn_norm,
                               .q_norm = l->q_norm,
                               .k_norm = l->k_norm};
-    for (int j = 0; j < NB_BLOCK_LINEARS; j++) {
+    for (int j = 0; j < NB_N_LINEARS; j++) {
         const nb_linear *linear = nb_layer_linear(l, (nb_linear_id)j);
         NB_TRY(read_floats(p, linear->info, nb_linear_name((nb_linear_id)j),
-                           nb_block_n_rows(c, (nb_block_linear)j),
-                           nb_block_n_cols(c, (nb_block_linear)j), p->weight[j], err));
+                           nb_block_n_rows(c, (nb_linear_id)j), nb_block_n_cols(c, (nb_linear_id)j),
+                           p->weight[j], err));
         out->linear[j] = p->weight[j];
         out->bias[j] = linear->bias;
     }
@@ -342,11 +342,11 @@ static nb_status run_blocks(pass *p, bool back, nb_err *err)
 {
     const nb_config *c = &p->frame.config;
     nb_status s = NB_OK;
-    for (int j = 0; j < NB_BLOCK_LINEARS; j++)
-        NB_TRY_GOTO(s, NB_ALLOC(&p->weight[j],
-                                nb_block_n_rows(c, (nb_block_linear)j) *
-                                    nb_block_n_cols(c, (nb_block_linear)j),
-                                err));
+    for (int j = 0; j < NB_N_LINEARS; j++)
+        NB_TRY_GOTO(
+            s, NB_ALLOC(&p->weight[j],
+                        nb_block_n_rows(c, (nb_linear_id)j) * nb_block_n_cols(c, (nb_linear_id)j),
+                        err));
     NB_TRY_GOTO(s, nb_block_train_init(&p->train, c, &p->frame.rope, p->job->kernels, p->job->pool,
                                        1, p->longest, err));
     for (int64_t i = 0; i < c->n_layers; i++) {
@@ -355,7 +355,7 @@ static nb_status run_blocks(pass *p, bool back, nb_err *err)
         NB_TRY_GOTO(s, for_sequences(p, back ? backward_sequence : forward_sequence, &b, err));
     }
 done:
-    for (int j = 0; j < NB_BLOCK_LINEARS; j++) {
+    for (int j = 0; j < NB_N_LINEARS; j++) {
         nb_free(p->weight[j]);
         p->weight[j] = NULL;
     }

@@ -22,8 +22,8 @@ static void must(nb_status s, const nb_err *err)
 
 enum {
     P_LINEAR = 0,
-    P_BIAS = P_LINEAR + NB_BLOCK_LINEARS,
-    P_ATTN_NORM = P_BIAS + NB_BLOCK_LINEARS,
+    P_BIAS = P_LINEAR + NB_N_LINEARS,
+    P_ATTN_NORM = P_BIAS + NB_N_LINEARS,
     P_FFN_NORM,
     P_Q_NORM,
     P_K_NORM,
@@ -58,9 +58,9 @@ static void fill(float *x, int64_t n, uint64_t stream, float centre, float width
 static void block_counts(block *b, bool biases)
 {
     const nb_config *c = &b->config;
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
-        const int64_t rows = nb_block_n_rows(c, (nb_block_linear)i);
-        b->count[P_LINEAR + i] = rows * nb_block_n_cols(c, (nb_block_linear)i);
+    for (int i = 0; i < NB_N_LINEARS; i++) {
+        const int64_t rows = nb_block_n_rows(c, (nb_linear_id)i);
+        b->count[P_LINEAR + i] = rows * nb_block_n_cols(c, (nb_linear_id)i);
         b->count[P_BIAS + i] = biases ? rows : 0;
     }
     b->count[P_ATTN_NORM] = b->count[P_FFN_NORM] = c->d_model;
@@ -105,7 +105,7 @@ static nb_block_weights weights_of(const block *b)
                           .ffn_norm = b->param[P_FFN_NORM],
                           .q_norm = b->param[P_Q_NORM],
                           .k_norm = b->param[P_K_NORM]};
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         w.linear[i] = b->param[P_LINEAR + i];
         w.bias[i] = b->param[P_BIAS + i];
     }
@@ -119,7 +119,7 @@ static nb_block_grads grads_of(const block *b)
                         .q_norm = b->grad[P_Q_NORM],
                         .k_norm = b->grad[P_K_NORM],
                         .x = b->grad[P_X]};
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         g.linear[i] = b->grad[P_LINEAR + i];
         g.bias[i] = b->grad[P_BIAS + i];
     }
@@ -207,7 +207,7 @@ static void true_norm(double *y, const double *x, const double *gain, int64_t n,
         y[i] = x[i] * r * gain[i];
 }
 
-static void true_linear(const truth *t, nb_block_linear which, double *y, const double *x)
+static void true_linear(const truth *t, nb_linear_id which, double *y, const double *x)
 {
     const int64_t rows = nb_block_n_rows(&t->b->config, which);
     const int64_t cols = nb_block_n_cols(&t->b->config, which);
@@ -274,21 +274,21 @@ static double true_sequence(const truth *t, int64_t seq)
         double *q = t->q + pos * c->n_heads * c->head_dim;
         double *k = t->k + pos * c->n_kv_heads * c->head_dim;
         true_norm(t->normed, x, t->param[P_ATTN_NORM], d, eps);
-        true_linear(t, NB_BLOCK_Q, q, t->normed);
-        true_linear(t, NB_BLOCK_K, k, t->normed);
-        true_linear(t, NB_BLOCK_V, t->v + pos * c->n_kv_heads * c->head_dim, t->normed);
+        true_linear(t, NB_LINEAR_Q, q, t->normed);
+        true_linear(t, NB_LINEAR_K, k, t->normed);
+        true_linear(t, NB_LINEAR_V, t->v + pos * c->n_kv_heads * c->head_dim, t->normed);
         true_heads(t, q, c->n_heads, t->param[P_Q_NORM], pos);
         true_heads(t, k, c->n_kv_heads, t->param[P_K_NORM], pos);
         true_attention(t, pos);
-        true_linear(t, NB_BLOCK_O, t->x1, t->att);
+        true_linear(t, NB_LINEAR_O, t->x1, t->att);
         for (int64_t i = 0; i < d; i++)
             t->x1[i] += x[i];
         true_norm(t->normed, t->x1, t->param[P_FFN_NORM], d, eps);
-        true_linear(t, NB_BLOCK_GATE, t->h, t->normed);
-        true_linear(t, NB_BLOCK_UP, t->h + c->d_ff, t->normed);
+        true_linear(t, NB_LINEAR_GATE, t->h, t->normed);
+        true_linear(t, NB_LINEAR_UP, t->h + c->d_ff, t->normed);
         for (int64_t i = 0; i < c->d_ff; i++)
             t->h[i] = t->h[i] / (1 + nb_exp64(-t->h[i])) * t->h[c->d_ff + i];
-        true_linear(t, NB_BLOCK_DOWN, t->row, t->h);
+        true_linear(t, NB_LINEAR_DOWN, t->row, t->h);
         for (int64_t i = 0; i < d; i++)
             loss += (t->row[i] + t->x1[i]) * (double)b->cotangent[(seq * b->len + pos) * d + i];
     }
@@ -454,7 +454,7 @@ static nb_block_weights load_block(nb_store *store)
                           .ffn_norm = load(store, "post_attention_layernorm.weight"),
                           .q_norm = load(store, "self_attn.q_norm.weight"),
                           .k_norm = load(store, "self_attn.k_norm.weight")};
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         char name[64];
         snprintf(name, sizeof name, "%s.weight", names[i]);
         w.linear[i] = load(store, name);
@@ -466,7 +466,7 @@ static nb_block_weights load_block(nb_store *store)
 
 static void free_block(nb_block_weights *w)
 {
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         free((void *)w->linear[i]);
         free((void *)w->bias[i]);
     }

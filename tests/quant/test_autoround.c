@@ -60,8 +60,8 @@ typedef struct {
     nb_kernels kernels;
     nb_pool *pool;
     nb_block_weights weights;
-    float *owned[NB_BLOCK_LINEARS], *gain;
-    nb_mat mat[NB_BLOCK_LINEARS];
+    float *owned[NB_N_LINEARS], *gain;
+    nb_mat mat[NB_N_LINEARS];
     float *x, *y; /* [N_SEQ * LEN][d_model] */
     int64_t n_tokens[N_SEQ];
     int64_t stop_at; /* progress stops there; -1: never */
@@ -126,9 +126,9 @@ static void scene_open(scene *s, const nb_format *fmt, bool zeros, int threads, 
     for (int64_t i = 0; i < d; i++)
         s->gain[i] = 1 + 0.5f * uniform(1, i);
     s->weights.attn_norm = s->weights.ffn_norm = s->gain;
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
-        const int64_t rows = nb_block_n_rows(&s->config, (nb_block_linear)i);
-        const int64_t cols = nb_block_n_cols(&s->config, (nb_block_linear)i);
+    for (int i = 0; i < NB_N_LINEARS; i++) {
+        const int64_t rows = nb_block_n_rows(&s->config, (nb_linear_id)i);
+        const int64_t cols = nb_block_n_cols(&s->config, (nb_linear_id)i);
         s->owned[i] = malloc((size_t)(rows * cols) * sizeof(float));
         for (int64_t j = 0; j < rows * cols; j++)
             s->owned[i][j] = 2 * uniform(10 + (uint64_t)i, j) / sqrtf((float)cols);
@@ -146,7 +146,7 @@ static void scene_open(scene *s, const nb_format *fmt, bool zeros, int threads, 
 
 static void scene_close(scene *s)
 {
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         free(s->owned[i]);
         mat_close(&s->mat[i]);
     }
@@ -170,7 +170,7 @@ static nb_block_job job_of(scene *s)
                         .progress = progress,
                         .context = s,
                         .seed = 3};
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+    for (int i = 0; i < NB_N_LINEARS; i++)
         job.out[i] = &s->mat[i];
     return job;
 }
@@ -190,8 +190,8 @@ static double stored_loss(scene *s)
     nb_err err;
     nb_block_train t;
     nb_block_weights w = s->weights;
-    float *values[NB_BLOCK_LINEARS];
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    float *values[NB_N_LINEARS];
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         const nb_mat *m = &s->mat[i];
         values[i] = malloc((size_t)(m->n_rows * m->n_cols) * sizeof(float));
         for (int64_t r = 0; r < m->n_rows; r++)
@@ -209,7 +209,7 @@ static double stored_loss(scene *s)
                 ((double)t.y[i] - (double)s->y[at + i]) * ((double)t.y[i] - (double)s->y[at + i]);
     }
     nb_block_train_free(&t);
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+    for (int i = 0; i < NB_N_LINEARS; i++)
         free(values[i]);
     return loss / (double)n;
 }
@@ -267,7 +267,7 @@ static json_t *numbers(const float *x, int64_t n)
 static json_t *stored_numbers(const scene *s, bool scales)
 {
     json_t *list = json_array();
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         const nb_mat *m = &s->mat[i];
         float *x = malloc((size_t)(m->n_rows * m->n_cols) * sizeof *x);
         for (int64_t r = 0; r < m->n_rows; r++)
@@ -288,14 +288,14 @@ static json_t *gradients(scene *s)
     nb_block_train t;
     nb_block_grads grads = {0};
     json_t *list = json_array();
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+    for (int i = 0; i < NB_N_LINEARS; i++)
         grads.linear[i] = calloc((size_t)(s->mat[i].n_rows * s->mat[i].n_cols), sizeof(float));
     must(nb_block_train_init(&t, &s->config, &s->rope, &s->kernels, s->pool, N_SEQ, LEN, &err),
          &err);
     nb_block_forward(&t, &s->weights, s->x, N_SEQ, LEN);
     nb_block_backward(&t, &s->weights, s->x, N_SEQ, LEN, &grads);
     nb_block_train_free(&t);
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         json_array_append_new(list, numbers(grads.linear[i], s->mat[i].n_rows * s->mat[i].n_cols));
         free(grads.linear[i]);
     }
@@ -306,7 +306,7 @@ static json_t *inputs(const scene *s)
 {
     const nb_config *c = &s->config;
     json_t *weights = json_array();
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+    for (int i = 0; i < NB_N_LINEARS; i++)
         json_array_append_new(weights, numbers(s->owned[i], s->mat[i].n_rows * s->mat[i].n_cols));
     const int64_t n = N_SEQ * LEN * c->d_model;
     return json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:o, s:o, s:o, s:o}",
@@ -392,7 +392,7 @@ static void bits_depend_on_the_problem_only(void **state)
         run_ways(&nb_format_int4, true, threads[way], isas[way], way == 3 ? least_memory() : 0,
                  &got, &b);
         assert_true(a.loss_before == b.loss_before && a.loss_after == b.loss_after);
-        for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+        for (int i = 0; i < NB_N_LINEARS; i++) {
             const nb_mat *m = &want.mat[i], *n = &got.mat[i];
             const size_t n_groups = (size_t)(m->n_rows * nb_mat_n_groups(m));
             assert_memory_equal(m->codes, n->codes, (size_t)(m->n_rows * m->row_bytes));
@@ -425,7 +425,7 @@ static void poor_data_ends_well(void **state)
         } else if (kind == 2) { /* a model whose outputs were not finite */
             s.y[5] = NAN;
         } else { /* weights that are all zero */
-            for (int i = 0; i < NB_BLOCK_LINEARS; i++)
+            for (int i = 0; i < NB_N_LINEARS; i++)
                 memset(s.owned[i], 0, (size_t)(s.mat[i].n_rows * s.mat[i].n_cols) * sizeof(float));
         }
         const nb_autoround_options o = options_of(5);
@@ -454,7 +454,7 @@ static void nothing_learned_is_rounding_to_nearest(void **state)
     const nb_autoround_options o = {.iters = 3, .batch = 2, .len = 512};
     must(nb_autoround(&job, &o, &result, &err), &err);
     assert_true(result.best_step == 0 && result.loss_after == result.loss_before);
-    for (int i = 0; i < NB_BLOCK_LINEARS; i++) {
+    for (int i = 0; i < NB_N_LINEARS; i++) {
         nb_grid grid;
         must(nb_grid_of(&grid, &s.mat[i], &err), &err);
         float row[64];
@@ -575,7 +575,7 @@ static void failures_are_told_and_leave_nothing(void **state)
         assert_int_equal(nb_alloc_live(), live);
         assert_true(status == NB_OK || status == NB_MEMORY);
     } while (status != NB_OK);
-    assert_true(n > NB_BLOCK_LINEARS);
+    assert_true(n > NB_N_LINEARS);
     job.n_seq = 0;
     assert_int_equal(nb_autoround(&job, &o, &result, &err), NB_USAGE);
     scene_close(&s);
