@@ -3,6 +3,7 @@
 
 #include "quant/digest.h"
 #include "quant/mixture.h"
+#include "quant/target.h"
 #include "quant/wrapping.h"
 
 #include <math.h>
@@ -394,6 +395,9 @@ static nb_status run(mixing *m, const char *output, nb_mixing *result, nb_err *e
     const char *candidates = m->f->candidates != NULL          ? m->f->candidates
                              : m->request->to == NB_STORE_GGUF ? GGUF_CANDIDATES
                                                                : FOLDER_CANDIDATES;
+    if (nb_target_turns(m->request->layout))
+        return nb_fail(err, NB_USAGE, "--%s mixes formats, and %s has one for all layers",
+                       m->target, nb_target_name(m->request));
     if (m->flags->set.options.n_paths == 0)
         return nb_fail(err, NB_USAGE, "--%s measures on a text: --calib FILE names one", m->target);
     if (output == NULL)

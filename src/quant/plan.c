@@ -1,9 +1,9 @@
 /* See plan.h. */
 #include "quant/plan.h"
 
+#include "quant/plan_rope.h"
 #include "quant/planned_bytes.h"
 #include "quant/roles.h"
-#include "quant/rope_factors.h"
 #include "quant/target.h"
 
 #include <stdarg.h>
@@ -536,57 +536,6 @@ static nb_status add(planner *p, int64_t i, nb_err *err)
     return NB_OK;
 }
 
-/* rope_freqs.weight, which GGUF has instead of four numbers. */
-static nb_status add_rope_factors(planner *p, nb_err *err)
-{
-    nb_plan *plan = p->plan;
-    const nb_config *c = &plan->config;
-    if (plan->request.to != NB_STORE_GGUF || c->rope.type != NB_ROPE_LLAMA3)
-        return NB_OK;
-    double *scratch;
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->rope_factors, c->rot_dim / 2, err));
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &scratch, c->rot_dim, err));
-    nb_rope_factors_of(c, plan->rope_factors, scratch);
-    const int64_t n = c->rot_dim / 2, bytes = n * (int64_t)sizeof(float);
-    plan->weights[plan->n] = (nb_weight){.name = "rope_freqs.weight",
-                                         .n_dims = 1,
-                                         .dims = {n},
-                                         .n_rows = 1,
-                                         .n_cols = n,
-                                         .fmt = &nb_format_f32,
-                                         .bytes = bytes};
-    plan->how[plan->n++] = NB_HOW_MAKE;
-    plan->bytes += bytes;
-    plan->n_params += n;
-    return NB_OK;
-}
-
-/* A folder has no tensor of RoPE factors: they have to be those of published parameters. */
-static nb_status resolve_rope(planner *p, nb_err *err)
-{
-    nb_plan *plan = p->plan;
-    const nb_weight *w = nb_store_find(p->store, "rope_freqs.weight");
-    if (plan->request.to != NB_STORE_HF || plan->config.rope.type != NB_ROPE_FACTORS || w == NULL)
-        return NB_OK;
-    double *scratch;
-    float *factors;
-    const char *path = nb_store_path(p->store);
-    if (w->n_dims != 1 || w->n_cols != plan->config.rot_dim / 2)
-        return nb_fail(err, NB_DATA, "%s: tensor 'rope_freqs.weight' has %lld values, wanted %lld",
-                       path, (long long)(w->n_rows * w->n_cols),
-                       (long long)plan->config.rot_dim / 2);
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &scratch, plan->config.rot_dim, err));
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &factors, w->n_cols, err));
-    NB_TRY(nb_store_read(p->store, w, &p->loaded, err));
-    w->fmt->decode_row(&p->loaded.mat, 0, factors);
-    if (!nb_rope_factors_name(&plan->config, factors, scratch))
-        return nb_fail(err, NB_UNSUPPORTED,
-                       "%s: tensor 'rope_freqs.weight' holds factors that no known llama3 "
-                       "rope_scaling gives, and config.json has no other place for them",
-                       path);
-    return NB_OK;
-}
-
 static nb_status add_notes(planner *p, nb_err *err)
 {
     nb_plan *plan = p->plan;
@@ -632,10 +581,10 @@ static nb_status make(planner *p, nb_err *err)
     p->is_f32 = nb_store_find(p->store, "model.embed_tokens.weight")->fmt == &nb_format_f32;
     NB_TRY(find_main_type(p, err));
     NB_TRY(apply_rules(p, err));
-    NB_TRY(resolve_rope(p, err));
+    NB_TRY(nb_plan_resolve_rope(plan, p->store, &p->loaded, err));
     for (int64_t i = 0; i < n; i++)
         NB_TRY(add(p, i, err));
-    NB_TRY(add_rope_factors(p, err));
+    NB_TRY(nb_plan_add_rope(plan, err));
     if (nb_target_turns(plan->request.layout) && p->n_affine == 0)
         return nb_fail(err, NB_UNSUPPORTED,
                        "%s: no weight is in codes that %s can hold; nibble quantize chooses some",

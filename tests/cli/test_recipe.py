@@ -138,6 +138,7 @@ class Recipes(lib.Case):
             (("--recipe", r, "--candidates", "W4A16"), "--candidates is for mixtures"),
             (("--recipe", r, "--print-recipe"), "goes with --dry-run"),
             (("--bpw", "5"), "--bpw measures on a text"),
+            (("--bpw", "5", "--to", "gptq"), "gptq has one for all layers"),
             ((), "no scheme given"),
         ]:
             self.assertIn(message, self.fails(2, *out, *args))
