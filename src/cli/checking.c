@@ -9,7 +9,7 @@
 #include <string.h>
 
 /* Blocks that are tried beside each other: the original runs once for all of them. */
-#define MAX_HYBRIDS 4
+#define MAX_HYBRIDS 2
 
 static const char floor_definition[] =
     "KL of the original computed with its keys and values kept in F16, as the output is, to the "
@@ -20,7 +20,7 @@ typedef struct {
     const nb_runtime *rt;
     nb_out *out;
     nb_opened base, made;
-    nb_protocol all, one; /* windows of the whole text; the window for single blocks */
+    nb_protocol protocol;
     int32_t *tokens;
     int64_t n_tokens, n_sequences;
     nb_score score, floor;
@@ -50,10 +50,7 @@ static nb_status gather(check *c, int64_t n_ctx, nb_err *err)
     if (window < 2)
         return nb_fail(err, NB_DATA, "no calibration text is held out");
     c->n_tokens = total;
-    c->all = (nb_protocol){"held-out", window, 0};
-    c->one = c->all;
-    if (c->one.n_ctx > NB_CHECK_LAYER_WINDOW)
-        c->one.n_ctx = NB_CHECK_LAYER_WINDOW;
+    c->protocol = (nb_protocol){"held-out", window, 0};
     return NB_OK;
 }
 
@@ -78,7 +75,7 @@ static int64_t memory_needed(const nb_store *base, const nb_store *made, const n
 static nb_status check_memory(const check *c, const nb_store *base, const nb_store *made,
                               const nb_config *config, nb_err *err)
 {
-    const int64_t needed = memory_needed(base, made, config, c->all.n_ctx);
+    const int64_t needed = memory_needed(base, made, config, c->protocol.n_ctx);
     const int64_t memory = c->request->memory;
     const int64_t free_bytes = memory > 0 ? memory : nb_memory_available();
     if (needed > free_bytes)
@@ -102,11 +99,11 @@ static nb_status open_models(check *c, nb_err *err)
     NB_TRY_GOTO(s, check_memory(c, base, made, &config, err));
     nb_store *const opening = base;
     base = NULL; /* the model's from here on, whatever comes of it */
-    NB_TRY_GOTO(
-        s, nb_opened_load(&c->base, c->rt, opening, NB_COMPUTE_ALL_F, c->all.n_ctx, false, err));
+    NB_TRY_GOTO(s, nb_opened_load(&c->base, c->rt, opening, NB_COMPUTE_ALL_F, c->protocol.n_ctx,
+                                  false, err));
     nb_store *const output = made;
     made = NULL;
-    s = nb_opened_load(&c->made, c->rt, output, NB_COMPUTE_AUTO, c->all.n_ctx, false, err);
+    s = nb_opened_load(&c->made, c->rt, output, NB_COMPUTE_AUTO, c->protocol.n_ctx, false, err);
 done:
     nb_store_close(base);
     nb_store_close(made);
@@ -136,11 +133,11 @@ static nb_status score_whole(check *c, nb_err *err)
     nb_scorer models[2] = {{0}}, base = {0};
     nb_score results[2];
     nb_status s;
-    NB_TRY_GOTO(s, init_scorer(&base, c, &c->base.model, &c->all, NB_KV_F32, err));
-    NB_TRY_GOTO(s, init_scorer(&models[0], c, &c->made.model, &c->all, NB_KV_F16, err));
-    NB_TRY_GOTO(s, init_scorer(&models[1], c, &c->base.model, &c->all, NB_KV_F16, err));
-    NB_TRY_GOTO(s, nb_score_run(models, 2, &base, &c->all, c->tokens, c->n_tokens, 0, on_window, c,
-                                results, err));
+    NB_TRY_GOTO(s, init_scorer(&base, c, &c->base.model, &c->protocol, NB_KV_F32, err));
+    NB_TRY_GOTO(s, init_scorer(&models[0], c, &c->made.model, &c->protocol, NB_KV_F16, err));
+    NB_TRY_GOTO(s, init_scorer(&models[1], c, &c->base.model, &c->protocol, NB_KV_F16, err));
+    NB_TRY_GOTO(s, nb_score_run(models, 2, &base, &c->protocol, c->tokens, c->n_tokens, 0,
+                                on_window, c, results, err));
     c->score = results[0];
     c->floor = results[1];
 done:
@@ -159,16 +156,16 @@ static nb_status score_hybrids(check *c, nb_layer *layers, int64_t first, int64_
     nb_scorer scorers[MAX_HYBRIDS] = {{0}}, base = {0};
     nb_score results[MAX_HYBRIDS];
     nb_status s;
-    NB_TRY_GOTO(s, init_scorer(&base, c, &c->base.model, &c->one, NB_KV_F32, err));
+    NB_TRY_GOTO(s, init_scorer(&base, c, &c->base.model, &c->protocol, NB_KV_F32, err));
     for (int64_t i = 0; i < n; i++) {
         hybrids[i] = c->base.model;
         hybrids[i].layers = layers + i * n_layers;
         memcpy(hybrids[i].layers, c->base.model.layers, (size_t)n_layers * sizeof *layers);
         hybrids[i].layers[first + i] = c->made.model.layers[first + i];
-        NB_TRY_GOTO(s, init_scorer(&scorers[i], c, &hybrids[i], &c->one, NB_KV_F32, err));
+        NB_TRY_GOTO(s, init_scorer(&scorers[i], c, &hybrids[i], &c->protocol, NB_KV_F32, err));
     }
-    NB_TRY_GOTO(s, nb_score_run(scorers, n, &base, &c->one, c->tokens, c->n_tokens, 1, on_window, c,
-                                results, err));
+    NB_TRY_GOTO(s, nb_score_run(scorers, n, &base, &c->protocol, c->tokens, c->n_tokens, 1,
+                                on_window, c, results, err));
     for (int64_t i = 0; i < n; i++)
         c->layer_kl[first + i] = results[i].kl_mean;
 done:
@@ -196,7 +193,7 @@ static nb_status score_layers(check *c, nb_err *err)
 static nb_status measure(check *c, nb_err *err)
 {
     NB_TRY(open_models(c, err));
-    const int64_t n_windows = c->n_tokens / c->all.n_ctx;
+    const int64_t n_windows = c->n_tokens / c->protocol.n_ctx;
     const int64_t n_rounds = (c->base.model.config.n_layers + MAX_HYBRIDS - 1) / MAX_HYBRIDS;
     nb_progress_begin(c->out, &c->bar, "checking", "steps", n_windows + n_rounds);
     nb_status s = score_whole(c, err);
@@ -245,10 +242,10 @@ static json_t *result_json(const check *c, double seconds)
         {"top1", r->top1},
         {"top1_se", r->top1_se},
     };
-    json_t *o = json_pack("{s:I, s:I, s:I, s:I, s:s, s:s}", "n_sequences",
-                          (json_int_t)c->n_sequences, "n_windows", (json_int_t)r->n_windows,
-                          "window", (json_int_t)c->all.n_ctx, "n_tokens", (json_int_t)r->n_tokens,
-                          "compute", nb_model_compute_name(&c->made.model), "kv", "f16");
+    json_t *o = json_pack(
+        "{s:I, s:I, s:I, s:I, s:s, s:s}", "n_sequences", (json_int_t)c->n_sequences, "n_windows",
+        (json_int_t)r->n_windows, "window", (json_int_t)c->protocol.n_ctx, "n_tokens",
+        (json_int_t)r->n_tokens, "compute", nb_model_compute_name(&c->made.model), "kv", "f16");
     int bad = o == NULL;
     for (size_t i = 0; bad == 0 && i < sizeof numbers / sizeof *numbers; i++)
         bad = json_object_set_new(o, numbers[i].key, number_json(numbers[i].value));
@@ -256,7 +253,7 @@ static json_t *result_json(const check *c, double seconds)
         bad = json_object_set_new(o, "noise_floor",
                                   json_pack("{s:o, s:s}", "kl_mean", number_json(c->floor.kl_mean),
                                             "definition", floor_definition)) |
-              json_object_set_new(o, "layer_tokens", json_integer(c->one.n_ctx - 1)) |
+              json_object_set_new(o, "layer_tokens", json_integer(c->protocol.n_ctx - 1)) |
               json_object_set_new(o, "layers", layers_json(c)) |
               json_object_set_new(o, "seconds", json_real(seconds));
     if (bad == 0)

@@ -6,9 +6,9 @@
 #include "cli/runtime.h"
 #include "quant/calib_set.h"
 
-#define NB_CHECK_SEQUENCES    4    /* what --check is by default */
-#define NB_CHECK_WINDOW       2048 /* tokens that are scored in one piece, at most */
-#define NB_CHECK_LAYER_WINDOW 512  /* of the text that layers are measured on, one by one */
+/* Tokens that are scored in one piece, at most; single blocks are measured on one such piece.
+ * Longer ones would cost more memory for caches than the quantizing itself takes. */
+#define NB_CHECK_WINDOW 512
 
 typedef struct {
     const char *source, *output;
