@@ -1,0 +1,159 @@
+#!/usr/bin/env python3
+"""The table of docs/results.md: method x scheme -> bits per weight, perplexity, KL, top-1, tasks,
+seconds, peak memory, all of it measured here and now, by nibble alone.
+
+    scripts/results.py MODEL --calib TEXT --text TEXT [--tasks FILE]... [--rows REGEX]
+                       [--nibble PATH] [--work FOLDER] [--windows 16] [--samples 128]
+
+A row is quantized, scored against the original (protocol `paper`: windows of 2,048 tokens), and
+removed; its numbers stay in FOLDER/rows.json, so that a run that was cut goes on where it was.
+Bits per weight count the linear layers of the blocks with scales and zero points, as stored.
+Python's standard library is all it needs.
+"""
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+# name, scheme, flags beside --calib; compute mode of the evaluation
+ROWS = [
+    ("RTN", "W8A16", "--method rtn", "f"),
+    ("RTN searched", "W8A16", "--method rtn:search", "f"),
+    ("GPTQ", "W8A16", "--method gptq", "f"),
+    ("RTN", "W8A8", "--method rtn", "auto"),
+    ("SmoothQuant", "W8A8", "--method rtn:search --transform smoothquant", "auto"),
+    ("SmoothQuant + GPTQ", "W8A8", "--method gptq --transform smoothquant", "auto"),
+    ("RTN", "FP8", "--method rtn", "auto"),
+    ("RTN searched", "FP8", "--method rtn:search", "auto"),
+    ("GPTQ", "FP8", "--method gptq", "auto"),
+    ("RTN", "NF4", "--method rtn", "f"),
+    ("RTN", "W4A16:g32,sym", "--method rtn", "f"),
+    ("RTN searched", "W4A16:g32,sym", "--method rtn:search", "f"),
+    ("GPTQ", "W4A16:g32,sym", "--method gptq", "f"),
+    ("GPTQ, 32 sequences", "W4A16:g32,sym", "--method gptq --calib-samples 32", "f"),
+    ("GPTAQ", "W4A16:g32,sym", "--method gptaq", "f"),
+    ("Qronos", "W4A16:g32,sym", "--method qronos", "f"),
+    ("AutoRound", "W4A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
+    ("AWQ", "W4A16:g32,asym", "--method rtn:search --transform awq", "f"),
+    ("AWQ, 16 x 512", "W4A16:g32,asym",
+     "--method rtn:search --transform awq --calib-samples 16 --calib-len 512", "f"),
+    ("IQ4_NL weighted", "IQ4_NL", "--method rtn:search", "f"),
+    ("IQ4_NL GPTQ", "IQ4_NL", "--method gptq", "f"),
+    ("IQ4_NL Qronos", "IQ4_NL", "--method qronos", "f"),
+    ("IQ4_NL Qronos, guided", "IQ4_NL", "--method qronos --guide", "f"),
+    ("IQ4_NL AutoRound", "IQ4_NL", "--method autoround --calib-samples 512 --calib-len 512", "f"),
+    ("Q4_0 Qronos", "Q4_0", "--method qronos", "f"),
+    ("GPTQ", "W4A16:g64,sym", "--method gptq", "f"),
+    ("AWQ", "W4A16:g64,asym", "--method rtn:search --transform awq", "f"),
+    ("HQQ", "W4A16:g64,asym", "--method hqq", "f"),
+    ("Qronos", "W4A16:g64,asym", "--method qronos", "f"),
+    ("Qronos, guided", "W4A16:g64,asym", "--method qronos --guide", "f"),
+    ("Qronos", "W3A16:g64,asym", "--method qronos", "f"),
+    ("Qronos, guided", "W3A16:g64,asym", "--method qronos --guide", "f"),
+    ("GPTQ", "W2A16:g32,asym", "--method gptq", "f"),
+    ("Qronos", "W2A16:g32,asym", "--method qronos", "f"),
+    ("Qronos, guided, tuned", "W2A16:g32,asym",
+     "--method qronos --guide --calib-samples 512 --calib-len 512 --tune autoround", "f"),
+    ("AutoRound", "W2A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
+]
+
+
+def run(command):
+    """The JSON objects that a command prints, and its wall seconds."""
+    start = time.monotonic()
+    p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = p.communicate()
+    if p.returncode != 0:
+        sys.exit(f"{' '.join(command)}\n{err.strip()}")
+    return [json.loads(line) for line in out.splitlines() if line.startswith("{")], \
+        time.monotonic() - start
+
+
+def linear_bpw(nibble, folder):
+    """Bits per weight of the blocks' linear layers."""
+    bits = n = 0
+    for t in run([nibble, "inspect", folder, "--json"])[0]:
+        if re.search(r"layers\.\d+\..*_proj\.weight$", t.get("name", "")):
+            bits += 8 * t["bytes"]
+            n += t["parameters"]
+    return bits / n
+
+
+def measure(a, name, scheme, flags, compute):
+    gguf = not scheme.startswith(("W", "F", "N"))
+    out = os.path.join(a.work, "model.gguf" if gguf else "model")
+    flags = flags.split()
+    command = [a.nibble, "quantize", a.model, "-o", out, "--scheme", scheme, "--force", "--json",
+               "--check", "0"]
+    if flags != ["--method", "rtn"] and "hqq" not in flags:
+        command += ["--calib", a.calib]
+        if "--calib-samples" not in flags:
+            command += ["--calib-samples", str(a.samples)]
+    lines, seconds = run(command + flags)
+    row = {"method": name, "scheme": scheme, "command": " ".join(["nibble quantize MODEL -o OUT"] +
+                                                                 command[5:7] + flags),
+           "seconds": seconds, "rss": lines[-1].get("peak_rss_bytes"), "sha256": lines[-1].get("sha256"),
+           "bpw": linear_bpw(a.nibble, out)}
+    scored = run([a.nibble, "eval", out, "--base", a.model, "--text", a.text, "--protocol", "paper",
+                  "--windows", str(a.windows), "--compute", compute, "--kv", "f32", "--json"])[0]
+    row.update({k: scored[-1][k] for k in ("perplexity", "kl_mean", "kl_mean_se", "kl_median",
+                                           "kl_p99", "top1", "base_perplexity")})
+    row["tasks"] = {}
+    for t in a.tasks or []:
+        done = run([a.nibble, "eval", out, "--tasks", t, "--limit", str(a.limit), "--compute",
+                    compute, "--json"])[0]
+        row["tasks"].update({x["task"]: x["acc"] for x in done if "task" in x})
+    shutil.rmtree(out) if os.path.isdir(out) else os.remove(out)
+    return row
+
+
+def table(rows):
+    tasks = sorted({t for r in rows for t in r["tasks"]})
+    heads = ["method", "scheme", "bpw", "ppl", "KL mean", "median", "p99", "top-1 %"] + tasks + \
+        ["s", "MB"]
+    lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "--:|" * (len(heads) - 2)]
+    for r in rows:
+        cells = [r["method"], r["scheme"], f"{r['bpw']:.2f}", f"{r['perplexity']:.2f}",
+                 f"{r['kl_mean']:.4f}", f"{r['kl_median']:.4f}", f"{r['kl_p99']:.2f}",
+                 f"{100 * r['top1']:.1f}"]
+        cells += [f"{100 * r['tasks'][t]:.1f}" if t in r["tasks"] else "" for t in tasks]
+        cells += [f"{r['seconds']:.0f}", f"{(r['rss'] or 0) / 1e6:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("model")
+    p.add_argument("--calib", required=True)
+    p.add_argument("--text", required=True)
+    p.add_argument("--tasks", action="append")
+    p.add_argument("--limit", type=int, default=200)
+    p.add_argument("--rows", default="", help="only rows whose 'method scheme' matches")
+    p.add_argument("--nibble", default="build/release/nibble")
+    p.add_argument("--work", default="results-work")
+    p.add_argument("--windows", type=int, default=16)
+    p.add_argument("--samples", type=int, default=128)
+    a = p.parse_args()
+    os.makedirs(a.work, exist_ok=True)
+    kept = os.path.join(a.work, "rows.json")
+    rows = json.load(open(kept)) if os.path.exists(kept) else []
+    for name, scheme, flags, compute in ROWS:
+        if not re.search(a.rows, f"{name} {scheme}") or \
+                any((r["method"], r["scheme"]) == (name, scheme) for r in rows):
+            continue
+        print(f"{name} {scheme}", file=sys.stderr, flush=True)
+        rows.append(measure(a, name, scheme, flags, compute))
+        with open(kept + ".tmp", "w") as f:
+            json.dump(rows, f, indent=1)
+        os.replace(kept + ".tmp", kept)
+    order = {(n, s): i for i, (n, s, _, _) in enumerate(ROWS)}
+    print(table(sorted(rows, key=lambda r: order.get((r["method"], r["scheme"]), 0))))
+
+
+if __name__ == "__main__":
+    main()
