@@ -37,6 +37,7 @@ typedef struct {
     int uniform;        /* that it was compared with; -1: none */
     double uniform_kl;
     int64_t uniform_bytes;
+    int64_t budget; /* bytes that were allowed; 0: not said in bytes */
     bool uniform_won;
     double predicted_kl;
     int64_t bytes;
@@ -267,7 +268,8 @@ static nb_status choose_by_bpw(mixing *m, nb_err *err)
         return nb_fail(err, NB_LIMIT,
                        "--bpw %g: the smallest of these candidates give %.4g bits per weight",
                        m->f->bpw, nb_mixture_least_bpw(&m->mixture));
-    return nb_mixture_by_bytes(&m->mixture, (int64_t)bytes, err);
+    m->budget = (int64_t)bytes;
+    return nb_mixture_by_bytes(&m->mixture, m->budget, err);
 }
 
 /* The least bytes whose measured divergence stays below: what is predicted is corrected by what is
@@ -293,12 +295,12 @@ static nb_status choose_by_kl(mixing *m, nb_swapped *s, nb_err *err)
                    m->f->max_kl, m->kl, nb_mixture_bpw(&m->mixture));
 }
 
-/* Never worse than the same format everywhere, at the same bytes or fewer. */
+/* Never worse than the same format everywhere, within the same bytes. */
 static nb_status compare_uniform(mixing *m, nb_swapped *s, nb_err *err)
 {
     m->bytes = nb_mixture_bytes(&m->mixture);
     m->predicted_kl = nb_mixture_kl(&m->mixture);
-    m->uniform = nb_mixture_uniform(&m->mixture, m->bytes);
+    m->uniform = nb_mixture_uniform(&m->mixture, m->bytes > m->budget ? m->bytes : m->budget);
     if (m->uniform < 0)
         return NB_OK;
     int *kept;
