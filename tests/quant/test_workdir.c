@@ -31,7 +31,9 @@ static void it_is_made_and_removed(void **state)
     nb_spill s;
     assert_int_equal(nb_workdir_spill(&w, "x0-even", 4, 4, &s, &err), NB_OK);
     nb_spill_close(&s);
-    assert_int_equal(nb_workdir_put_state(&w, json_object(), &err), NB_OK);
+    json_t *nothing = json_object();
+    assert_int_equal(nb_workdir_put_state(&w, nothing, &err), NB_OK);
+    json_decref(nothing);
     assert_int_equal(scratch_count("made"), 3);
     struct stat st;
     assert_int_equal(stat(scratch_path("made"), &st), 0);
