@@ -111,6 +111,27 @@ nb_status nb_file_read(const nb_file *file, void *out, size_t n, int64_t offset,
     return NB_OK;
 }
 
+#define PIECE_BYTES ((int64_t)1 << 20)
+
+nb_status nb_file_sha256(const nb_file *file, int64_t offset, uint8_t digest[NB_SHA256_BYTES],
+                         nb_err *err)
+{
+    uint8_t *piece;
+    nb_sha256 sha;
+    nb_sha256_init(&sha);
+    NB_TRY(NB_ALLOC(&piece, PIECE_BYTES, err));
+    nb_status s = NB_OK;
+    for (int64_t at = offset; at < file->size && s == NB_OK; at += PIECE_BYTES) {
+        const int64_t left = file->size - at, n = left < PIECE_BYTES ? left : PIECE_BYTES;
+        s = nb_file_read(file, piece, (size_t)n, at, err);
+        if (s == NB_OK)
+            nb_sha256_update(&sha, piece, (size_t)n);
+    }
+    nb_sha256_final(&sha, digest);
+    nb_free(piece);
+    return s;
+}
+
 nb_status nb_file_check_unchanged(const nb_file *file, nb_err *err)
 {
     struct stat st;

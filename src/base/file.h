@@ -6,6 +6,7 @@
 #define NB_BASE_FILE_H
 
 #include "base/bytes.h"
+#include "base/sha256.h"
 
 #include <sys/types.h>
 
@@ -26,6 +27,10 @@ void nb_file_close(nb_file *file);
 
 /* Reads exactly n bytes at `offset`. Past the size seen at open: NB_DATA. Shorter now: NB_IO. */
 nb_status nb_file_read(const nb_file *file, void *out, size_t n, int64_t offset, nb_err *err);
+
+/* SHA-256 of the bytes from `offset` to the end. */
+nb_status nb_file_sha256(const nb_file *file, int64_t offset, uint8_t digest[NB_SHA256_BYTES],
+                         nb_err *err);
 
 /* NB_DATA "changed while reading" when size or time differ from those at open. */
 nb_status nb_file_check_unchanged(const nb_file *file, nb_err *err);

@@ -10,29 +10,6 @@
 
 enum { ROWS = 8, PIECE = 128 };
 
-int64_t nb_block_n_rows(const nb_config *c, nb_linear_id which)
-{
-    switch (which) {
-    case NB_LINEAR_Q:
-        return c->n_heads * c->head_dim;
-    case NB_LINEAR_K:
-    case NB_LINEAR_V:
-        return c->n_kv_heads * c->head_dim;
-    case NB_LINEAR_GATE:
-    case NB_LINEAR_UP:
-        return c->d_ff;
-    default:
-        return c->d_model;
-    }
-}
-
-int64_t nb_block_n_cols(const nb_config *c, nb_linear_id which)
-{
-    return which == NB_LINEAR_O      ? c->n_heads * c->head_dim
-           : which == NB_LINEAR_DOWN ? c->d_ff
-                                     : c->d_model;
-}
-
 /* ---- memory ---- */
 
 /* The parts of the buffers, in floats from their start. `at` grows by each; it becomes INT64_MAX
@@ -57,8 +34,8 @@ static int64_t product_bytes(const nb_config *c, int64_t n_tokens, int n_threads
 {
     int64_t most = 0;
     for (int i = 0; i < NB_N_LINEARS; i++) {
-        const int64_t rows = nb_block_n_rows(c, (nb_linear_id)i);
-        const int64_t cols = nb_block_n_cols(c, (nb_linear_id)i);
+        const int64_t rows = nb_linear_n_rows(c, (nb_linear_id)i);
+        const int64_t cols = nb_linear_n_cols(c, (nb_linear_id)i);
         const int64_t bytes[] = {nb_matmul_scratch_bytes(n_tokens, rows, cols, n_threads),
                                  nb_matmul_scratch_bytes(n_tokens, cols, rows, n_threads),
                                  nb_matmul_scratch_bytes(rows, cols, n_tokens, n_threads)};
@@ -181,8 +158,8 @@ static void multiply(const run *r, const nb_matmul_job *job)
 /* y = x W^T, without the bias. */
 static void product_forward(const run *r, nb_linear_id which, float *y, const float *x)
 {
-    const int64_t rows = nb_block_n_rows(r->t->config, which);
-    const int64_t cols = nb_block_n_cols(r->t->config, which);
+    const int64_t rows = nb_linear_n_rows(r->t->config, which);
+    const int64_t cols = nb_linear_n_cols(r->t->config, which);
     multiply(r, &(nb_matmul_job){.c = y,
                                  .ldc = rows,
                                  .m = r->n,
@@ -195,8 +172,8 @@ static void product_forward(const run *r, nb_linear_id which, float *y, const fl
 /* dx = dy W, or dx += dy W. */
 static void product_back(const run *r, nb_linear_id which, float *dx, const float *dy, bool add)
 {
-    const int64_t rows = nb_block_n_rows(r->t->config, which);
-    const int64_t cols = nb_block_n_cols(r->t->config, which);
+    const int64_t rows = nb_linear_n_rows(r->t->config, which);
+    const int64_t cols = nb_linear_n_cols(r->t->config, which);
     multiply(r, &(nb_matmul_job){.c = dx,
                                  .ldc = cols,
                                  .m = r->n,
@@ -211,8 +188,8 @@ static void product_back(const run *r, nb_linear_id which, float *dx, const floa
  * sums are cut alike however sequences are grouped. */
 static void product_grad(const run *r, nb_linear_id which, const float *dy, const float *x)
 {
-    const int64_t rows = nb_block_n_rows(r->t->config, which);
-    const int64_t cols = nb_block_n_cols(r->t->config, which);
+    const int64_t rows = nb_linear_n_rows(r->t->config, which);
+    const int64_t cols = nb_linear_n_cols(r->t->config, which);
     const int64_t step = r->len % PIECE == 0 ? r->n : r->len;
     for (int64_t row = 0; r->grads->linear[which] != NULL && row < r->n; row += step)
         multiply(r, &(nb_matmul_job){.c = r->grads->linear[which],
@@ -243,7 +220,7 @@ static void by_rows(run *r, nb_task_fn *task)
 
 static void add_bias(const run *r, nb_linear_id which, float *y, int64_t row)
 {
-    const int64_t n = nb_block_n_rows(r->t->config, which);
+    const int64_t n = nb_linear_n_rows(r->t->config, which);
     if (r->w->bias[which] != NULL)
         r->t->kernels->add(y + row * n, r->w->bias[which], n);
 }

@@ -12,10 +12,6 @@
 #include "base/pool.h"
 #include "model/model.h"
 
-/* Outputs and inputs of each. */
-int64_t nb_block_n_rows(const nb_config *c, nb_linear_id which);
-int64_t nb_block_n_cols(const nb_config *c, nb_linear_id which);
-
 /* Linears [n_rows][n_cols]; biases NULL where there are none; q_norm and k_norm with QK-norm. */
 typedef struct {
     const float *linear[NB_N_LINEARS], *bias[NB_N_LINEARS];

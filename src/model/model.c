@@ -142,25 +142,43 @@ const char *nb_linear_name(nb_linear_id id)
     return names[id];
 }
 
+int64_t nb_linear_n_rows(const nb_config *c, nb_linear_id id)
+{
+    switch (id) {
+    case NB_LINEAR_Q:
+        return c->n_heads * c->head_dim;
+    case NB_LINEAR_K:
+    case NB_LINEAR_V:
+        return c->n_kv_heads * c->head_dim;
+    case NB_LINEAR_GATE:
+    case NB_LINEAR_UP:
+        return c->d_ff;
+    default:
+        return c->d_model;
+    }
+}
+
+int64_t nb_linear_n_cols(const nb_config *c, nb_linear_id id)
+{
+    return id == NB_LINEAR_O      ? c->n_heads * c->head_dim
+           : id == NB_LINEAR_DOWN ? c->d_ff
+                                  : c->d_model;
+}
+
+bool nb_linear_has_bias(const nb_config *c, nb_linear_id id)
+{
+    return id <= NB_LINEAR_V ? c->qkv_bias : id == NB_LINEAR_O ? c->o_bias : c->mlp_bias;
+}
+
 static nb_status load_layer_linears(loader *l, nb_layer *layer, int64_t i, nb_err *err)
 {
     const nb_config *c = &l->m->config;
-    const int64_t d_q = c->n_heads * c->head_dim, d_kv = c->n_kv_heads * c->head_dim;
-    const struct {
-        int64_t n_rows, n_cols;
-        bool bias;
-    } shapes[NB_N_LINEARS] = {
-        {d_q, c->d_model, c->qkv_bias},     {d_kv, c->d_model, c->qkv_bias},
-        {d_kv, c->d_model, c->qkv_bias},    {c->d_model, d_q, c->o_bias},
-        {c->d_ff, c->d_model, c->mlp_bias}, {c->d_ff, c->d_model, c->mlp_bias},
-        {c->d_model, c->d_ff, c->mlp_bias},
-    };
     char name[96];
     for (int j = 0; j < NB_N_LINEARS; j++) {
         const nb_linear_id id = (nb_linear_id)j;
         snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)i, nb_linear_name(id));
-        NB_TRY(load_linear(l, name, shapes[j].n_rows, shapes[j].n_cols, shapes[j].bias,
-                           nb_layer_linear(layer, id), err));
+        NB_TRY(load_linear(l, name, nb_linear_n_rows(c, id), nb_linear_n_cols(c, id),
+                           nb_linear_has_bias(c, id), nb_layer_linear(layer, id), err));
     }
     return NB_OK;
 }
@@ -302,9 +320,6 @@ nb_status nb_model_load_vectors(nb_model *m, nb_store *store, int64_t slot, int6
     nb_status s = load_layer_norms(&l, to, layer, err);
     for (int j = 0; j < NB_N_LINEARS && s == NB_OK; j++) {
         const nb_linear_id id = (nb_linear_id)j;
-        const bool bias = id <= NB_LINEAR_V   ? c->qkv_bias
-                          : id == NB_LINEAR_O ? c->o_bias
-                                              : c->mlp_bias;
         char name[96];
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer,
                  nb_linear_name(id));
@@ -314,7 +329,7 @@ nb_status nb_model_load_vectors(nb_model *m, nb_store *store, int64_t slot, int6
         nb_layer_linear(to, id)->info = w;
         snprintf(name, sizeof name, "model.layers.%lld.%s.bias", (long long)layer,
                  nb_linear_name(id));
-        if (s == NB_OK && bias)
+        if (s == NB_OK && nb_linear_has_bias(c, id))
             s = load_vector(&l, name, w->n_rows, &nb_layer_linear(to, id)->bias, err);
     }
     nb_loaded_free(&l.loaded);

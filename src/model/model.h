@@ -37,6 +37,10 @@ typedef enum {
 nb_linear *nb_layer_linear(nb_layer *layer, nb_linear_id id);
 /* "self_attn.q_proj" */
 const char *nb_linear_name(nb_linear_id id);
+/* Outputs and inputs of each, and whether it has a bias. */
+int64_t nb_linear_n_rows(const nb_config *c, nb_linear_id id);
+int64_t nb_linear_n_cols(const nb_config *c, nb_linear_id id);
+bool nb_linear_has_bias(const nb_config *c, nb_linear_id id);
 
 typedef struct {
     nb_config config;

@@ -74,13 +74,13 @@ static int64_t matrix_bytes(const nb_config *c, const nb_block_job *job)
 {
     int64_t bytes = 0;
     for (int i = 0; i < NB_N_LINEARS; i++) {
-        const int64_t cols = nb_block_n_cols(c, (nb_linear_id)i);
+        const int64_t cols = nb_linear_n_cols(c, (nb_linear_id)i);
         int64_t n_groups = cols / 16; /* no format has smaller groups */
         if (job != NULL && job->out[i] == NULL)
             continue;
         if (job != NULL && job->out[i]->group_size > 0)
             n_groups = nb_mat_n_groups(job->out[i]);
-        const int64_t rows = nb_block_n_rows(c, (nb_linear_id)i);
+        const int64_t rows = nb_linear_n_rows(c, (nb_linear_id)i);
         bytes += nb_rounding_bytes(rows, cols, n_groups + 1);
         bytes += job != NULL && job->resume ? rows * cols * 4 : 0;
     }
@@ -310,8 +310,8 @@ static nb_status descend(tuning *t, int64_t step, bool last, double *share, nb_e
     for (int i = 0; i < NB_N_LINEARS; i++)
         if (t->grads.linear[i] != NULL)
             memset(t->grads.linear[i], 0,
-                   (size_t)(nb_block_n_rows(c, (nb_linear_id)i) *
-                            nb_block_n_cols(c, (nb_linear_id)i)) *
+                   (size_t)(nb_linear_n_rows(c, (nb_linear_id)i) *
+                            nb_linear_n_cols(c, (nb_linear_id)i)) *
                        sizeof(float));
     for (int64_t i = 0, n; i < n_batch; i += n) {
         const int64_t *seqs = t->order + i;

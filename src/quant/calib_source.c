@@ -56,14 +56,8 @@ static nb_status find(nb_calib_source *s, int64_t from, const char *needle, size
 
 static nb_status hash_file(nb_calib_source *s, nb_err *err)
 {
-    nb_sha256 hash;
-    nb_sha256_init(&hash);
-    for (int64_t at = 0; at < s->file.size; at += BLOCK) {
-        NB_TRY(load(s, at, err));
-        nb_sha256_update(&hash, s->block.data, s->block.len);
-    }
     uint8_t digest[NB_SHA256_BYTES];
-    nb_sha256_final(&hash, digest);
+    NB_TRY(nb_file_sha256(&s->file, 0, digest, err));
     nb_sha256_hex_of(digest, s->sha256);
     return NB_OK;
 }

@@ -9,27 +9,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE     ((int64_t)1 << 20)
 #define MAX_FILES 4096
 
 static nb_status digest_file(const char *path, char hex[NB_SHA256_HEX], nb_err *err)
 {
     nb_file file = NB_FILE_CLOSED;
-    uint8_t *piece = NULL;
-    nb_sha256 sha;
-    nb_sha256_init(&sha);
-    NB_TRY(nb_file_open(&file, path, err));
-    nb_status s = NB_ALLOC(&piece, PIECE, err);
-    for (int64_t at = 0; at < file.size && s == NB_OK; at += PIECE) {
-        const int64_t left = file.size - at, n = left < PIECE ? left : PIECE;
-        s = nb_file_read(&file, piece, (size_t)n, at, err);
-        if (s == NB_OK)
-            nb_sha256_update(&sha, piece, (size_t)n);
-    }
     uint8_t digest[NB_SHA256_BYTES];
-    nb_sha256_final(&sha, digest);
-    nb_sha256_hex_of(digest, hex);
-    nb_free(piece);
+    NB_TRY(nb_file_open(&file, path, err));
+    const nb_status s = nb_file_sha256(&file, 0, digest, err);
+    if (s == NB_OK)
+        nb_sha256_hex_of(digest, hex);
     nb_file_close(&file);
     return s;
 }

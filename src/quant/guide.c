@@ -56,7 +56,7 @@ static int64_t n_block_floats(const nb_config *c)
 {
     int64_t n = 0;
     for (int i = 0; i < NB_N_LINEARS; i++)
-        n += nb_block_n_rows(c, (nb_linear_id)i) * nb_block_n_cols(c, (nb_linear_id)i);
+        n += nb_linear_n_rows(c, (nb_linear_id)i) * nb_linear_n_cols(c, (nb_linear_id)i);
     return n;
 }
 
@@ -280,8 +280,8 @@ static nb_status load_block(pass *p, int64_t layer, nb_block_weights *out, nb_er
     for (int j = 0; j < NB_N_LINEARS; j++) {
         const nb_linear *linear = nb_layer_linear(l, (nb_linear_id)j);
         NB_TRY(read_floats(p, linear->info, nb_linear_name((nb_linear_id)j),
-                           nb_block_n_rows(c, (nb_linear_id)j), nb_block_n_cols(c, (nb_linear_id)j),
-                           p->weight[j], err));
+                           nb_linear_n_rows(c, (nb_linear_id)j),
+                           nb_linear_n_cols(c, (nb_linear_id)j), p->weight[j], err));
         out->linear[j] = p->weight[j];
         out->bias[j] = linear->bias;
     }
@@ -345,7 +345,7 @@ static nb_status run_blocks(pass *p, bool back, nb_err *err)
     for (int j = 0; j < NB_N_LINEARS; j++)
         NB_TRY_GOTO(
             s, NB_ALLOC(&p->weight[j],
-                        nb_block_n_rows(c, (nb_linear_id)j) * nb_block_n_cols(c, (nb_linear_id)j),
+                        nb_linear_n_rows(c, (nb_linear_id)j) * nb_linear_n_cols(c, (nb_linear_id)j),
                         err));
     NB_TRY_GOTO(s, nb_block_train_init(&p->train, c, &p->frame.rope, p->job->kernels, p->job->pool,
                                        1, p->longest, err));

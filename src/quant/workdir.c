@@ -14,7 +14,6 @@
 #include <unistd.h>
 
 #define MAX_STATE_BYTES ((size_t)64 << 20)
-#define PIECE_BYTES     ((int64_t)1 << 16)
 #define LOCK_NAME       "lock"
 #define STATE_NAME      "state.json"
 
@@ -275,23 +274,13 @@ nb_status nb_workdir_get_mat(const nb_workdir *w, int64_t index, nb_loaded *made
 /* A matrix file: its digest, then bytes that have it. */
 static nb_status check_file(const nb_file *file, bool *good, nb_err *err)
 {
-    uint8_t wanted[NB_SHA256_BYTES], found[NB_SHA256_BYTES], *piece;
-    nb_sha256 sha;
-    nb_sha256_init(&sha);
+    uint8_t wanted[NB_SHA256_BYTES], found[NB_SHA256_BYTES];
     if (file->size < (int64_t)sizeof wanted)
         return NB_OK;
-    NB_TRY(NB_ALLOC(&piece, PIECE_BYTES, err));
-    nb_status s = nb_file_read(file, wanted, sizeof wanted, 0, err);
-    for (int64_t at = sizeof wanted; at < file->size && s == NB_OK; at += PIECE_BYTES) {
-        const int64_t left = file->size - at, n = left < PIECE_BYTES ? left : PIECE_BYTES;
-        s = nb_file_read(file, piece, (size_t)n, at, err);
-        if (s == NB_OK)
-            nb_sha256_update(&sha, piece, (size_t)n);
-    }
-    nb_sha256_final(&sha, found);
-    nb_free(piece);
-    *good = s == NB_OK && memcmp(wanted, found, sizeof wanted) == 0;
-    return s;
+    NB_TRY(nb_file_read(file, wanted, sizeof wanted, 0, err));
+    NB_TRY(nb_file_sha256(file, sizeof wanted, found, err));
+    *good = memcmp(wanted, found, sizeof wanted) == 0;
+    return NB_OK;
 }
 
 nb_status nb_workdir_check_mat(const nb_workdir *w, int64_t index, bool *good, nb_err *err)

@@ -59,8 +59,8 @@ static void block_counts(block *b, bool biases)
 {
     const nb_config *c = &b->config;
     for (int i = 0; i < NB_N_LINEARS; i++) {
-        const int64_t rows = nb_block_n_rows(c, (nb_linear_id)i);
-        b->count[P_LINEAR + i] = rows * nb_block_n_cols(c, (nb_linear_id)i);
+        const int64_t rows = nb_linear_n_rows(c, (nb_linear_id)i);
+        b->count[P_LINEAR + i] = rows * nb_linear_n_cols(c, (nb_linear_id)i);
         b->count[P_BIAS + i] = biases ? rows : 0;
     }
     b->count[P_ATTN_NORM] = b->count[P_FFN_NORM] = c->d_model;
@@ -209,8 +209,8 @@ static void true_norm(double *y, const double *x, const double *gain, int64_t n,
 
 static void true_linear(const truth *t, nb_linear_id which, double *y, const double *x)
 {
-    const int64_t rows = nb_block_n_rows(&t->b->config, which);
-    const int64_t cols = nb_block_n_cols(&t->b->config, which);
+    const int64_t rows = nb_linear_n_rows(&t->b->config, which);
+    const int64_t cols = nb_linear_n_cols(&t->b->config, which);
     for (int64_t r = 0; r < rows; r++) {
         double sum = t->param[P_BIAS + which] == NULL ? 0 : t->param[P_BIAS + which][r];
         for (int64_t c = 0; c < cols; c++)

@@ -127,8 +127,8 @@ static void scene_open(scene *s, const nb_format *fmt, bool zeros, int threads, 
         s->gain[i] = 1 + 0.5f * uniform(1, i);
     s->weights.attn_norm = s->weights.ffn_norm = s->gain;
     for (int i = 0; i < NB_N_LINEARS; i++) {
-        const int64_t rows = nb_block_n_rows(&s->config, (nb_linear_id)i);
-        const int64_t cols = nb_block_n_cols(&s->config, (nb_linear_id)i);
+        const int64_t rows = nb_linear_n_rows(&s->config, (nb_linear_id)i);
+        const int64_t cols = nb_linear_n_cols(&s->config, (nb_linear_id)i);
         s->owned[i] = malloc((size_t)(rows * cols) * sizeof(float));
         for (int64_t j = 0; j < rows * cols; j++)
             s->owned[i][j] = 2 * uniform(10 + (uint64_t)i, j) / sqrtf((float)cols);

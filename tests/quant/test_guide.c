@@ -160,7 +160,7 @@ static double true_loss(const true_model *m, const int32_t *ids, int64_t n, cons
 
 static int64_t rows_of(const nb_config *c, nb_linear_id id)
 {
-    return nb_block_n_rows(c, (nb_linear_id)id);
+    return nb_linear_n_rows(c, (nb_linear_id)id);
 }
 
 /* By central differences. */
@@ -263,7 +263,7 @@ static void gradients_are_differences_one_by_one(void **state)
                                 .ffn_norm = frame.layers[0].ffn_norm};
     float *floats[NB_N_LINEARS], *x = check_floats(N * c->d_model), squares[N][NB_BLOCK_POINTS];
     for (int j = 0; j < NB_N_LINEARS; j++) {
-        const int64_t n = rows_of(c, (nb_linear_id)j) * nb_block_n_cols(c, (nb_linear_id)j);
+        const int64_t n = rows_of(c, (nb_linear_id)j) * nb_linear_n_cols(c, (nb_linear_id)j);
         weights.linear[j] = floats[j] = check_floats(n);
         for (int64_t i = 0; i < n; i++)
             floats[j][i] = (float)m.layer[0].linear[j][i];
