@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "base/spill.h"
 
+#include "base/mix.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -83,15 +85,6 @@ void nb_spill_close(nb_spill *s)
 
 #define MULTIPLIER 0x9e3779b97f4a7c15ull
 
-static uint64_t finish(uint64_t h)
-{
-    h ^= h >> 33;
-    h *= 0xff51afd7ed558ccdull;
-    h ^= h >> 33;
-    h *= 0xc4ceb9fe1a85ec53ull;
-    return h ^ h >> 33;
-}
-
 /* Four chains, because one would wait for its multiplications. */
 static uint64_t hash_row(const uint8_t *p, size_t n, uint64_t seed)
 {
@@ -106,8 +99,8 @@ static uint64_t hash_row(const uint8_t *p, size_t n, uint64_t seed)
     }
     for (; i < n; i++)
         h[0] = (h[0] ^ p[i]) * MULTIPLIER;
-    return finish(finish(h[0]) ^ finish(h[1] + MULTIPLIER) ^ finish(h[2] + 2 * MULTIPLIER) ^
-                  finish(h[3] + 3 * MULTIPLIER));
+    return nb_mix64(nb_mix64(h[0]) ^ nb_mix64(h[1] + MULTIPLIER) ^ nb_mix64(h[2] + 2 * MULTIPLIER) ^
+                    nb_mix64(h[3] + 3 * MULTIPLIER));
 }
 
 uint64_t nb_spill_hash(const nb_spill *s, int64_t row, int64_t n, const void *rows)
@@ -115,6 +108,6 @@ uint64_t nb_spill_hash(const nb_spill *s, int64_t row, int64_t n, const void *ro
     uint64_t all = 0;
     for (int64_t i = 0; i < n; i++)
         all ^= hash_row((const uint8_t *)rows + (size_t)i * s->row_bytes, s->row_bytes,
-                        finish((uint64_t)(row + i) + MULTIPLIER));
+                        nb_mix64((uint64_t)(row + i) + MULTIPLIER));
     return all;
 }

@@ -2,6 +2,7 @@
 #include "model/forward.h"
 
 #include "base/fpenv.h"
+#include "base/mix.h"
 #include "model/block.h"
 #include "model/linears.h"
 #include "numeric/minifloat.h"
@@ -225,18 +226,9 @@ void nb_logits(nb_work *w, const float *hidden, int64_t n_rows, float *logits)
 
 /* ---- hash ---- */
 
-static uint64_t finish(uint64_t h)
-{
-    h ^= h >> 33;
-    h *= 0xff51afd7ed558ccdull;
-    h ^= h >> 33;
-    h *= 0xc4ceb9fe1a85ec53ull;
-    return h ^ h >> 33;
-}
-
 uint64_t nb_logits_hash(const float *logits, int64_t n, uint64_t index)
 {
-    uint64_t state = finish(index + 0x9e3779b97f4a7c15ull);
+    uint64_t state = nb_mix64(index + 0x9e3779b97f4a7c15ull);
     for (int64_t i = 0; i < n; i++) {
         uint32_t bits = nb_f32_bits(logits[i]);
         if ((bits & 0x7fffffffu) > 0x7f800000u)
@@ -246,5 +238,5 @@ uint64_t nb_logits_hash(const float *logits, int64_t n, uint64_t index)
         state = (state ^ bits) * 0xff51afd7ed558ccdull;
         state ^= state >> 32;
     }
-    return finish(state);
+    return nb_mix64(state);
 }
