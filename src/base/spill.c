@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -110,4 +111,103 @@ uint64_t nb_spill_hash(const nb_spill *s, int64_t row, int64_t n, const void *ro
         all ^= hash_row((const uint8_t *)rows + (size_t)i * s->row_bytes, s->row_bytes,
                         nb_mix64((uint64_t)(row + i) + MULTIPLIER));
     return all;
+}
+
+/* ---- on all threads ---- */
+
+/* Bytes that one thread moves at a time. */
+#define MOVED_BYTES (1 << 17)
+
+typedef struct {
+    const nb_spill *s;
+    int64_t row, n, rows_each;
+    uint8_t *rows;
+    atomic_flag failed; /* taken by the first that fails, which alone writes status and err */
+    nb_status status;
+    nb_err *err;
+    _Atomic uint64_t hash;
+} moving;
+
+/* The rows of a chunk: how many, and from which on. */
+static int64_t share(const moving *m, int64_t chunk, int64_t *begin)
+{
+    *begin = chunk * m->rows_each;
+    return m->n - *begin < m->rows_each ? m->n - *begin : m->rows_each;
+}
+
+static void settle(moving *m, nb_status status, const nb_err *err)
+{
+    if (status == NB_OK || atomic_flag_test_and_set(&m->failed))
+        return;
+    m->status = status;
+    *m->err = *err;
+}
+
+static void read_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    moving *m = context;
+    nb_err err;
+    int64_t begin;
+    const int64_t n = share(m, chunk, &begin);
+    uint8_t *rows = m->rows + (size_t)begin * m->s->row_bytes;
+    settle(m, nb_spill_read(m->s, m->row + begin, n, rows, &err), &err);
+}
+
+static void write_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    moving *m = context;
+    nb_err err;
+    int64_t begin;
+    const int64_t n = share(m, chunk, &begin);
+    const uint8_t *rows = m->rows + (size_t)begin * m->s->row_bytes;
+    settle(m, nb_spill_write(m->s, m->row + begin, n, rows, &err), &err);
+}
+
+static void hash_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    moving *m = context;
+    int64_t begin;
+    const int64_t n = share(m, chunk, &begin);
+    const uint8_t *rows = m->rows + (size_t)begin * m->s->row_bytes;
+    atomic_fetch_xor(&m->hash, nb_spill_hash(m->s, m->row + begin, n, rows));
+}
+
+static nb_status move(nb_pool *pool, nb_task_fn *task, moving *m)
+{
+    m->rows_each = MOVED_BYTES / (int64_t)m->s->row_bytes;
+    if (m->rows_each < 1)
+        m->rows_each = 1;
+    nb_pool_run(pool, (m->n + m->rows_each - 1) / m->rows_each, task, m);
+    return m->status;
+}
+
+nb_status nb_spill_write_on(nb_pool *pool, const nb_spill *s, int64_t row, int64_t n,
+                            const void *rows, nb_err *err)
+{
+    moving m = {.s = s,
+                .row = row,
+                .n = n,
+                .rows = (uint8_t *)(uintptr_t)rows,
+                .failed = ATOMIC_FLAG_INIT,
+                .err = err};
+    return move(pool, write_chunk, &m);
+}
+
+nb_status nb_spill_read_on(nb_pool *pool, const nb_spill *s, int64_t row, int64_t n, void *rows,
+                           nb_err *err)
+{
+    moving m = {.s = s, .row = row, .n = n, .rows = rows, .failed = ATOMIC_FLAG_INIT, .err = err};
+    return move(pool, read_chunk, &m);
+}
+
+uint64_t nb_spill_hash_on(nb_pool *pool, const nb_spill *s, int64_t row, int64_t n,
+                          const void *rows)
+{
+    moving m = {
+        .s = s, .row = row, .n = n, .rows = (uint8_t *)(uintptr_t)rows, .failed = ATOMIC_FLAG_INIT};
+    (void)move(pool, hash_chunk, &m);
+    return atomic_load(&m.hash);
 }

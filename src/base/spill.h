@@ -4,7 +4,7 @@
 #ifndef NB_BASE_SPILL_H
 #define NB_BASE_SPILL_H
 
-#include "base/alloc.h"
+#include "base/pool.h"
 
 typedef struct {
     int fd; /* < 0: not open, as in NB_SPILL_CLOSED */
@@ -27,5 +27,14 @@ void nb_spill_close(nb_spill *s); /* the file stays */
 /* A 64-bit hash of rows [row, row + n) at their place: the XOR over all rows of a file tells
  * whether it holds what was written, whatever the order of writing. */
 uint64_t nb_spill_hash(const nb_spill *s, int64_t row, int64_t n, const void *rows);
+
+/* The same, on the threads of a pool: what lies in the page cache is copied as fast as memory
+ * goes. Results and hashes are those of the functions above. */
+nb_status nb_spill_write_on(nb_pool *pool, const nb_spill *s, int64_t row, int64_t n,
+                            const void *rows, nb_err *err);
+nb_status nb_spill_read_on(nb_pool *pool, const nb_spill *s, int64_t row, int64_t n, void *rows,
+                           nb_err *err);
+uint64_t nb_spill_hash_on(nb_pool *pool, const nb_spill *s, int64_t row, int64_t n,
+                          const void *rows);
 
 #endif

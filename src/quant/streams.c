@@ -164,8 +164,8 @@ nb_status nb_streams_check(nb_streams *s, int i, uint64_t *hash, nb_err *err)
     *hash = 0;
     for (int64_t row = 0; row < s->n_tokens; row += s->max_rows) {
         const int64_t left = s->n_tokens - row, n = left < s->max_rows ? left : s->max_rows;
-        NB_TRY(nb_spill_read(x, row, n, s->work.x, err));
-        *hash ^= nb_spill_hash(x, row, n, s->work.x);
+        NB_TRY(nb_spill_read_on(s->la->pool, x, row, n, s->work.x, err));
+        *hash ^= nb_spill_hash_on(s->la->pool, x, row, n, s->work.x);
     }
     return NB_OK;
 }
@@ -191,6 +191,9 @@ double nb_part_flops(const nb_config *c, nb_block_part part, double mean_context
     return 0;
 }
 
+/* Rows that one thread norms at a time. */
+#define NORMED_ROWS 16
+
 /* A piece of a sequence. */
 typedef struct {
     const nb_calib_seq *seq;
@@ -212,24 +215,38 @@ static nb_status run_part(nb_streams *s, int i, const piece *p, nb_block_part pa
     return tell(s, (double)p->n * nb_part_flops(&s->frame.config, part, context), err);
 }
 
+typedef struct {
+    nb_streams *s;
+    const float *gain;
+    int64_t n;
+} norming;
+
+static void norm_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const norming *job = context;
+    const nb_work *w = &job->s->work;
+    const nb_config *c = &job->s->frame.config;
+    const int64_t end = chunk * NORMED_ROWS + NORMED_ROWS;
+    for (int64_t t = chunk * NORMED_ROWS; t < end && t < job->n; t++)
+        w->kernels->rmsnorm(w->h + t * c->d_model, w->x + t * c->d_model, job->gain, c->d_model,
+                            c->rms_eps);
+}
+
 /* The normed rows of x, in work.h. */
 static void norm(nb_streams *s, const float *gain, int64_t n)
 {
-    const nb_config *c = &s->frame.config;
-    const uint64_t env = nb_fpenv_enter();
-    for (int64_t t = 0; t < n; t++)
-        s->work.kernels->rmsnorm(s->work.h + t * c->d_model, s->work.x + t * c->d_model, gain,
-                                 c->d_model, c->rms_eps);
-    nb_fpenv_leave(env);
+    norming job = {s, gain, n};
+    nb_pool_run(s->la->pool, (n + NORMED_ROWS - 1) / NORMED_ROWS, norm_chunk, &job);
 }
 
 static nb_status write_x(nb_streams *s, int i, const piece *p, bool hashed, nb_err *err)
 {
     nb_stream *t = &s->stream[i];
     const nb_spill *to = &t->x[(s->layer + 1) % 2];
-    NB_TRY(nb_spill_write(to, p->row, p->n, s->work.x, err));
+    NB_TRY(nb_spill_write_on(s->la->pool, to, p->row, p->n, s->work.x, err));
     if (hashed)
-        t->hash ^= nb_spill_hash(to, p->row, p->n, s->work.x);
+        t->hash ^= nb_spill_hash_on(s->la->pool, to, p->row, p->n, s->work.x);
     return NB_OK;
 }
 
@@ -243,33 +260,33 @@ static nb_status reach(nb_streams *s, int i, const piece *p, nb_point point, con
     const nb_spill *before = &t->x[s->layer % 2], *after = &t->x[(s->layer + 1) % 2];
     switch (point) {
     case NB_AT_ATTN:
-        NB_TRY(nb_spill_read(before, p->row, p->n, w->x, err));
+        NB_TRY(nb_spill_read_on(s->la->pool, before, p->row, p->n, w->x, err));
         norm(s, layer->attn_norm, p->n);
         *rows = w->h;
         return NB_OK;
     case NB_AT_O:
-        NB_TRY(nb_spill_read(before, p->row, p->n, w->x, err));
+        NB_TRY(nb_spill_read_on(s->la->pool, before, p->row, p->n, w->x, err));
         NB_TRY(run_part(s, i, p, NB_PART_ATTEND, err));
         *rows = w->att;
-        return nb_spill_write(&t->att, p->row, p->n, w->att, err);
+        return nb_spill_write_on(s->la->pool, &t->att, p->row, p->n, w->att, err);
     case NB_AT_FFN:
-        NB_TRY(nb_spill_read(before, p->row, p->n, w->x, err));
-        NB_TRY(nb_spill_read(&t->att, p->row, p->n, w->att, err));
+        NB_TRY(nb_spill_read_on(s->la->pool, before, p->row, p->n, w->x, err));
+        NB_TRY(nb_spill_read_on(s->la->pool, &t->att, p->row, p->n, w->att, err));
         NB_TRY(run_part(s, i, p, NB_PART_O, err));
         NB_TRY(write_x(s, i, p, false, err));
         norm(s, layer->ffn_norm, p->n);
         *rows = w->h;
         return NB_OK;
     case NB_AT_DOWN:
-        NB_TRY(nb_spill_read(after, p->row, p->n, w->x, err));
+        NB_TRY(nb_spill_read_on(s->la->pool, after, p->row, p->n, w->x, err));
         NB_TRY(run_part(s, i, p, NB_PART_GATE_UP, err));
         *rows = w->gate;
-        return nb_spill_write(&t->act, p->row, p->n, w->gate, err);
+        return nb_spill_write_on(s->la->pool, &t->act, p->row, p->n, w->gate, err);
     case NB_N_POINTS:
         break;
     }
-    NB_TRY(nb_spill_read(after, p->row, p->n, w->x, err));
-    NB_TRY(nb_spill_read(&t->act, p->row, p->n, w->gate, err));
+    NB_TRY(nb_spill_read_on(s->la->pool, after, p->row, p->n, w->x, err));
+    NB_TRY(nb_spill_read_on(s->la->pool, &t->act, p->row, p->n, w->gate, err));
     NB_TRY(run_part(s, i, p, NB_PART_DOWN, err));
     *rows = w->x;
     return write_x(s, i, p, true, err);
@@ -378,7 +395,8 @@ static nb_status sweep_piece(nb_streams *s, const piece *p, void *context, nb_er
     const sweep_job *job = context;
     const nb_layer *layer = &s->frame.layers[job->i];
     nb_work *w = &s->work;
-    NB_TRY(nb_spill_read(&s->stream[job->i].x[s->layer % 2], p->row, p->n, w->x, err));
+    NB_TRY(
+        nb_spill_read_on(s->la->pool, &s->stream[job->i].x[s->layer % 2], p->row, p->n, w->x, err));
     if (job->stats[NB_AT_ATTN] != NULL)
         norm(s, layer->attn_norm, p->n);
     NB_TRY(add_stats(s, NB_AT_ATTN, job->stats[NB_AT_ATTN], p, w->h, NULL, err));

@@ -199,10 +199,43 @@ static void memory_that_fails_leaves_nothing(void **state)
     nb_spill_close(&(nb_spill){0});
 }
 
+/* On all threads: the same file, hash and rows; one thread's failure is told, once. */
+static void a_pool_moves_the_same_rows(void **state)
+{
+    (void)state;
+    static const size_t widths[] = {1, 4096, 100000};
+    for (size_t k = 0; k < sizeof widths / sizeof *widths; k++) {
+        enum { ROWS = 131 };
+        const size_t n = widths[k];
+        nb_pool *pool;
+        assert_int_equal(nb_pool_open(&pool, 3, &err), NB_OK);
+        nb_spill s = opened("pool", n, ROWS + 1);
+        uint8_t *rows = malloc(ROWS * n), *got = malloc(ROWS * n);
+        assert_true(rows != NULL && got != NULL);
+        for (int64_t r = 0; r < ROWS; r++)
+            fill(rows + (size_t)r * n, n < 64 ? n : 64, r);
+        assert_int_equal(nb_spill_write_on(pool, &s, 1, ROWS, rows, &err), NB_OK);
+        assert_int_equal(nb_spill_read(&s, 1, ROWS, got, &err), NB_OK);
+        assert_memory_equal(got, rows, ROWS * n);
+        memset(got, 0, ROWS * n);
+        assert_int_equal(nb_spill_read_on(pool, &s, 1, ROWS, got, &err), NB_OK);
+        assert_memory_equal(got, rows, ROWS * n);
+        assert_true(nb_spill_hash_on(pool, &s, 1, ROWS, rows) == nb_spill_hash(&s, 1, ROWS, rows));
+        assert_int_equal(truncate(s.path, (off_t)(ROWS * n)), 0);
+        assert_int_equal(nb_spill_read_on(pool, &s, 1, ROWS, got, &err), NB_IO);
+        assert_non_null(strstr(err.message, s.path));
+        free(rows);
+        free(got);
+        nb_spill_close(&s);
+        nb_pool_close(pool);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_come_back_in_any_order),
+        cmocka_unit_test(a_pool_moves_the_same_rows),
         cmocka_unit_test(a_file_keeps_what_it_holds),
         cmocka_unit_test(a_file_that_ends_early_is_an_error),
         cmocka_unit_test(sizes_that_wrap_are_refused),
