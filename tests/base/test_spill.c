@@ -223,7 +223,7 @@ static void a_pool_moves_the_same_rows(void **state)
         assert_true(nb_spill_hash_on(pool, &s, 1, ROWS, rows) == nb_spill_hash(&s, 1, ROWS, rows));
         assert_int_equal(truncate(s.path, (off_t)(ROWS * n)), 0);
         assert_int_equal(nb_spill_read_on(pool, &s, 1, ROWS, got, &err), NB_IO);
-        assert_non_null(strstr(err.message, s.path));
+        assert_non_null(strstr(err.text, s.path));
         free(rows);
         free(got);
         nb_spill_close(&s);
