@@ -15,7 +15,8 @@ typedef struct {
 } group_rule;
 
 /* Finds the rule and *scale of a group of n columns; false if it holds Inf or NaN. */
-INLINE bool find_rule(group_rule *rule, float *scale, const float *x, int64_t n, float qmax)
+INLINE bool find_rule(group_rule *rule, float *scale, const float *x, int64_t n, float qmax,
+                      float given)
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i most = _mm256_setzero_si256(), other = most;
@@ -33,7 +34,7 @@ INLINE bool find_rule(group_rule *rule, float *scale, const float *x, int64_t n,
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
     float inv;
-    const bool good = group_scale(_mm_cvtsi128_si32(m), qmax, scale, &inv);
+    const bool good = group_scale(_mm_cvtsi128_si32(m), qmax, given, scale, &inv);
     rule->inv = _mm256_set1_ps(inv);
     rule->keep = _mm256_castsi256_ps(_mm256_set1_epi32(good ? -1 : 0));
     return good;
@@ -86,8 +87,8 @@ static void store_bytes(int8_t *out, __m256i v, int64_t n)
     memcpy(out, bytes, (size_t)n);
 }
 
-bool nb_quantize_row_avx2(const float *x, int64_t n, int64_t group, int8_t *hi, int8_t *lo,
-                          float *scale)
+static bool quantize(const float *x, int64_t n, int64_t group, float given, int8_t *hi, int8_t *lo,
+                     float *scale)
 {
     const float qmax = lo == NULL ? 127.0f : 32639.0f;
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -95,7 +96,7 @@ bool nb_quantize_row_avx2(const float *x, int64_t n, int64_t group, int8_t *hi, 
     for (int64_t begin = 0; begin < n; begin += group) {
         const int64_t end = begin + group < n ? begin + group : n;
         group_rule rule;
-        finite = find_rule(&rule, scale++, x + begin, end - begin, qmax) && finite;
+        finite = find_rule(&rule, scale++, x + begin, end - begin, qmax, given) && finite;
         for (int64_t k = begin; k < end; k += 32) {
             __m256i h, l;
             if (lo == NULL) {
@@ -108,6 +109,12 @@ bool nb_quantize_row_avx2(const float *x, int64_t n, int64_t group, int8_t *hi, 
         }
     }
     return finite;
+}
+
+bool nb_quantize_row_avx2(const float *x, int64_t n, int64_t group, int8_t *hi, int8_t *lo,
+                          float *scale)
+{
+    return quantize(x, n, group, 0, hi, lo, scale);
 }
 
 /* ---- layouts ---- */
@@ -188,7 +195,7 @@ INLINE bool pack_planes(const nb_xtile *tile, const float *x, int64_t ld, const 
         group_rule rule[NB_TILE_MAX];
         for (int64_t t = 0; t < n_tok; t++)
             finite = find_rule(&rule[t], &tile->scale[g * n_tok + t], x + t * ld + begin,
-                               end - begin, qmax) &&
+                               end - begin, qmax, tile->given) &&
                      finite;
         for (int64_t k = begin; k < write_end; k += 32) {
             for (int64_t t0 = 0; t0 < n_tok; t0 += 8) {
@@ -264,8 +271,8 @@ static bool pack_row(const nb_xtile *tile, int64_t t, const float *x)
     bool finite = true;
     for (int64_t begin = 0, g = 0; begin < n_cols; begin += tile->x_seg_len, g++) {
         const int64_t n = n_cols - begin < tile->x_seg_len ? n_cols - begin : tile->x_seg_len;
-        finite = nb_quantize_row_avx2(x + begin, n, n, hi + begin, lo == NULL ? NULL : lo + begin,
-                                      &tile->scale[g * n_tok + t]) &&
+        finite = quantize(x + begin, n, n, tile->given, hi + begin, lo == NULL ? NULL : lo + begin,
+                          &tile->scale[g * n_tok + t]) &&
                  finite;
     }
     memset(hi + n_cols, 0, (size_t)(width - n_cols));

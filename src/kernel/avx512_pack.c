@@ -158,11 +158,16 @@ static bool tile_scales(const nb_xtile *tile, const float *x, int64_t ld, float 
         const __mmask16 bad = _mm512_cmpge_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
         const __mmask16 some =
             _mm512_cmp_ps_mask(absmax, _mm512_set1_ps(0x1p-100f), _CMP_GE_OQ) & (__mmask16)~bad;
-        const __m512 s = _mm512_maskz_div_ps(some, absmax, qmax);
+        __m512 s = _mm512_maskz_div_ps(some, absmax, qmax);
+        __m512 inverse = _mm512_maskz_div_ps(some, qmax, absmax);
+        if (tile->given != 0) {
+            s = _mm512_set1_ps(tile->given);
+            inverse = _mm512_maskz_mov_ps(some, _mm512_set1_ps(1));
+        }
         any_bad |= bad & out;
         _mm512_mask_storeu_ps(tile->scale + e, out,
                               _mm512_mask_blend_ps(bad, s, _mm512_set1_ps(NAN)));
-        _mm512_mask_storeu_ps(inv + e, out, _mm512_maskz_div_ps(some, qmax, absmax));
+        _mm512_mask_storeu_ps(inv + e, out, inverse);
     }
     return any_bad == 0;
 }
@@ -384,7 +389,7 @@ bool nb_avx512_quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi
         }
         const int32_t bits = _mm512_reduce_max_epi32(most);
         float inv;
-        const bool good = group_scale(bits, qmax, &scale[g], &inv);
+        const bool good = group_scale(bits, qmax, 0, &scale[g], &inv);
         finite = finite && good;
         const __m512 inv16 = _mm512_set1_ps(inv);
         const __m512i most_code = _mm512_set1_epi32((int)qmax);

@@ -55,7 +55,7 @@ bool nb_xlayout_equal(const nb_xlayout *a, const nb_xlayout *b)
     return a->mode == b->mode && a->n_cols == b->n_cols && a->x_seg_len == b->x_seg_len &&
            a->seg_len == b->seg_len && a->zero_const == b->zero_const &&
            a->round.on == b->round.on && a->round.group == b->round.group &&
-           a->round.scale == b->round.scale;
+           a->round.scale == b->round.scale && a->round.integer == b->round.integer;
 }
 
 /* ---- packing of activations ---- */
@@ -112,7 +112,8 @@ void nb_xpack_plan(nb_xpacked *out, const nb_xlayout *layout, const nb_kernels *
                          .k_pad = l->k_pad,
                          .x_seg_len = l->x_seg_len,
                          .seg_len = l->seg_len,
-                         .zero_const = l->zero_const};
+                         .zero_const = l->zero_const,
+                         .given = l->round.integer ? l->round.scale : 0};
         if (!integer) {
             tile.f = take(&p, l->n_cols * n * (int64_t)sizeof(float));
         } else {

@@ -27,13 +27,20 @@ void nb_panels_row(const nb_panels *p, int64_t r, float *y);
 typedef enum { NB_COMPUTE_F, NB_COMPUTE_I8, NB_COMPUTE_I16 } nb_compute;
 const char *nb_compute_name(nb_compute c); /* "f", "i8", "i16" */
 
-/* Activations that are FP8 (A7): E4M3 under a scale for each `group` columns of a token (0: all of
+/* What is done to the rows of x before they are packed.
+ *
+ * Activations that are FP8 (A7): E4M3 under a scale for each `group` columns of a token (0: all of
  * them), scale = absmax / 448, code = e4m3(x * (448 / absmax)); or under one that is given, codes
- * then saturate. x becomes fl(code * scale). absmax < 2^-100: zeros. */
+ * then saturate. x becomes fl(code * scale). absmax < 2^-100: zeros.
+ *
+ * `integer`: codes of 8 bits under a scale that is given, in mode i8 (A3):
+ * code = clamp(rne(x * fl(1 / scale)), -127, 127). x becomes the code, which packing takes as it
+ * is. */
 typedef struct {
     bool on;
     int64_t group;
-    float scale; /* 0: by absmax */
+    float scale; /* 0: by absmax; given ones lie in [2^-100, 2^100] */
+    bool integer;
 } nb_xround;
 
 /* y[0, n) = x rounded. Inf or NaN in x: NaN in its group, and false. y may be x. */
@@ -46,7 +53,7 @@ typedef struct {
     int64_t x_seg_len;  /* integer modes: columns that share an activation scale */
     int64_t seg_len;    /* joint segment with the weight's */
     int32_t zero_const; /* of the weight; 0 when its zero points vary */
-    nb_xround round;    /* mode f: what is done to rows before they are packed, by the caller */
+    nb_xround round;    /* what is done to rows before they are packed, by the caller */
 } nb_xlayout;
 
 /* The layout for a weight in the wanted mode; falls back to NB_COMPUTE_F, and says so in

@@ -95,6 +95,8 @@ typedef struct {
     int64_t x_seg_len; /* columns that share an activation scale */
     int64_t seg_len;   /* joint segment: min(x_seg_len, weight seg_len, NB_SEG_MAX) */
     int32_t zero_const;
+    float given; /* int: not 0: rows come as codes already, whole numbers in [-127, 127], and this
+                    is the scale of all of them */
 } nb_xtile;
 
 /* y[t * ldy + r] for rows r of panels [begin, end), tokens t of the tile: A2, weights dequantized
@@ -126,8 +128,9 @@ typedef bool nb_quantize_row_fn(const float *x, int64_t n, int64_t group, int8_t
                                 float *scale);
 
 /* Fills the arrays of `tile` (f; or hi, lo, scale, xsum, start) from its n_tok tokens, token t at
- * x + t * ld, by quantize_row's rule. False if a group of some token holds Inf or NaN. `staging`
- * holds nb_pack_tile_staging(n_cols) bytes, aligned to 64. */
+ * x + t * ld, by quantize_row's rule; with tile->given codes are what x holds, and scales are that
+ * one (NaN as ever). False if a group of some token holds Inf or NaN. `staging` holds
+ * nb_pack_tile_staging(n_cols) bytes, aligned to 64. */
 typedef bool nb_pack_tile_fn(const nb_xtile *tile, const float *x, int64_t ld, void *staging);
 static inline int64_t nb_pack_tile_staging(int64_t n_cols)
 {

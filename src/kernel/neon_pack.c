@@ -48,8 +48,8 @@ INLINE void codes_16(const float *x, float inv, int32_t qmax, int8_t *hi, int8_t
     vst1q_s8(hi, narrow(q));
 }
 
-static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, int8_t *lo,
-                         float *scale)
+static bool quantize(const float *x, int64_t n, int64_t group, float given, int8_t *hi, int8_t *lo,
+                     float *scale)
 {
     const int32_t qmax = lo == NULL ? 127 : 32639;
     bool finite = true;
@@ -58,7 +58,8 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
         const int64_t end = k + group < n ? k + group : n;
         float inv;
         finite =
-            group_scale(largest_magnitude(x + k, end - k), (float)qmax, &scale[g], &inv) && finite;
+            group_scale(largest_magnitude(x + k, end - k), (float)qmax, given, &scale[g], &inv) &&
+            finite;
         for (; k + 16 <= end; k += 16)
             codes_16(x + k, inv, qmax, hi + k, lo != NULL ? lo + k : NULL);
         if (k < end) {
@@ -73,6 +74,12 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
         }
     }
     return finite;
+}
+
+static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, int8_t *lo,
+                         float *scale)
+{
+    return quantize(x, n, group, 0, hi, lo, scale);
 }
 
 /* Sum of n codes; reads up to the next multiple of 8. */
@@ -121,7 +128,7 @@ static bool pack_row_i(const nb_xtile *tile, int64_t t, const float *x, int8_t *
     memset(hi + n, 0, (size_t)(width - n));
     if (lo != NULL)
         memset(lo + n, 0, (size_t)(width - n));
-    const bool finite = quantize_row(x, n, tile->x_seg_len, hi, lo, scale);
+    const bool finite = quantize(x, n, tile->x_seg_len, tile->given, hi, lo, scale);
     put_plane(tile, tile->hi, t, hi);
     if (lo != NULL)
         put_plane(tile, tile->lo, t, lo);

@@ -118,8 +118,8 @@ static void gemm_i(float *y, int64_t ldy, const nb_panels *w, int64_t begin, int
     }
 }
 
-static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, int8_t *lo,
-                         float *scale)
+static bool quantize(const float *x, int64_t n, int64_t group, float given, int8_t *hi, int8_t *lo,
+                     float *scale)
 {
     const float qmax = lo == NULL ? 127.0f : 32639.0f;
     bool finite = true;
@@ -132,8 +132,11 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
         }
         const float absmax = nb_f32_from_bits(bits);
         const bool bad = bits >= 0x7f800000u, none = absmax < 0x1p-100f;
-        scale[g] = bad ? nb_f32_from_bits(0x7fc00000u) : none ? 0.0f : absmax / qmax;
-        const float inv = bad || none ? 0.0f : qmax / absmax;
+        scale[g] = bad          ? nb_f32_from_bits(0x7fc00000u)
+                   : given != 0 ? given
+                   : none       ? 0.0f
+                                : absmax / qmax;
+        const float inv = bad || none ? 0.0f : given != 0 ? 1.0f : qmax / absmax;
         finite = finite && !bad;
         for (int64_t k = begin; k < end; k++) {
             float q = bad ? 0.0f : rintf(x[k] * inv);
@@ -149,6 +152,12 @@ static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, i
         }
     }
     return finite;
+}
+
+static bool quantize_row(const float *x, int64_t n, int64_t group, int8_t *hi, int8_t *lo,
+                         float *scale)
+{
+    return quantize(x, n, group, 0, hi, lo, scale);
 }
 
 /* Where plane element (column k, token t) lies. */
@@ -192,7 +201,7 @@ static bool pack_tile(const nb_xtile *tile, const float *x, int64_t ld, void *st
         const int64_t width = (tile->n_cols + 63) / 64 * 64;
         int8_t *hi = staging, *lo = tile->lo != NULL ? hi + width : NULL;
         float *scale = (float *)(void *)(hi + 2 * width);
-        finite = quantize_row(x, tile->n_cols, tile->x_seg_len, hi, lo, scale) && finite;
+        finite = quantize(x, tile->n_cols, tile->x_seg_len, tile->given, hi, lo, scale) && finite;
         pack_row_i(tile, t, hi, lo, scale);
     }
     return finite;

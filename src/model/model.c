@@ -90,11 +90,13 @@ static void choose_mode(nb_linear *out, const nb_format *fmt, const nb_act_spec 
     out->mode = layout.mode;
     out->per_token = act->per_token;
     /* Mode f, asked for by name, takes activations as they are: what quantizing them costs can be
-     * seen then. */
+     * seen then. So does i16, as near as 16 bits come. */
+    const float scale = act->is_static ? act->scale : 0;
     out->round = (nb_xround){0};
     if (act->is_float && choice != NB_COMPUTE_ALL_F)
-        out->round = (nb_xround){
-            .on = true, .group = act->group_size, .scale = act->is_static ? act->scale : 0};
+        out->round = (nb_xround){.on = true, .group = act->group_size, .scale = scale};
+    if (!act->is_float && scale != 0 && out->mode == NB_COMPUTE_I8)
+        out->round = (nb_xround){.on = true, .scale = scale, .integer = true};
 }
 
 static nb_status pack_linear(loader *l, const nb_weight *w, nb_linear *out, nb_err *err)

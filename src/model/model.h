@@ -13,7 +13,7 @@ typedef struct {
     float *bias; /* NULL: none */
     nb_compute mode;
     bool per_token;        /* activations: one scale a token (i8) */
-    nb_xround round;       /* FP8 activations (f) */
+    nb_xround round;       /* FP8 activations (f), or static scales (i8) */
     const nb_weight *info; /* borrowed from the store, which must stay open */
 } nb_linear;
 

@@ -30,8 +30,12 @@ static void every_group_by_its_own_scale(void **state)
 {
     (void)state;
     static const int64_t lengths[] = {1, 31, 32, 33, 128, COLS};
-    static const nb_xround how[] = {{true, 0, 0}, {true, 128, 0},   {true, 32, 0},
-                                    {true, 1, 0}, {true, 0, 0.01f}, {true, 64, 0x1p-20f}};
+    static const nb_xround how[] = {{.on = true},
+                                    {.on = true, .group = 128},
+                                    {.on = true, .group = 32},
+                                    {.on = true, .group = 1},
+                                    {.on = true, .scale = 0.01f},
+                                    {.on = true, .group = 64, .scale = 0x1p-20f}};
     float x[COLS], want[COLS], got[COLS + 1];
     for (int kind = 0; kind < 4; kind++) {
         test_random_weights(x, COLS, kind == 1 ? 1e30 : kind == 2 ? 1e-38 : 2, 0.05, 31);
