@@ -73,10 +73,12 @@ static double choose_all(const super *s, double d, double dmin, nb_super *out)
 
 #define N_UNITS 14
 
-/* The i-th candidate of a unit whose largest multiple is to reach `most`. */
+/* The i-th candidate of a unit whose largest multiple is to reach `most`: no less than the least
+ * number that F16 has, under which the integers are still free. */
 static double unit_candidate(double most, int top, int i)
 {
-    return (double)nb_fit_stored(NB_F16, most / (top + 1.5 - 0.75 * i));
+    const double unit = (double)nb_fit_stored(NB_F16, most / (top + 1.5 - 0.75 * i));
+    return unit == 0 && most > 0 ? 0x1p-24 : unit;
 }
 
 #define N_KEPT 3

@@ -82,7 +82,7 @@ void nb_grid_group_at(const nb_grid *grid, const nb_mat *m, int64_t r, int64_t c
 
 /* Stores another scale, zero and offset, as the format rounds them, for encoders that refine scales
  * themselves. False, with nothing stored, where the format cannot: its groups depend on each other
- * (q4_k), the scale rounds to 0, or the zero is none of its codes. */
+ * (K-quants), the scale rounds to 0, or the zero is none of its codes. */
 bool nb_grid_group_put(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col,
                        const nb_grid_group *g);
 

@@ -1,7 +1,6 @@
 /* GGUF's K-quants: super-blocks of 256 codes whose small blocks have integer scales of their own
- * under one f16 scale, and integer minima under another where a format has them. An encoder has to
- * search for these, because they depend on each other (fit_super.c); q4_k has one, the others are
- * read only.
+ * under one f16 scale, and integer minima under another where a format has them. Their bits are
+ * drawn in kquant.h, their encoders are in kquant_grid.c.
  *
  * Products of the parameters are exact in binary32 (an f16 has 11 significant bits, the integers
  * at most 8), and so is scale * code, so a value is one rounding at most and
@@ -10,107 +9,16 @@
  *   q3_k q6_k        value = scale * code,         scale = d * sc
  *
  * is what ggml computes. */
-#include "numeric/fit_super.h"
+#include "numeric/kquant.h"
 #include "numeric/minifloat.h"
 
-#include <assert.h>
 #include <string.h>
-
-#define SUPER 256
-
-/* q2_k: sixteen blocks of 16, each with a 4-bit scale and a 4-bit minimum; 2.625 bits per weight.
- *
- *   byte   0 ... 15 | 16 ... 79 | 80 81 | 82 83
- *        [  scales  ][   low    ][  d   ][ dmin ]          scales, bits 7..4: mn, 3..0: sc
- *
- * Each half of 128 codes has 32 bytes of `low`: code l + 32g of a half, l = 0..31, is in bits
- * 2g and 2g + 1 of byte l. */
-typedef struct {
-    uint8_t scales[16];
-    uint8_t low[64];
-    uint16_t d, dmin;
-} q2_k_block;
-static_assert(sizeof(q2_k_block) == 84, "a super-block is 84 bytes, with no padding");
-
-/* q3_k: sixteen blocks of 16, each with a signed 6-bit scale; codes -4..3; 3.4375 bits per weight.
- *
- *   byte   0 ... 31 | 32 ... 95 | 96 ... 107 | 108 109
- *        [   top    ][   low    ][  scales   ][   d    ]
- *
- * The low two bits of a code lie as in q2_k. Its third, set where 4 is not to be subtracted, is in
- * byte l of `top`: bit g for the first half, bit 4 + g for the second. The twelve bytes of scales,
- * stored with 32 added:
- *
- *   bit          7 6         5 4        3 2        1 0
- *   byte j     [  sc j+8, low 4 bits ][  sc j, low 4 bits ]         j = 0..7
- *   byte 8+j   [ sc j+12 |  sc j+8  |  sc j+4  |  sc j  ]           j = 0..3: the top two bits */
-typedef struct {
-    uint8_t top[32];
-    uint8_t low[64];
-    uint8_t scales[12];
-    uint16_t d;
-} q3_k_block;
-static_assert(sizeof(q3_k_block) == 110, "a super-block is 110 bytes, with no padding");
-
-/* q4_k: eight blocks of 32, each with a 6-bit scale and a 6-bit minimum; 4.5 bits per weight.
- *
- *   byte   0  1 | 2    3 | 4   ...   15 | 16 ... 143
- *        [   d  ][ dmin ][ scales, mins ][   low    ]
- *
- * Blocks 2k and 2k+1 have their codes in the low and the high nibbles of bytes 32k..32k+31 of
- * `low`. The twelve bytes of scales sc and minima mn:
- *
- *   bit         7 6            5 ... 0
- *   byte k    [ sc k+4, high |  sc k  ]      k = 0..3
- *   byte k+4  [ mn k+4, high |  mn k  ]
- *
- *   bit         7 ... 4        3 ... 0
- *   byte k+8  [ mn k+4, low | sc k+4, low ] */
-typedef struct {
-    uint16_t d, dmin;
-    uint8_t scales[12];
-    uint8_t low[128];
-} q4_k_block;
-static_assert(sizeof(q4_k_block) == 144, "a super-block is 144 bytes, with no padding");
-
-/* q5_k: as q4_k, with a fifth bit; 5.5 bits per weight.
- *
- *   byte   0  1 | 2    3 | 4   ...   15 | 16 ... 47 | 48 ... 175
- *        [   d  ][ dmin ][ scales, mins ][   high  ][    low    ]
- *
- * The fifth bit of code l of block k is bit k of byte l of `high`. */
-typedef struct {
-    uint16_t d, dmin;
-    uint8_t scales[12];
-    uint8_t high[32];
-    uint8_t low[128];
-} q5_k_block;
-static_assert(sizeof(q5_k_block) == 176, "a super-block is 176 bytes, with no padding");
-
-/* q6_k: sixteen blocks of 16, each with a signed 8-bit scale; codes -32..31 stored with 32 added;
- * 6.5625 bits per weight.
- *
- *   byte   0 ... 127 | 128 ... 191 | 192 ... 207 | 208 209
- *        [    low    ][    high    ][   scales   ][   d    ]
- *
- * Each half of 128 codes has 64 bytes of `low` and 32 of `high`. Code l + 32g of a half, l = 0..31:
- *
- *   g            0               1                2                3
- *   low 4 bits   low[l] & 15     low[l+32] & 15   low[l] >> 4      low[l+32] >> 4
- *   top 2 bits   high[l] bits 0  bits 2           bits 4           bits 6           (and one up) */
-typedef struct {
-    uint8_t low[128];
-    uint8_t high[64];
-    int8_t scales[16];
-    uint16_t d;
-} q6_k_block;
-static_assert(sizeof(q6_k_block) == 210, "a super-block is 210 bytes, with no padding");
 
 /* ---- parameters ---- */
 
 static void q2_k_parameters(const void *block, float *restrict scale, float *restrict min)
 {
-    const q2_k_block *b = block;
+    const nb_q2_k_block *b = block;
     const float d = nb_f16_to_f32(b->d), dmin = nb_f16_to_f32(b->dmin);
     for (int k = 0; k < 16; k++) {
         scale[k] = d * (float)(b->scales[k] & 15);
@@ -121,7 +29,7 @@ static void q2_k_parameters(const void *block, float *restrict scale, float *res
 static void q3_k_parameters(const void *block, float *restrict scale, float *restrict min)
 {
     (void)min;
-    const q3_k_block *b = block;
+    const nb_q3_k_block *b = block;
     const float d = nb_f16_to_f32(b->d);
     for (int k = 0; k < 16; k++) {
         const int low = b->scales[k % 8] >> k / 8 * 4 & 15;
@@ -154,20 +62,20 @@ static void six_bit_parameters(uint16_t d, uint16_t dmin, const uint8_t *scales,
 
 static void q4_k_parameters(const void *block, float *scale, float *min)
 {
-    const q4_k_block *b = block;
+    const nb_q4_k_block *b = block;
     six_bit_parameters(b->d, b->dmin, b->scales, scale, min);
 }
 
 static void q5_k_parameters(const void *block, float *scale, float *min)
 {
-    const q5_k_block *b = block;
+    const nb_q5_k_block *b = block;
     six_bit_parameters(b->d, b->dmin, b->scales, scale, min);
 }
 
 static void q6_k_parameters(const void *block, float *restrict scale, float *restrict min)
 {
     (void)min;
-    const q6_k_block *b = block;
+    const nb_q6_k_block *b = block;
     const float d = nb_f16_to_f32(b->d);
     for (int k = 0; k < 16; k++)
         scale[k] = d * (float)b->scales[k];
@@ -184,7 +92,7 @@ static void crumbs(int8_t *restrict code, const uint8_t *restrict low, int shift
 
 static void q2_k_codes(const void *block, int8_t *code)
 {
-    const uint8_t *low = ((const q2_k_block *)block)->low;
+    const uint8_t *low = ((const nb_q2_k_block *)block)->low;
     for (int k = 0; k < 8; k++)
         crumbs(code + 32 * k, low + k / 4 * 32, k % 4 * 2);
 }
@@ -198,7 +106,7 @@ static void subtract_unless(int8_t *restrict code, const uint8_t *restrict top, 
 
 static void q3_k_codes(const void *block, int8_t *code)
 {
-    const q3_k_block *b = block;
+    const nb_q3_k_block *b = block;
     for (int k = 0; k < 8; k++) {
         crumbs(code + 32 * k, b->low + k / 4 * 32, k % 4 * 2);
         subtract_unless(code + 32 * k, b->top, k);
@@ -216,7 +124,7 @@ static void nibbles(int8_t *restrict code, const uint8_t *restrict low)
 
 static void q4_k_codes(const void *block, int8_t *code)
 {
-    const q4_k_block *b = block;
+    const nb_q4_k_block *b = block;
     for (int k = 0; k < 4; k++)
         nibbles(code + 64 * k, b->low + 32 * k);
 }
@@ -229,7 +137,7 @@ static void add_fifth_bit(int8_t *restrict code, const uint8_t *restrict high, i
 
 static void q5_k_codes(const void *block, int8_t *code)
 {
-    const q5_k_block *b = block;
+    const nb_q5_k_block *b = block;
     for (int k = 0; k < 4; k++)
         nibbles(code + 64 * k, b->low + 32 * k);
     for (int k = 0; k < 8; k++)
@@ -251,9 +159,9 @@ static void q6_k_half(int8_t *restrict code, const uint8_t *restrict low,
 
 static void q6_k_codes(const void *block, int8_t *code)
 {
-    const q6_k_block *b = block;
+    const nb_q6_k_block *b = block;
     q6_k_half(code, b->low, b->high);
-    q6_k_half(code + SUPER / 2, b->low + 64, b->high + 32);
+    q6_k_half(code + NB_SUPER_LEN / 2, b->low + 64, b->high + 32);
 }
 
 /* ---- rows, the same for all five: the functions, `len` and `has_min` are constants where these
@@ -279,14 +187,14 @@ ROWS values_16_with_min(float *restrict y, const int8_t *restrict code, float sc
 ROWS rows_decode(const nb_mat *m, int64_t r, float *y, parameters_fn *parameters, codes_fn *codes,
                  int len, bool has_min)
 {
-    assert(m->n_cols % SUPER == 0);
+    assert(m->n_cols % NB_SUPER_LEN == 0);
     const uint8_t *block = nb_mat_row(m, r);
-    for (int64_t c = 0; c < m->n_cols; c += SUPER, block += m->fmt->block_bytes) {
+    for (int64_t c = 0; c < m->n_cols; c += NB_SUPER_LEN, block += m->fmt->block_bytes) {
         float scale[16], min[16];
-        int8_t code[SUPER];
+        int8_t code[NB_SUPER_LEN];
         parameters(block, scale, min);
         codes(block, code);
-        for (int k = 0; k < SUPER; k += 16) {
+        for (int k = 0; k < NB_SUPER_LEN; k += 16) {
             if (has_min)
                 values_16_with_min(y + c + k, code + k, scale[k / len], min[k / len]);
             else
@@ -298,110 +206,27 @@ ROWS rows_decode(const nb_mat *m, int64_t r, float *y, parameters_fn *parameters
 ROWS rows_int(const nb_mat *m, int64_t r, const nb_int_row *out, parameters_fn *parameters,
               codes_fn *codes, int len, bool has_min)
 {
-    assert(m->n_cols % SUPER == 0);
+    assert(m->n_cols % NB_SUPER_LEN == 0);
     const uint8_t *block = nb_mat_row(m, r);
-    const int64_t n = m->n_cols / SUPER, per_block = SUPER / len;
+    const int64_t n = m->n_cols / NB_SUPER_LEN, per_block = NB_SUPER_LEN / len;
     for (int64_t i = 0; i < n; i++, block += m->fmt->block_bytes) {
         parameters(block, out->scale + i * per_block, has_min ? out->min + i * per_block : NULL);
-        codes(block, out->code + i * SUPER);
+        codes(block, out->code + i * NB_SUPER_LEN);
     }
-}
-
-/* ---- the grid of q4_k, and encoding through it ---- */
-
-static void *super_at(const nb_mat *m, int64_t r, int64_t col)
-{
-    return (uint8_t *)nb_mat_row(m, r) + col / SUPER * m->fmt->block_bytes;
-}
-
-static void six_bit_pack(uint8_t *scales, const nb_super *s)
-{
-    for (int k = 0; k < 4; k++) {
-        scales[k] = (uint8_t)(s->scale[k] | s->scale[k + 4] >> 4 << 6);
-        scales[k + 4] = (uint8_t)(s->min[k] | s->min[k + 4] >> 4 << 6);
-        scales[k + 8] = (uint8_t)((s->scale[k + 4] & 15) | (s->min[k + 4] & 15) << 4);
-    }
-}
-
-static void q4_k_grid_shape(const nb_mat *m, nb_grid *grid)
-{
-    (void)m;
-    *grid = (nb_grid){
-        .n_levels = 16,
-        .level = nb_grid_integers + 128,
-        .uniform = true,
-        .group_len = 32,
-        .span_len = SUPER,
-    };
-}
-
-static void q4_k_grid_fit(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const float *w,
-                          const float *importance, int64_t n, nb_fit fit)
-{
-    (void)grid;
-    assert(n == SUPER);
-    static const nb_super_form form = {
-        .n_groups = 8, .group_len = 32, .top = 15, .parameter_top = 63};
-    nb_super s;
-    if (fit == NB_FIT_ABSMAX)
-        nb_super_extremes(&s, &form, w);
-    else
-        nb_super_search(&s, &form, w, importance);
-    q4_k_block *b = super_at(m, r, col);
-    b->d = nb_f16_from_f32(s.d);
-    b->dmin = nb_f16_from_f32(s.dmin);
-    six_bit_pack(b->scales, &s);
-}
-
-static void q4_k_grid_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_group *out)
-{
-    float scale[8], min[8];
-    q4_k_parameters(super_at(m, r, col), scale, min);
-    *out = (nb_grid_group){.scale = scale[col % SUPER / 32], .offset = min[col % SUPER / 32]};
-}
-
-/* A group is the low or the high nibbles of its bytes. */
-static void q4_k_grid_put(nb_mat *m, int64_t r, int64_t col, const uint8_t *code, int64_t n)
-{
-    for (int64_t c = col; c < col + n; c += 32, code += 32) {
-        q4_k_block *b = super_at(m, r, c);
-        const int64_t k = c % SUPER / 32;
-        const int shift = (int)(k % 2) * 4;
-        uint8_t *low = b->low + k / 2 * 32;
-        for (int l = 0; l < 32; l++)
-            low[l] = (uint8_t)((low[l] & 0xf0 >> shift) | code[l] << shift);
-    }
-}
-
-static const nb_grid_form q4_k_grid = {
-    .shape = q4_k_grid_shape,
-    .fit = q4_k_grid_fit,
-    .group_at = q4_k_grid_group_at,
-    .put = q4_k_grid_put,
-};
-
-static void q4_k_encode_row(nb_mat *m, int64_t r, const float *x)
-{
-    assert(m->n_cols % SUPER == 0);
-    nb_grid grid;
-    q4_k_grid_shape(m, &grid);
-    for (int64_t c = 0; c < m->n_cols; c += SUPER)
-        nb_grid_fit(&grid, m, r, c, x + c, NULL, NB_FIT_SEARCH);
-    nb_grid_round_row(&grid, m, r, x);
 }
 
 /* ---- the formats ---- */
 
-/* X(name, ggml's type id, bits of a code, least code, columns to a scale, has minima, its encoder,
- * its grid). A scale is a product of up to 18 significant bits, more than a 16-bit type holds. */
+/* X(name, ggml's type id, bits of a code, least code, columns to a scale, has minima). A scale is a
+ * product of up to 18 significant bits, more than a 16-bit type holds. */
 #define K_FORMATS(X)                                                                               \
-    X(q2_k, 10, 2, 0, 16, true, NULL, NULL)                                                        \
-    X(q3_k, 11, 3, -4, 16, false, NULL, NULL)                                                      \
-    X(q4_k, 12, 4, 0, 32, true, q4_k_encode_row, &q4_k_grid)                                       \
-    X(q5_k, 13, 5, 0, 32, true, NULL, NULL)                                                        \
-    X(q6_k, 14, 6, -32, 16, false, NULL, NULL)
+    X(q2_k, 10, 2, 0, 16, true)                                                                    \
+    X(q3_k, 11, 3, -4, 16, false)                                                                  \
+    X(q4_k, 12, 4, 0, 32, true)                                                                    \
+    X(q5_k, 13, 5, 0, 32, true)                                                                    \
+    X(q6_k, 14, 6, -32, 16, false)
 
-#define X(id, ggml, width, least, len, minimum, encoder, its_grid)                                 \
+#define X(id, ggml, width, least, len, minimum)                                                    \
     static void id##_decode_row(const nb_mat *m, int64_t r, float *y)                              \
     {                                                                                              \
         rows_decode(m, r, y, id##_parameters, id##_codes, len, minimum);                           \
@@ -424,14 +249,14 @@ static void q4_k_encode_row(nb_mat *m, int64_t r, const float *x)
     const nb_format nb_format_##id = {                                                             \
         .name = #id,                                                                               \
         .ggml_type = (ggml),                                                                       \
-        .block_len = SUPER,                                                                        \
-        .block_bytes = sizeof(id##_block),                                                         \
+        .block_len = NB_SUPER_LEN,                                                                 \
+        .block_bytes = sizeof(nb_##id##_block),                                                    \
         .bits = (width),                                                                           \
         .decode_row = id##_decode_row,                                                             \
-        .encode_row = encoder,                                                                     \
+        .encode_row = nb_##id##_encode_row,                                                        \
         .int_form = id##_int_form,                                                                 \
         .int_row = id##_int_row,                                                                   \
-        .grid = its_grid,                                                                          \
+        .grid = &nb_##id##_grid,                                                                   \
     };
 K_FORMATS(X)
 #undef X
