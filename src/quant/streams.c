@@ -114,7 +114,27 @@ void nb_streams_close(nb_streams *s)
 
 /* ---- embedding ---- */
 
-static nb_status embed_rows(nb_streams *s, const nb_mat *table, nb_err *err)
+/* Where the rows are: all in memory, or read one by one where the container can do that. A table is
+ * larger than anything else of a model, and a text uses little of it. */
+typedef struct {
+    nb_store *store;
+    const nb_weight *weight;
+    nb_loaded loaded;
+    bool whole;
+} table;
+
+static nb_status embed_token(table *t, int32_t id, float *x, nb_err *err)
+{
+    if (id < 0 || id >= t->weight->n_rows)
+        return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld", id,
+                       (long long)t->weight->n_rows);
+    if (!t->whole)
+        NB_TRY(nb_store_read_rows(t->store, t->weight, id, 1, &t->loaded, err));
+    t->loaded.mat.fmt->decode_row(&t->loaded.mat, t->whole ? id : 0, x);
+    return NB_OK;
+}
+
+static nb_status embed_rows(nb_streams *s, table *t, nb_err *err)
 {
     const int64_t d = s->frame.config.d_model;
     float *x = s->work.x;
@@ -122,13 +142,8 @@ static nb_status embed_rows(nb_streams *s, const nb_mat *table, nb_err *err)
         const nb_calib_seq *seq = &s->seqs[q];
         for (int64_t begin = 0; begin < seq->n; begin += s->max_rows) {
             const int64_t left = seq->n - begin, n = left < s->max_rows ? left : s->max_rows;
-            for (int64_t t = 0; t < n; t++) {
-                const int32_t id = seq->ids[begin + t];
-                if (id < 0 || id >= table->n_rows)
-                    return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld",
-                                   id, (long long)table->n_rows);
-                table->fmt->decode_row(table, id, x + t * d);
-            }
+            for (int64_t k = 0; k < n; k++)
+                NB_TRY(embed_token(t, seq->ids[begin + k], x + k * d, err));
             for (int i = 0; i < s->n_streams; i++) {
                 const nb_spill *to = &s->stream[i].x[0];
                 NB_TRY(nb_spill_write(to, s->first_row[q] + begin, n, x, err));
@@ -141,17 +156,17 @@ static nb_status embed_rows(nb_streams *s, const nb_mat *table, nb_err *err)
 
 nb_status nb_streams_embed(nb_streams *s, nb_store *store, nb_err *err)
 {
-    const nb_weight *w = nb_store_find(store, "model.embed_tokens.weight");
-    if (w == NULL)
+    table t = {.store = store, .weight = nb_store_find(store, "model.embed_tokens.weight")};
+    if (t.weight == NULL)
         return nb_fail(err, NB_DATA, "%s: tensor 'model.embed_tokens.weight' is missing",
                        nb_store_path(store));
-    nb_loaded loaded = {0};
+    t.whole = !nb_store_reads_rows(store, t.weight);
     for (int i = 0; i < s->n_streams; i++)
         s->stream[i].hash = 0;
     const uint64_t env = nb_fpenv_enter();
     nb_status status = nb_store_read(store, w, &loaded, err);
     if (status == NB_OK)
-        status = embed_rows(s, &loaded.mat, err);
+        status = embed_rows(s, &t, err);
     nb_fpenv_leave(env);
     nb_loaded_free(&loaded);
     s->layer = 0;

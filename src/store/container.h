@@ -16,6 +16,9 @@ typedef struct nb_container {
     nb_status (*open)(nb_store *store, const char *path, nb_err *err);
     /* Reads weight i into *out (buffers are reused). Called through nb_store_read only. */
     nb_status (*read)(nb_store *store, int64_t i, nb_loaded *out, nb_err *err);
+    /* Where the rows of weight i lie one after the other as nb_mat has them: the file, and at which
+     * byte of it; NULL: they do not. NULL itself: none do. */
+    const nb_file *(*rows_at)(const nb_store *store, int64_t i, int64_t *at);
     void (*close)(nb_store *store); /* frees `state`; fine on a half-open store */
 } nb_container;
 

@@ -319,10 +319,19 @@ static nb_status gguf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *e
     return NB_OK;
 }
 
+static const nb_file *gguf_rows_at(const nb_store *store, int64_t i, int64_t *at)
+{
+    const gguf_state *state = store->state;
+    const place *p = &state->places[i];
+    *at = p->at;
+    return p->interleaved ? NULL : &state->files[p->shard];
+}
+
 const nb_container nb_container_gguf = {
     .name = "gguf",
     .kind = NB_STORE_GGUF,
     .open = gguf_open,
     .read = gguf_read,
+    .rows_at = gguf_rows_at,
     .close = gguf_close,
 };

@@ -580,4 +580,5 @@ const nb_container nb_container_hf = {
     .open = hf_open,
     .read = nb_hf_read,
     .close = hf_close,
+    .rows_at = nb_hf_rows_at,
 };

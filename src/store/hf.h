@@ -52,3 +52,5 @@ nb_status nb_hf_read_floats(const nb_hf_recipe *r, const nb_weight *w, nb_loaded
 nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err);
 
 #endif
+/* Where its rows are (nb_container). */
+const nb_file *nb_hf_rows_at(const nb_store *store, int64_t i, int64_t *at);

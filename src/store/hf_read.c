@@ -223,3 +223,12 @@ nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err)
     }
     return s == NB_OK ? NB_OK : nb_context(err, "%s", r->codes.file->file.path);
 }
+
+const nb_file *nb_hf_rows_at(const nb_store *store, int64_t i, int64_t *at)
+{
+    const nb_hf_recipe *r = &((const nb_hf_state *)store->state)->recipes[i];
+    if (r->turned != NULL || r->floats || r->group != NULL)
+        return NULL;
+    *at = r->codes.file->data_start + r->codes.tensor->begin;
+    return &r->codes.file->file;
+}

@@ -258,6 +258,39 @@ nb_status nb_store_read(nb_store *store, const nb_weight *weight, nb_loaded *out
     return s;
 }
 
+static const nb_file *rows_at(const nb_store *store, const nb_weight *weight, int64_t *at)
+{
+    const int64_t i = weight - store->weights;
+    assert(i >= 0 && i < store->n_weights);
+    return store->kind->rows_at != NULL ? store->kind->rows_at(store, i, at) : NULL;
+}
+
+bool nb_store_reads_rows(const nb_store *store, const nb_weight *weight)
+{
+    int64_t at;
+    return rows_at(store, weight, &at) != NULL;
+}
+
+nb_status nb_store_read_rows(nb_store *store, const nb_weight *weight, int64_t row, int64_t n,
+                             nb_loaded *out, nb_err *err)
+{
+    int64_t at;
+    const nb_file *file = rows_at(store, weight, &at);
+    assert(file != NULL && row >= 0 && n >= 0 && row <= weight->n_rows - n);
+    const int64_t row_bytes = weight->bytes / weight->n_rows;
+    out->mat = (nb_mat){0};
+    out->codes.len = 0;
+    NB_TRY(nb_buf_reserve(&out->codes, (size_t)(n * row_bytes), err));
+    NB_TRY(nb_file_read(file, out->codes.data, (size_t)(n * row_bytes), at + row * row_bytes, err));
+    NB_TRY(nb_file_check_unchanged(file, err));
+    out->mat = (nb_mat){.fmt = weight->fmt,
+                        .n_rows = n,
+                        .n_cols = weight->n_cols,
+                        .codes = out->codes.data,
+                        .row_bytes = row_bytes};
+    return NB_OK;
+}
+
 void nb_loaded_free(nb_loaded *loaded)
 {
     nb_buf_free(&loaded->codes);

@@ -92,6 +92,12 @@ typedef struct {
 
 /* Reads one weight. Fails with NB_DATA / NB_IO if the file changed since it was opened. */
 nb_status nb_store_read(nb_store *store, const nb_weight *weight, nb_loaded *out, nb_err *err);
+/* Whether rows of a weight can be read without the others: the plain formats of folders, and all of
+ * GGUF but the q and k whose rows a file stores interleaved. */
+bool nb_store_reads_rows(const nb_store *store, const nb_weight *weight);
+/* Rows [row, row + n) of such a weight, as a matrix of n rows. */
+nb_status nb_store_read_rows(nb_store *store, const nb_weight *weight, int64_t row, int64_t n,
+                             nb_loaded *out, nb_err *err);
 void nb_loaded_free(nb_loaded *loaded);
 
 /* ---- writing ---- */

@@ -809,6 +809,23 @@ static void expect_same(const nb_mat *a, const nb_mat *b)
         assert_memory_equal(a->zeros, b->zeros, n);
 }
 
+/* Rows that are read without the others are what they are among them, wherever that can be done. */
+static void expect_rows(nb_store *store, const nb_weight *w, const nb_mat *all)
+{
+    nb_loaded rows = {0};
+    nb_err err;
+    assert_int_equal(nb_store_reads_rows(store, w), !w->fmt->affine);
+    for (int64_t row = 0; row < w->n_rows && !w->fmt->affine; row++) {
+        const int64_t n = row % 3 < w->n_rows - row ? row % 3 : w->n_rows - row;
+        assert_int_equal(nb_store_read_rows(store, w, row, n, &rows, &err), NB_OK);
+        assert_ptr_equal(rows.mat.fmt, w->fmt);
+        assert_int_equal(rows.mat.n_rows, n);
+        assert_int_equal(rows.mat.n_cols, w->n_cols);
+        assert_memory_equal(rows.mat.codes, nb_mat_row(all, row), (size_t)(n * all->row_bytes));
+    }
+    nb_loaded_free(&rows);
+}
+
 static void expect_sample(const sample *s, const char *name, int64_t planned)
 {
     nb_store *store = open_good(name);
