@@ -50,9 +50,9 @@ static void see(void *context, int64_t layer, nb_op op, int64_t input, int64_t p
     atomic_fetch_xor_explicit(&p->hash[place_of(p, layer, op, position)], h, memory_order_relaxed);
 }
 
-nb_observer nb_probe_observer(nb_probe *p)
+nb_watcher nb_probe_watcher(nb_probe *p)
 {
-    return (nb_observer){see, p};
+    return (nb_watcher){see, p};
 }
 
 bool nb_probe_part(const nb_probe *a, const nb_probe *b, int64_t n_tokens, nb_place *out)

@@ -1,5 +1,5 @@
 /* What every operation of a forward pass gave for every token of one sequence, as hashes, and
- * where two passes part. The observer of a probe is called from several threads at once. */
+ * where two passes part. The watcher of a probe is called from several threads at once. */
 #ifndef NB_EVAL_PROBE_H
 #define NB_EVAL_PROBE_H
 
@@ -17,8 +17,8 @@ typedef struct {
 nb_status nb_probe_init(nb_probe *p, int64_t n_layers, int64_t n_tokens, int64_t input,
                         nb_err *err);
 void nb_probe_free(nb_probe *p);
-/* For nb_work's observer; everything seen until the probe is freed is collected. */
-nb_observer nb_probe_observer(nb_probe *p);
+/* For nb_work's watcher; everything seen until the probe is freed is collected. */
+nb_watcher nb_probe_watcher(nb_probe *p);
 
 /* Where two passes part. */
 typedef struct {

@@ -219,7 +219,7 @@ static nb_status run_all(run *r, nb_probe *probe, nb_err *err)
     NB_TRY(open_run(r, err));
     if (probe != NULL) {
         NB_TRY(nb_probe_init(probe, r->job->model->config.n_layers, n, text_at(r->way), err));
-        r->work.observer = nb_probe_observer(probe);
+        r->work.watcher = nb_probe_watcher(probe);
     }
     while (r->n_done < n)
         NB_TRY(run_step(r, err));

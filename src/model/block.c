@@ -101,9 +101,9 @@ static void observe_head(const attn_run *run, nb_op op, int64_t row, int64_t hea
 {
     const nb_work *w = run->step->work;
     const int64_t d = w->model->config.head_dim;
-    if (w->observer.see != NULL)
-        w->observer.see(w->observer.context, run->index, op, w->row_input[row], w->row_pos[row],
-                        head * d, x, d);
+    if (w->watcher.see != NULL)
+        w->watcher.see(w->watcher.context, run->index, op, w->row_input[row], w->row_pos[row],
+                       head * d, x, d);
 }
 
 /* QK-norm and RoPE, in place, of n heads of a row starting at head `first`; x is that head. */
@@ -166,7 +166,7 @@ static void observe_task(const attn_run *run, const nb_attn_task *t, const nb_at
 {
     const nb_work *w = run->step->work;
     const int64_t row = t->first_row + t->begin, d = args->kv.head_dim;
-    for (int64_t i = 0; w->observer.see != NULL && i < t->n_q; i++) {
+    for (int64_t i = 0; w->watcher.see != NULL && i < t->n_q; i++) {
         for (int64_t h = t->kv_head * args->n_group; h < (t->kv_head + 1) * args->n_group; h++)
             observe_head(run, NB_OP_ATTENTION, row + i, h, args->out + i * args->ld + h * d);
     }

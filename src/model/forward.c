@@ -167,9 +167,9 @@ static void leave(nb_work *w, const nb_step_input *inputs, int64_t n_inputs, flo
         end += inputs[i].n_tokens;
         for (int64_t row = end - inputs[i].n_out; row < end; row++, hidden += d) {
             w->kernels->rmsnorm(hidden, w->x + row * d, m->norm, d, m->config.rms_eps);
-            if (w->observer.see != NULL)
-                w->observer.see(w->observer.context, m->config.n_layers, NB_OP_NORM, i,
-                                w->row_pos[row], 0, hidden, d);
+            if (w->watcher.see != NULL)
+                w->watcher.see(w->watcher.context, m->config.n_layers, NB_OP_NORM, i,
+                               w->row_pos[row], 0, hidden, d);
         }
         inputs[i].seq->n += inputs[i].n_tokens;
     }
@@ -218,10 +218,10 @@ void nb_logits(nb_work *w, const float *hidden, int64_t n_rows, float *logits)
                              .y = {logits},
                              .x = hidden,
                              .layer = w->model->config.n_layers + 1};
-    const nb_observer observer = w->observer; /* its rows would be those of the last step */
-    w->observer.see = NULL;
+    const nb_watcher watcher = w->watcher; /* its rows would be those of the last step */
+    w->watcher.see = NULL;
     (void)nb_linears_run(w, &head, n_rows);
-    w->observer = observer;
+    w->watcher = watcher;
 }
 
 /* ---- hash ---- */

@@ -38,7 +38,7 @@ typedef struct {
     void (*see)(void *context, int64_t layer, nb_op op, int64_t input, int64_t position,
                 int64_t column, const float *values, int64_t n);
     void *context;
-} nb_observer;
+} nb_watcher;
 
 /* Buffers for steps of at most max_tokens tokens; made once, then nothing is allocated. */
 typedef struct {
@@ -57,7 +57,7 @@ typedef struct {
     int64_t parts_floats;
     struct nb_attn_task *tasks;
     int64_t n_tasks_max;
-    nb_observer observer; /* see is NULL unless the owner sets it */
+    nb_watcher watcher; /* see is NULL unless the owner sets it */
 } nb_work;
 
 nb_status nb_work_init(nb_work *work, const nb_model *model, const nb_kernels *kernels,

@@ -31,9 +31,9 @@ static void observe(const run *r, nb_op op, int64_t row, int64_t column, const f
                     int64_t n)
 {
     const nb_work *w = r->work;
-    if (w->observer.see != NULL)
-        w->observer.see(w->observer.context, r->l->layer, op, w->row_input[row], w->row_pos[row],
-                        column, values, n);
+    if (w->watcher.see != NULL)
+        w->watcher.see(w->watcher.context, r->l->layer, op, w->row_input[row], w->row_pos[row],
+                       column, values, n);
 }
 
 /* ---- before: norm and packing, by tiles ---- */

@@ -24,7 +24,7 @@ typedef struct {
     const float *x, *gain;
     nb_then then;
     float *residual;
-    /* for the observer: which operations these are */
+    /* for the watcher: which operations these are */
     int64_t layer;
     nb_op norm_op, op[NB_LINEARS_MAX], then_op;
 } nb_linears;

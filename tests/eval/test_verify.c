@@ -538,7 +538,7 @@ static void a_probe_does_not_mind_the_order_of_slices(void **state)
     nb_probe a, b;
     must(nb_probe_init(&a, 2, 3, 1, &err), &err);
     must(nb_probe_init(&b, 2, 3, 1, &err), &err);
-    const nb_observer see_a = nb_probe_observer(&a), see_b = nb_probe_observer(&b);
+    const nb_watcher see_a = nb_probe_watcher(&a), see_b = nb_probe_watcher(&b);
     float x[10];
     for (int i = 0; i < 10; i++)
         x[i] = 1.0f / (float)(i + 3);
@@ -588,7 +588,7 @@ static void a_probe_sees_every_bit(void **state)
             float x[2];
             memcpy(x, cases[i][k], sizeof x);
             must(nb_probe_init(&p[k], 1, 1, 0, &err), &err);
-            const nb_observer o = nb_probe_observer(&p[k]);
+            const nb_watcher o = nb_probe_watcher(&p[k]);
             o.see(o.context, 0, NB_OP_Q, 0, 0, 0, x, 2);
         }
         assert_int_equal(nb_probe_part(&p[0], &p[1], 1, &place),

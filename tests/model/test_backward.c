@@ -489,7 +489,7 @@ static void run_model(nb_model *m, nb_pool *pool, const nb_kernels *k, int64_t l
     int32_t tokens[64];
     for (int i = 0; i < 64; i++)
         tokens[i] = (int32_t)(nb_rng_uniform(5, 6, (uint64_t)i) * (double)m->config.vocab_size);
-    work.observer = (nb_observer){see, s};
+    work.watcher = (nb_watcher){see, s};
     const nb_step_input in = {&seq, tokens, len, 0};
     must(nb_forward(&work, &in, 1, NULL, &err), &err);
     nb_kv_seq_free(&seq);
