@@ -29,13 +29,17 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
     *f = (nb_calibrating_flags){.memory = nb_args_int(args, "memory"),
                                 .check = nb_args_int(args, "check"),
                                 .fresh = nb_args_flag(args, "fresh"),
-                                .guide = nb_args_flag(args, "guide")};
+                                .guide = nb_args_flag(args, "guide"),
+                                .given_flow = nb_args_given(args, "calib-flow"),
+                                .given_check = nb_args_given(args, "check")};
     NB_TRY(nb_calib_request_init(&f->set, args, err));
     const char *flow = nb_args_text(args, "calib-flow");
     for (int i = 0; flows[i] != NULL; i++) {
         if (strcmp(flow, flows[i]) == 0)
             f->flow = (nb_flow)i;
     }
+    f->observer = nb_args_text(args, "observer");
+    NB_TRY(nb_observing_parse(&f->observing, f->observer != NULL ? f->observer : "minmax", err));
     NB_TRY(read_tune(f, args, err));
     const char *transform = nb_args_text(args, "transform");
     if (transform == NULL)
@@ -54,12 +58,13 @@ void nb_calibrating_flags_free(nb_calibrating_flags *f)
 
 /* ---- the set ---- */
 
-nb_status nb_calibrating_read_set(nb_calib_set *set, const nb_calibrating_flags *flags,
-                                  nb_store *store, nb_out *out, nb_err *err)
+nb_status nb_calibrating_read_set(nb_calib_set *set, nb_calib_score *score,
+                                  const nb_calibrating_flags *flags, nb_store *store, nb_out *out,
+                                  nb_err *err)
 {
     if (flags->set.options.n_paths == 0)
         return nb_fail(err, NB_USAGE,
-                       "this method learns from a text: --calib FILE names one (or more)");
+                       "this %s learns from a text: --calib FILE names one (or more)", learner);
     nb_tokenizer *tokenizer = NULL;
     const char *template_ = NULL;
     size_t n_template = 0;
@@ -69,7 +74,9 @@ nb_status nb_calibrating_read_set(nb_calib_set *set, const nb_calibrating_flags 
     NB_TRY(nb_tokenizer_open(&tokenizer, store, err));
     nb_calib_options options = flags->set.options;
     options.vocab_size = config.vocab_size;
-    const nb_status s = nb_calib_set_open(set, tokenizer, template_, n_template, &options, err);
+    nb_status s = nb_calib_set_open(set, tokenizer, template_, n_template, &options, err);
+    if (s == NB_OK && score != NULL)
+        s = nb_calib_score_set(score, set, NULL, tokenizer, err);
     nb_tokenizer_close(tokenizer);
     for (int i = 0; s == NB_OK && i < set->n_notes; i++)
         nb_out_note(out, "%s", set->notes[i]);
@@ -95,6 +102,12 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
         s = nb_buf_format(&text, err, " %s:%s", flags->transform->name, flags->transform_options);
     if (s == NB_OK && flags->guide)
         s = nb_buf_format(&text, err, " guide %llu", (unsigned long long)flags->set.options.seed);
+    bool waits = false;
+    for (int64_t i = 0; i < plan->n; i++)
+        waits = waits || nb_plan_waits(plan, i);
+    if (s == NB_OK && waits)
+        s = nb_buf_format(&text, err, " observer %d %a", (int)flags->observing.kind,
+                          flags->observing.percentile);
     for (int64_t i = 0; i < plan->n && s == NB_OK; i++) {
         const nb_weight *w = &plan->weights[i];
         const nb_act_spec *a = &w->act;
@@ -145,10 +158,33 @@ static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *f
                          .transform = flags->transform,
                          .transform_options = flags->transform_options,
                          .flow = flags->flow,
+                         .observing = flags->observing,
                          .memory = flags->memory,
                          .guided = flags->guide,
                          .seed = flags->set.options.seed,
                          .dir = &c->dir};
+}
+
+/* Nothing learns from a text. One that is there all the same serves to check the output. */
+static nb_status open_idle(nb_calibrating *c, const nb_calibrating_flags *flags,
+                           const nb_plan *plan, nb_store *store, const nb_method *method, bool dry,
+                           nb_out *out, nb_err *err)
+{
+    const bool text = flags->set.options.n_paths > 0, checks = text && flags->check > 0;
+    if (flags->given_flow)
+        nb_out_note(out, "--calib-flow has no effect: nothing here learns from a text");
+    if (!text && flags->given_check)
+        nb_out_note(out, "--check has no effect: it takes its text from --calib");
+    if (text && plan->n_quantized > 0 && !flags->mixes)
+        nb_out_note(
+            out, "--calib: method %s chooses codes without a text%s; %s", method->quantizer->name,
+            strcmp(method->quantizer->name, "rtn") == 0 ? " (rtn:search learns from one)" : "",
+            checks ? "this one only serves to check the output" : "it has no effect");
+    if (!checks || plan->n_quantized == 0)
+        return NB_OK;
+    NB_TRY(nb_calibrating_read_set(&c->set, &c->score, flags, store, out, err));
+    c->checks = true;
+    return dry ? NB_OK : nb_model_digest(nb_store_path(store), c->model_sha256, err);
 }
 
 nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *flags,
@@ -162,13 +198,18 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
     /* What would use statistics but can do without (rtn:search) gets them if a text is named. */
     can_do_without = can_do_without && !flags->tunes && flags->set.options.n_paths == 0;
     c->wanted = (learns || flags->tunes) && plan->n_quantized > 0 && !can_do_without;
+    if (flags->tunes && (nb_method_needs(method) & NB_STAT_BLOCK) != 0)
+        return nb_fail(err, NB_USAGE,
+                       "--tune goes on from the codes of another method, and method %s tunes whole "
+                       "blocks itself",
+                       method->quantizer->name);
     if (!c->wanted && flags->guide)
         return nb_fail(err, NB_USAGE,
                        "--guide weighs the tokens of a calibration text, and method %s uses none%s",
                        method->quantizer->name, can_do_without ? " here: --calib names one" : "");
     if (!c->wanted)
-        return NB_OK;
-    NB_TRY(nb_calibrating_read_set(&c->set, flags, store, out, err));
+        return open_idle(c, flags, plan, store, method, dry, out, err);
+    NB_TRY(nb_calibrating_read_set(&c->set, &c->score, flags, store, out, err));
     c->guided = flags->guide;
     const nb_walk_job job = job_of(c, flags, plan, store, method, rt);
     NB_TRY(nb_walk_estimate(&c->plan, &job, err));
@@ -224,33 +265,4 @@ void nb_calibrating_close(nb_calibrating *c, bool done)
     nb_workdir_close(&c->dir, done);
     nb_calib_set_free(&c->set);
     *c = NB_CALIBRATING_NONE;
-}
-
-/* ---- what is recorded ---- */
-
-static json_t *files_json(const nb_calib_set *set)
-{
-    json_t *files = json_array();
-    for (int i = 0; i < set->n_files; i++) {
-        const nb_calib_file *f = &set->files[i];
-        json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:s}", "path", f->path, "kind",
-                              nb_calib_kind_name(f->kind), "bytes", (json_int_t)f->bytes,
-                              "documents", (json_int_t)f->n_documents, "sha256", f->sha256);
-        if (json_array_append_new(files, o) != 0) {
-            json_decref(files);
-            return NULL;
-        }
-    }
-    return files;
-}
-
-nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err)
-{
-    json_t *files = files_json(&c->set);
-    *out = json_pack(
-        "{s:o, s:s, s:I, s:I, s:I, s:b, s:I, s:O, s:s}", "files", files, "sha256", c->set.sha256,
-        "sequences", (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens, "held_out_tokens",
-        (json_int_t)c->set.n_held_tokens, "guided", (int)c->guided, "resumed_blocks",
-        (json_int_t)c->result.resumed, "layers", c->result.layers, "model_sha256", c->model_sha256);
-    return *out != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
 }

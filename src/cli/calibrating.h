@@ -5,6 +5,8 @@
 
 #include "cli/calib_options.h"
 #include "cli/runtime.h"
+#include "quant/calib_score.h"
+#include "quant/slice.h"
 #include "quant/walk.h"
 
 /* What the flags of a calibrated quantization say. */
@@ -16,19 +18,25 @@ typedef struct {
     bool tunes;
     nb_flow flow;
     int64_t memory;
-    int64_t check; /* held-out sequences that the output is measured on */
-    bool fresh;    /* forget what an earlier run has left */
-    bool guide;    /* tokens count by what they do to the predictions */
+    int64_t check;                /* held-out sequences that the output is measured on */
+    bool fresh;                   /* forget what an earlier run has left */
+    bool guide;                   /* tokens count by what they do to the predictions */
+    bool given_flow, given_check; /* on the command line */
+    bool mixes;                   /* a mixture is found with the text */
+    nb_observing observing;
+    const char *observer; /* as it was given; NULL: it was not */
 } nb_calibrating_flags;
 
 typedef struct {
     nb_calib_set set;
+    nb_calib_score score; /* of the set */
     nb_workdir dir;
     nb_walk_plan plan;
     double seconds; /* predicted, of a dry run */
     nb_walk_result result;
     char model_sha256[NB_SHA256_HEX];
     bool wanted; /* whether there is anything to calibrate */
+    bool checks; /* else: whether there is a set, to check the output with */
     bool guided;
 } nb_calibrating;
 
@@ -38,9 +46,11 @@ typedef struct {
 nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args, nb_err *err);
 void nb_calibrating_flags_free(nb_calibrating_flags *f);
 
-/* Reads the set that the flags name, which have to name one, and prints its notes. */
-nb_status nb_calibrating_read_set(nb_calib_set *set, const nb_calibrating_flags *flags,
-                                  nb_store *store, nb_out *out, nb_err *err);
+/* Reads the set that the flags name, which have to name one, prints its notes, and scores it (NULL:
+ * it does not). */
+nb_status nb_calibrating_read_set(nb_calib_set *set, nb_calib_score *score,
+                                  const nb_calibrating_flags *flags, nb_store *store, nb_out *out,
+                                  nb_err *err);
 /* Reads the set, and plans: without a working folder when `dry`. */
 nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *flags,
                               const nb_plan *plan, nb_store *store, const nb_method *method,
@@ -53,7 +63,15 @@ nb_status nb_calibrating_run(nb_calibrating *c, const nb_calibrating_flags *flag
 /* `done`: the output stands, and the working folder can go. */
 void nb_calibrating_close(nb_calibrating *c, bool done);
 
-/* Object for nibble-report.json: the set, its files, layers. */
+/* calibrating_print.c: what the set is like, before the walk, on standard output, with warnings on
+ * standard error; and how alike held-out inputs of layers are to the rest, after it. */
+void nb_calibrating_print_set(const nb_calibrating *c, nb_out *out);
+void nb_calibrating_print_coverage(const nb_calibrating *c, nb_out *out);
+/* Adds what the weights that the walk has made are off by. */
+void nb_calibrating_add_errors(const nb_calibrating *c, nb_error_sum *sum);
+/* What one line of --json says of it. NULL: no memory. */
+json_t *nb_calibrating_line(const nb_calibrating *c);
+/* Object for nibble-report.json: the set, its files, its score, layers. */
 nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err);
 
 #endif

@@ -3,6 +3,8 @@
 
 #include "base/memory.h"
 #include "eval/score.h"
+#include "quant/pace.h"
+#include "quant/streams.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -56,32 +58,98 @@ static nb_status gather(check *c, int64_t n_ctx, nb_err *err)
 
 /* ---- memory ---- */
 
-/* About what scoring takes: both models packed, what is mapped of their files while they are
- * packed, and the buffers of up to MAX_HYBRIDS + 1 scorers. */
-static int64_t memory_needed(const nb_store *base, const nb_store *made, const nb_config *c,
-                             int64_t window)
+/* The program and its tables, and what the system keeps for it. */
+#define BASE_BYTES 24e6
+
+/* About what scoring takes: both models packed, and the buffers of up to MAX_HYBRIDS + 1 scorers.
+ */
+static int64_t memory_needed(int64_t base_bytes, int64_t made_bytes, const nb_config *c,
+                             int64_t window, int n_threads)
 {
-    const double row = 4.0 * (double)(4 * c->d_model + 3 * c->n_heads * c->head_dim +
-                                      2 * c->n_kv_heads * c->head_dim + 3 * c->d_ff);
+    const nb_model like = {.config = *c, .n_ctx = window};
+    const int64_t step = window < NB_SCORE_TOKENS ? window : NB_SCORE_TOKENS;
     const double cache = (double)nb_config_kv_bytes(c, NB_KV_F32) * (double)(window + NB_KV_PAGE);
-    const double scorer = row * NB_SCORE_TOKENS + cache +
+    const double scorer = (double)nb_work_bytes(&like, n_threads, step) + cache +
                           4.0 * NB_SCORE_ROWS * (double)c->vocab_size +
                           4.0 * (double)c->d_model * (double)window;
-    const double files = (double)nb_store_file_bytes(base) + (double)nb_store_file_bytes(made);
-    const double bytes = 1.1 * files + (MAX_HYBRIDS + 1) * scorer + 64e6;
+    const double bytes =
+        BASE_BYTES + 1.02 * ((double)base_bytes + (double)made_bytes) + (MAX_HYBRIDS + 1) * scorer;
     return bytes < 9e18 ? (int64_t)bytes : INT64_MAX;
 }
 
-static nb_status check_memory(const check *c, const nb_store *base, const nb_store *made,
-                              const nb_config *config, nb_err *err)
+static nb_status check_memory(const nb_check_request *request, int64_t needed, nb_err *err)
 {
-    const int64_t needed = memory_needed(base, made, config, c->protocol.n_ctx);
-    const int64_t memory = c->request->memory;
+    const int64_t memory = request->memory;
     const int64_t free_bytes = memory > 0 ? memory : nb_memory_available();
     if (needed > free_bytes)
         return nb_fail(err, NB_LIMIT, "it takes about %s of memory, and %s %s",
                        nb_human_bytes(needed).text, nb_human_bytes(free_bytes).text,
                        memory > 0 ? "is the limit (--memory)" : "are free");
+    return NB_OK;
+}
+
+/* ---- what it will take ---- */
+
+/* The blocks and the head, for one token. */
+static double token_flops(const nb_config *c, int64_t window)
+{
+    double block = 0;
+    for (int p = 0; p < NB_N_PARTS; p++)
+        block += nb_part_flops(c, (nb_block_part)p, (double)window / 2);
+    return (double)c->n_layers * block + 2.0 * (double)c->d_model * (double)c->vocab_size;
+}
+
+/* What is done with a logit once it is there, on one thread: exponentials, divergence, hash. */
+#define SECONDS_A_LOGIT 1.2e-9
+
+static nb_status predict_seconds(double *out, double flops, double n_logits, const nb_runtime *rt,
+                                 nb_err *err)
+{
+    double rate;
+    NB_TRY(nb_pace_measure(&rt->kernels, rt->pool, &rate, err));
+    *out = flops / (rate * NB_PACE_OF_FORWARD) +
+           n_logits * SECONDS_A_LOGIT / nb_pool_n_threads(rt->pool);
+    return NB_OK;
+}
+
+nb_status nb_check_estimate(nb_check_plan *out, const nb_check_request *request, nb_store *source,
+                            int64_t output_bytes, const nb_runtime *rt, bool timed, nb_out *to,
+                            nb_err *err)
+{
+    check c = {.request = request};
+    nb_config config;
+    nb_err why = {0};
+    *out = (nb_check_plan){0};
+    if (request->n_sequences == 0)
+        return NB_OK;
+    NB_TRY(nb_config_read(source, &config, err));
+    nb_status s = gather(&c, config.n_ctx, &why);
+    nb_free(c.tokens);
+    const int64_t window = c.protocol.n_ctx;
+    const int64_t memory = s == NB_OK ? memory_needed(nb_store_file_bytes(source), output_bytes,
+                                                      &config, window, nb_pool_n_threads(rt->pool))
+                                      : 0;
+    if (s == NB_OK)
+        s = check_memory(request, memory, &why);
+    if (s == NB_MEMORY) {
+        *err = why;
+        return s;
+    }
+    if (s != NB_OK) {
+        if (timed)
+            nb_out_note(to, "there will be no check against the original: %s", why.text);
+        return NB_OK;
+    }
+    /* All windows by three models; then one window by the original and one hybrid a block, and
+     * the original once for MAX_HYBRIDS of these. */
+    const int64_t n_rounds = (config.n_layers + MAX_HYBRIDS - 1) / MAX_HYBRIDS;
+    const int64_t n_passes = 3 * (c.n_tokens / window) + config.n_layers + n_rounds;
+    const double n_tokens = (double)n_passes * (double)window;
+    out->memory = memory;
+    out->flops = n_tokens * token_flops(&config, window);
+    if (timed)
+        NB_TRY(predict_seconds(&out->seconds, out->flops, n_tokens * (double)config.vocab_size, rt,
+                               err));
     return NB_OK;
 }
 
@@ -96,7 +164,10 @@ static nb_status open_models(check *c, nb_err *err)
     NB_TRY_GOTO(s, nb_store_open(&made, c->request->output, err));
     NB_TRY_GOTO(s, nb_config_read(base, &config, err));
     NB_TRY_GOTO(s, gather(c, config.n_ctx, err));
-    NB_TRY_GOTO(s, check_memory(c, base, made, &config, err));
+    const int64_t needed =
+        memory_needed(nb_store_file_bytes(base), nb_store_file_bytes(made), &config,
+                      c->protocol.n_ctx, nb_pool_n_threads(c->rt->pool));
+    NB_TRY_GOTO(s, check_memory(c->request, needed, err));
     nb_store *const opening = base;
     base = NULL; /* the model's from here on, whatever comes of it */
     NB_TRY_GOTO(s, nb_opened_load(&c->base, c->rt, opening, NB_COMPUTE_ALL_F, c->protocol.n_ctx,

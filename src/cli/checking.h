@@ -17,6 +17,19 @@ typedef struct {
     int64_t memory;      /* bytes that the program may take; 0: what the machine has */
 } nb_check_request;
 
+/* What a check will take. */
+typedef struct {
+    int64_t memory; /* bytes; 0: there will be none */
+    double flops, seconds;
+} nb_check_plan;
+
+/* Before there is an output: of output_bytes, from an opened source. All zero when no check will be
+ * made; where it does not fit into memory, `to` is told why. Seconds are measured, by trials, only
+ * when `timed`. */
+nb_status nb_check_estimate(nb_check_plan *out, const nb_check_request *request, nb_store *source,
+                            int64_t output_bytes, const nb_runtime *rt, bool timed, nb_out *to,
+                            nb_err *err);
+
 /* The object "evaluation" of nibble-report.json:
  *
  *   n_sequences, n_windows, window, n_tokens    what was scored

@@ -84,6 +84,7 @@ static nb_status run_quantize(const nb_args *args, nb_out *out, nb_err *err)
     nb_status s = nb_recipe_flags_read(&recipes, args, &method, err);
     if (s == NB_OK)
         s = nb_calibrating_flags_read(&flags, args, err);
+    flags.mixes = recipes.mix != NB_MIX_NONE;
     if (s == NB_OK)
         s = nb_rewriting_run(args, (nb_plan_request){0}, &recipes, &method, &flags,
                              zero ? NB_NONFINITE_ZERO : NB_NONFINITE_REFUSE, out, err);

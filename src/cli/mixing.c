@@ -406,7 +406,7 @@ static nb_status run(mixing *m, const char *output, nb_mixing *result, nb_err *e
         return nb_fail(err, NB_USAGE, "--%s keeps what it measures beside the output: -o OUT",
                        m->target);
     NB_TRY(nb_sensitivity_init(&m->table, m->store, m->request, candidates, err));
-    NB_TRY(nb_calibrating_read_set(&m->set, m->flags, m->store, m->out, err));
+    NB_TRY(nb_calibrating_read_set(&m->set, NULL, m->flags, m->store, m->out, err));
     NB_TRY(take_pieces(m, m->f->n_tokens, PIECE_TOKENS, false, err));
     NB_TRY(make_key(m, err));
     NB_TRY(open_dir(m, output, err));

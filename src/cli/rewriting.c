@@ -1,7 +1,6 @@
 /* See rewriting.h. */
 #include "cli/rewriting.h"
 
-#include "cli/checking.h"
 #include "quant/digest.h"
 
 #include <stdio.h>
@@ -112,47 +111,79 @@ static bool show_progress(void *context, int64_t done, int64_t total)
     return !nb_interrupted();
 }
 
+/* What the output has lost, on text that is held out of the calibration. */
+static nb_check_request check_request(const nb_rewriting *r)
+{
+    return (nb_check_request){.source = r->source,
+                              .output = r->output,
+                              .set = &r->calibrating.set,
+                              .n_sequences = r->flags->check,
+                              .memory = r->flags->memory};
+}
+
+static nb_status check(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    if (!r->calibrating.wanted && !r->calibrating.checks)
+        return NB_OK;
+    const nb_check_request request = check_request(r);
+    return nb_check_run(&r->evaluation, &request, &r->runtime, out, err);
+}
+
+/* What that will take. Where it does not fit, it will be left out. */
+static nb_status plan_check(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    if (!r->calibrating.wanted && !r->calibrating.checks)
+        return NB_OK;
+    const nb_check_request request = check_request(r);
+    return nb_check_estimate(&r->check_plan, &request, r->store, r->bytes, &r->runtime, r->dry_run,
+                             out, err);
+}
+
+/* The calibration set and what everything will take. */
+static nb_status prepare(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    if (r->flags == NULL)
+        return NB_OK;
+    NB_TRY(nb_calibrating_open(&r->calibrating, r->flags, &r->plan, r->store, r->method,
+                               &r->runtime, r->output, r->dry_run, out, err));
+    NB_TRY(plan_check(r, out, err));
+    const int64_t limit = r->flags->memory, needed = nb_rewriting_memory(r);
+    if (limit > 0 && needed > limit)
+        return nb_fail(err, NB_LIMIT,
+                       "writing the output needs about %lld MB here, and --memory "
+                       "is %lld MB",
+                       (long long)((needed + (1 << 20) - 1) >> 20), (long long)(limit >> 20));
+    return NB_OK;
+}
+
 static nb_status calibrate(nb_rewriting *r, nb_out *out, nb_err *err)
 {
     nb_calibrating *c = &r->calibrating;
-    if (r->flags == NULL)
+    nb_calibrating_print_set(c, out);
+    if (!c->wanted)
         return NB_OK;
-    NB_TRY(nb_calibrating_open(c, r->flags, &r->plan, r->store, r->method, &r->runtime, r->output,
-                               r->dry_run, out, err));
-    if (!c->wanted || r->dry_run)
-        return NB_OK;
-    return nb_calibrating_run(c, r->flags, &r->plan, r->store, r->method, &r->runtime, out, err);
+    NB_TRY(nb_calibrating_run(c, r->flags, &r->plan, r->store, r->method, &r->runtime, out, err));
+    nb_calibrating_print_coverage(c, out);
+    return NB_OK;
 }
 
 static nb_status dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
 {
     nb_sink *sink;
-    NB_TRY(calibrate(r, out, err));
     NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, NULL, false, err));
     r->bytes = nb_sink_planned_bytes(sink);
     nb_sink_abort(sink);
+    NB_TRY(prepare(r, out, err));
     NB_TRY(nb_rewrite_estimate(&r->plan, r->method, nb_pool_n_threads(r->runtime.pool), &r->seconds,
                                err));
-    r->seconds += r->calibrating.seconds;
+    r->seconds += r->calibrating.seconds + r->check_plan.seconds;
     if (out->json)
         return nb_rewriting_print_json(r, out, err);
     nb_rewriting_print_head(r, out);
+    nb_calibrating_print_set(&r->calibrating, out);
     NB_TRY(nb_rewriting_print_table(r, out, err));
     nb_rewriting_print_end(r, out);
     return NB_OK;
-}
-
-/* What the output has lost, on text that is held out of the calibration. */
-static nb_status check(nb_rewriting *r, nb_out *out, nb_err *err)
-{
-    if (!r->calibrating.wanted)
-        return NB_OK;
-    const nb_check_request request = {.source = r->source,
-                                      .output = r->output,
-                                      .set = &r->calibrating.set,
-                                      .n_sequences = r->flags->check,
-                                      .memory = r->flags->memory};
-    return nb_check_run(&r->evaluation, &request, &r->runtime, out, err);
 }
 
 static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out, nb_err *err)
@@ -166,6 +197,7 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
                                  nb_args_flag(r->args, "force"), err));
     r->bytes = nb_sink_planned_bytes(sink);
     nb_sink_abort(sink);
+    NB_TRY(prepare(r, out, err));
     if (!out->json)
         nb_rewriting_print_head(r, out);
     NB_TRY(calibrate(r, out, err));
@@ -186,6 +218,7 @@ static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out
                       "bytes", source_bytes);
     nb_status s = nb_rewrite(r->store, &r->plan, sink, r->runtime.pool, &options, &r->result, err);
     nb_progress_end(out, &p.bar);
+    nb_calibrating_add_errors(&r->calibrating, &r->result.quantized);
     if (s == NB_OK && nb_interrupted())
         s = nb_fail_interrupted(err);
     if (s != NB_OK) {
@@ -222,8 +255,12 @@ static nb_status check_input(nb_store *store, nb_store_kind to, nb_out *out, nb_
 /* What becomes of the weights: the rules, found by measurement where that is asked for. */
 static nb_status find_recipe(nb_rewriting *r, nb_plan_request *request, nb_out *out, nb_err *err)
 {
+    nb_config config;
     if (r->recipes == NULL)
         return NB_OK;
+    NB_TRY(nb_config_read(r->store, &config, err));
+    NB_TRY(nb_recipe_flags_resolve(r->recipes, &config, err));
+    request->preset = r->recipes->preset;
     if (r->recipes->mix != NB_MIX_NONE)
         NB_TRY(nb_mixing_run(&r->mixing, r->recipes, r->flags, request, r->store, &r->runtime,
                              r->output, out, err));
@@ -262,8 +299,8 @@ nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_reci
                            nb_nonfinite nonfinite, nb_out *out, nb_err *err)
 {
     NB_TRY(nb_rewriting_target(args, &request, err));
-    if (recipes != NULL && recipes->mix == NB_MIX_NONE)
-        NB_TRY(nb_recipe_check_container(&recipes->recipe, request.to, err));
+    if (recipes != NULL)
+        NB_TRY(nb_recipe_flags_check(recipes, request.to, err));
     nb_rewriting r = {.args = args,
                       .source = nb_args_operand(args, 0),
                       .output = nb_args_text(args, "output"),

@@ -4,6 +4,7 @@
 #define NB_CLI_REWRITING_H
 
 #include "cli/calibrating.h"
+#include "cli/checking.h"
 #include "cli/mixing.h"
 #include "cli/verbs.h"
 #include "quant/rewrite.h"
@@ -52,11 +53,14 @@ typedef struct {
     int64_t bytes;              /* of the tensor files */
     double seconds;
     nb_rewrite_result result;
-    json_t *evaluation; /* of a calibrated output: checking.h; NULL: none */
+    nb_check_plan check_plan; /* zero: none */
+    json_t *evaluation;       /* of a calibrated output: checking.h; NULL: none */
     bool dry_run;
 } nb_rewriting;
 
 void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out);
+/* Bytes that it takes at its largest. */
+int64_t nb_rewriting_memory(const nb_rewriting *r);
 nb_status nb_rewriting_print_table(const nb_rewriting *r, nb_out *out, nb_err *err);
 void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out);
 /* nibble-report.json in the output folder, or OUT.gguf.nibble-report.json beside the file. */

@@ -26,13 +26,14 @@ static const char *container_words(nb_store_kind kind)
     return kind == NB_STORE_GGUF ? "a GGUF" : "a Hugging Face folder";
 }
 
-static int64_t memory_of(const nb_rewriting *r)
+int64_t nb_rewriting_memory(const nb_rewriting *r)
 {
     const int64_t text_bytes = r->wrapping.side_bytes + (int64_t)r->wrapping.kv.len;
     const int64_t writing =
         nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
-    const int64_t walking = r->calibrating.plan.memory;
-    return writing > walking ? writing : walking;
+    const int64_t walking = r->calibrating.plan.memory, checking = r->check_plan.memory;
+    const int64_t most = writing > walking ? writing : walking;
+    return most > checking ? most : checking;
 }
 
 /* The scheme and the method of all rules, or "mixed". */
@@ -40,6 +41,8 @@ static const char *scheme_words(const nb_rewriting *r)
 {
     const nb_recipe *recipe = r->plan.request.recipe;
     const char *name = r->plan.request.scheme->name;
+    if (r->plan.request.preset != NULL)
+        return r->plan.request.preset->name;
     for (int64_t i = 0; recipe != NULL && i < recipe->n; i++) {
         if (recipe->rule[i].scheme == NULL || strcmp(recipe->rule[i].scheme->name, name) != 0)
             return "mixed";
@@ -82,7 +85,7 @@ void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out)
         nb_out_text(out, "  %s\n", plan->notes[i]);
     nb_out_text(out, "  planned: %lld bytes (%s), %.3f bits per weight; memory about %s\n",
                 (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
-                nb_human_bytes(memory_of(r)).text);
+                nb_human_bytes(nb_rewriting_memory(r)).text);
 }
 
 /* ---- the table: one row for all layers' weights that are treated alike ---- */
@@ -270,7 +273,7 @@ static json_t *plan_json(const nb_rewriting *r)
 {
     const nb_plan *plan = &r->plan;
     const nb_scheme *scheme = plan->request.scheme;
-    const int64_t memory = memory_of(r);
+    const int64_t memory = nb_rewriting_memory(r);
     json_t *notes = json_array();
     for (int i = 0; i < plan->n_notes; i++)
         json_array_append_new(notes, text_json(plan->notes[i]));
@@ -327,13 +330,9 @@ static int add_results(json_t *line, const nb_rewriting *r)
 static int add_calibration(json_t *line, const nb_rewriting *r)
 {
     const nb_calibrating *c = &r->calibrating;
-    if (!c->wanted)
+    if (!c->wanted && !c->checks)
         return 0;
-    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:I}", "sha256", c->set.sha256, "sequences",
-                          (json_int_t)c->set.n, "tokens", (json_int_t)c->set.n_tokens,
-                          "held_out_tokens", (json_int_t)c->set.n_held_tokens, "guided",
-                          (int)c->guided, "disk_bytes", (json_int_t)c->plan.disk);
-    return json_object_set_new(line, "calibration", o);
+    return json_object_set_new(line, "calibration", nb_calibrating_line(c));
 }
 
 static json_t *whole_json(const nb_rewriting *r)
@@ -424,7 +423,7 @@ nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err)
     nb_buf path = {0}, text = {0};
     json_t *calibration = NULL, *report = whole_json(r), *method = NULL;
     nb_status s = report != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
-    if (s == NB_OK && r->calibrating.wanted)
+    if (s == NB_OK && (r->calibrating.wanted || r->calibrating.checks))
         s = nb_calibrating_json(&r->calibrating, &calibration, err);
     if (s == NB_OK)
         s = add_recipe(report, r, err);

@@ -26,6 +26,10 @@ int64_t nb_input_stats_bytes(int64_t n_cols, unsigned needs)
         bytes += n_cols * 20;
     if (wants(needs, NB_STAT_SAMPLE))
         bytes += NB_SAMPLE_ROWS * n_cols * 4;
+    if (wants(needs, NB_STAT_COVERAGE))
+        bytes += n_cols * 16;
+    if (wants(needs, NB_STAT_RANGE))
+        bytes += NB_INPUT_RANGE_BYTES;
     return bytes;
 }
 
@@ -58,6 +62,12 @@ nb_status nb_input_stats_init(nb_input_stats *s, int64_t n_cols, unsigned needs,
     }
     if (wants(needs, NB_STAT_SAMPLE))
         NB_TRY_GOTO(status, NB_ALLOC(&s->sample, NB_SAMPLE_ROWS * n_cols, err));
+    if (wants(needs, NB_STAT_COVERAGE) && s->held_h.a == NULL)
+        NB_TRY_GOTO(status, NB_ALLOC(&s->held_square, n_cols, err));
+    if (wants(needs, NB_STAT_COVERAGE) && s->h.a == NULL && s->mean_square == NULL)
+        NB_TRY_GOTO(status, NB_ALLOC(&s->square, n_cols, err));
+    if (wants(needs, NB_STAT_RANGE))
+        NB_TRY_GOTO(status, nb_input_range_new(&s->range, err));
 done:
     if (status != NB_OK)
         nb_input_stats_free(s);
@@ -68,10 +78,11 @@ void nb_input_stats_free(nb_input_stats *s)
 {
     nb_sym_free(&s->h);
     nb_sym_free(&s->held_h);
-    void *arrays[] = {s->cross,   s->held_cross, s->mean_abs, s->mean_square,
-                      s->max_abs, s->sample,     s->weighted};
+    void *arrays[] = {s->cross,  s->held_cross, s->mean_abs, s->mean_square, s->max_abs,
+                      s->sample, s->weighted,   s->square,   s->held_square};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         nb_free(arrays[i]);
+    nb_input_range_free(s->range);
     *s = (nb_input_stats){0};
 }
 
@@ -101,6 +112,40 @@ static void sum_columns(void *context, int64_t chunk, int thread)
             s->max_abs[c] = a > s->max_abs[c] ? a : s->max_abs[c];
         }
     }
+}
+
+/* Sums of squares alone. */
+typedef struct {
+    double *to;
+    const float *x, *weights;
+    int64_t n_cols, n_rows;
+} squares;
+
+static void sum_squares(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const squares *job = context;
+    const int64_t begin = chunk * SUM_COLS, n = job->n_cols;
+    const int64_t end = begin + SUM_COLS < n ? begin + SUM_COLS : n;
+    for (int64_t t = 0; t < job->n_rows; t++) {
+        const float *row = job->x + t * n;
+        const double w = job->weights == NULL ? 1.0 : (double)job->weights[t];
+        for (int64_t c = begin; c < end; c++)
+            job->to[c] += w * ((double)row[c] * (double)row[c]);
+    }
+}
+
+static void add_squares(nb_input_stats *s, nb_algebra *la, const float *x, const float *weights,
+                        int64_t n_rows, bool held_out)
+{
+    const int64_t n_chunks = (s->n_cols + SUM_COLS - 1) / SUM_COLS;
+    squares job = {s->square, x, weights, s->n_cols, n_rows};
+    if (s->square != NULL)
+        nb_pool_run(la->pool, n_chunks, sum_squares, &job);
+    job.to = s->held_square;
+    if (s->held_square != NULL && held_out)
+        nb_pool_run(la->pool, n_chunks, sum_squares, &job);
+    s->n_seen_held += held_out ? n_rows : 0;
 }
 
 /* Of n_expected tokens, one of each of NB_SAMPLE_ROWS stretches: at a place of its own in each, so
@@ -191,6 +236,9 @@ nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, 
     }
     if (s->sample != NULL)
         take_sample(s, x, n_rows);
+    if (s->range != NULL)
+        NB_TRY(nb_input_range_add(s->range, la->pool, x, n_rows * n, err));
+    add_squares(s, la, x, weights, n_rows, held_out);
     *(apart ? &s->n_held : &s->n_tokens) += n_rows;
     return NB_OK;
 }

@@ -10,6 +10,7 @@
 
 #include "numeric/grid.h"
 #include "quant/hessian.h"
+#include "quant/input_range.h"
 
 /* What calibration has to gather before a method can choose: a mask. */
 typedef enum {
@@ -20,6 +21,8 @@ typedef enum {
     NB_STAT_MAGNITUDE = 8, /* mean and largest |x|, mean x^2 */
     NB_STAT_SAMPLE = 16,   /* some rows x themselves */
     NB_STAT_BLOCK = 32,    /* inputs and full-precision outputs of the whole block (tune_block) */
+    NB_STAT_COVERAGE = 64, /* for the report: sums of x^2 of held-out tokens, and of the others */
+    NB_STAT_RANGE = 128,   /* the values themselves, for static scales of activations */
 } nb_stat;
 
 /* The statistics of one group's inputs. What was not asked for is empty. Sums run over the tokens
@@ -35,7 +38,12 @@ typedef struct {
     float *max_abs;
     float *sample; /* [n_sample][n_cols] */
     int64_t n_sample, n_expected;
-    float *weighted; /* scratch of sums in which tokens have weights */
+    /* With NB_STAT_COVERAGE, [n_cols], where the above does not say it: sums of x^2 of all tokens,
+     * and of those held out, which are n_seen_held. */
+    double *square, *held_square;
+    int64_t n_seen_held;
+    nb_input_range *range; /* of all tokens; NULL: none */
+    float *weighted;       /* scratch of sums in which tokens have weights */
 } nb_input_stats;
 
 /* Modifiers of a method, "act-order,shrink=0.3": parsed once by its own table. */

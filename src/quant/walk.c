@@ -36,11 +36,12 @@ static nb_status encode_group(nb_walker *w, nb_point point, nb_group_job *job, c
     nb_fpenv_leave(env);
     if (s != NB_OK)
         return nb_context(err, "layer %lld, %s", (long long)w->layer, nb_point_name(point));
+    const double seconds = nb_clock() - start;
     for (int k = 0; k < job->n; k++) {
         double kl;
         NB_TRY(nb_walker_predict(w, point, of_job[k], job->stats, &kl, err));
-        NB_TRY(nb_walker_note(w, of_job[k], r.loss[k], r.held_loss[k], kl, r.note,
-                              (nb_clock() - start) / job->n, err));
+        const nb_walker_said said = {r.loss[k], r.held_loss[k], kl, r.note, seconds / job->n};
+        NB_TRY(nb_walker_tell(w, point, of_job[k], &said, err));
     }
     return NB_OK;
 }
@@ -56,8 +57,9 @@ static nb_status encode_alone(nb_walker *w, nb_point point, int j, const nb_inpu
         return NB_OK;
     }
     NB_TRY(encode_data_free(w, j, err));
+    const double seconds = nb_clock() - start;
     NB_TRY(nb_walker_predict(w, point, j, stats, &kl, err));
-    return nb_walker_note(w, j, NAN, NAN, kl, NULL, nb_clock() - start, err);
+    return nb_walker_tell(w, point, j, &(nb_walker_said){NAN, NAN, kl, NULL, seconds}, err);
 }
 
 /* Chooses codes for the linears of a point from its statistics, and keeps them. */
@@ -128,7 +130,13 @@ static nb_status start_stats(nb_walker *w, nb_point point, unsigned needs, nb_er
 {
     int64_t n_rows;
     const int64_t n_cols = nb_walker_point_shape(&w->config, point, &n_rows);
-    return nb_input_stats_init(&w->stats[point], n_cols, needs, n_tokens(w), err);
+    return nb_input_stats_init(&w->stats[point], n_cols, needs | NB_WALKER_LOOKS, n_tokens(w), err);
+}
+
+static nb_status end_sums(nb_walker *w, nb_point point, nb_err *err)
+{
+    nb_input_stats_finish(&w->stats[point]);
+    return nb_walker_look(w, point, err);
 }
 
 static void end_stats(nb_walker *w)
@@ -204,7 +212,7 @@ nb_status nb_walker_sweep(nb_walker *w, int i, const unsigned *needs, bool keep,
     }
     NB_TRY(nb_streams_sweep(&w->streams, i, stats, keep, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
-        nb_input_stats_finish(&w->stats[p]);
+        NB_TRY(end_sums(w, (nb_point)p, err));
         nb_walker_drop_linears(w, (nb_point)p);
     }
     return NB_OK;
@@ -264,7 +272,8 @@ static nb_status walk_quantized(nb_walker *w, nb_err *err)
         NB_TRY(nb_streams_to_point(&w->streams, point, wanted ? &w->stats[p] : NULL, err));
         if (p > 0)
             nb_walker_drop_linears(w, (nb_point)(p - 1));
-        nb_input_stats_finish(&w->stats[p]);
+        NB_TRY(end_sums(w, point, err));
+        nb_walker_settle_ranges(w, point);
         NB_TRY(encode_point(w, point, &w->stats[p], err));
         nb_input_stats_free(&w->stats[p]);
         NB_TRY(keep_point(w, point, true, err));
@@ -290,6 +299,7 @@ static nb_status run(nb_walker *w, nb_err *err)
     const nb_walk_job *job = w->job;
     NB_TRY(nb_walker_set_up(w, err));
     NB_TRY(NB_ALLOC(&w->result->made, job->plan->n, err));
+    NB_TRY(NB_ALLOC(&w->result->act_scale, job->plan->n, err));
     w->result->layers = json_array();
     if (w->result->layers == NULL)
         return nb_fail(err, NB_MEMORY, "no memory for the report");
@@ -345,6 +355,7 @@ nb_status nb_walk(const nb_walk_job *job, nb_walk_result *out, nb_err *err)
 void nb_walk_result_free(nb_walk_result *r)
 {
     nb_free(r->made);
+    nb_free(r->act_scale);
     json_decref(r->layers);
     *r = (nb_walk_result){0};
 }

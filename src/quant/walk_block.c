@@ -74,15 +74,59 @@ static nb_status tune(nb_walker *w, const nb_method *method, bool resume, nb_err
     nb_free(n_tokens);
     if (s != NB_OK)
         return nb_context(err, "layer %lld", (long long)w->layer);
-    char note[120];
-    snprintf(note, sizeof note, "block error %.4g, %.3f of %s, step %lld of %lld", r.loss_after,
-             r.loss_before > 0 ? r.loss_after / r.loss_before : 1.0,
+    w->tuned_seconds = (nb_clock() - start) / NB_N_LINEARS;
+    snprintf(w->tuned, sizeof w->tuned, "block error %.4g, %.3f of %s, step %lld of %lld",
+             r.loss_after, r.loss_before > 0 ? r.loss_after / r.loss_before : 1.0,
              resume ? "what it began with" : "rounding to nearest", (long long)r.best_step,
              (long long)r.n_steps);
-    for (int j = 0; j < NB_N_LINEARS; j++) {
-        if (nb_walker_quantizes(w, j))
-            NB_TRY(nb_walker_note(w, j, NAN, NAN, NAN, note, (nb_clock() - start) / NB_N_LINEARS,
-                                  err));
+    return NB_OK;
+}
+
+/* Of the weights that were tuned, by what the quantized stream has shown of their inputs. */
+static nb_status tell_all(nb_walker *w, nb_err *err)
+{
+    const nb_walker_said said = {NAN, NAN, NAN, w->tuned, w->tuned_seconds};
+    for (int p = 0; p < NB_N_POINTS; p++) {
+        int n;
+        const int first = (int)nb_point_linears((nb_point)p, &n);
+        for (int j = first; j < first + n; j++) {
+            if (nb_walker_quantizes(w, j))
+                NB_TRY(nb_walker_tell(w, (nb_point)p, j, &said, err));
+        }
+    }
+    return NB_OK;
+}
+
+static bool is_made(const nb_walker *w, int j)
+{
+    return nb_walker_quantizes(w, j) || w->job->transform != NULL;
+}
+
+static nb_status set_all(nb_walker *w, nb_err *err)
+{
+    for (int j = 0; j < NB_N_LINEARS; j++)
+        NB_TRY(is_made(w, j) ? nb_walker_set_made(w, j, err)
+                             : nb_walker_set_original(w, 0, j, err));
+    return NB_OK;
+}
+
+/* Static scales, once all weights of the block are what they will be: from a sweep in which those
+ * of the points before are not settled either, and each token has its own scale. */
+static nb_status find_ranges(nb_walker *w, nb_err *err)
+{
+    unsigned needs[NB_N_POINTS];
+    bool any = false;
+    for (int p = 0; p < NB_N_POINTS; p++) {
+        needs[p] = nb_walker_waits(w, (nb_point)p) ? NB_STAT_RANGE : NB_STAT_NONE;
+        any = any || needs[p] != NB_STAT_NONE;
+    }
+    if (!any)
+        return NB_OK;
+    NB_TRY(set_all(w, err));
+    NB_TRY(nb_walker_sweep(w, 0, needs, false, err));
+    for (int p = 0; p < NB_N_POINTS; p++) {
+        nb_walker_settle_ranges(w, (nb_point)p);
+        nb_input_stats_free(&w->stats[p]);
     }
     return NB_OK;
 }
@@ -91,15 +135,22 @@ static nb_status tune(nb_walker *w, const nb_method *method, bool resume, nb_err
 static nb_status end_block(nb_walker *w, nb_err *err)
 {
     for (int j = 0; j < NB_N_LINEARS; j++) {
-        const bool made = nb_walker_quantizes(w, j) || w->job->transform != NULL;
-        if (made && !nb_walker_quantizes(w, j))
+        if (is_made(w, j) && !nb_walker_quantizes(w, j))
             nb_walker_encode_plain(w, j);
-        if (made)
+        if (is_made(w, j))
             NB_TRY(nb_walker_keep(w, j, err));
-        NB_TRY(made ? nb_walker_set_made(w, j, err) : nb_walker_set_original(w, 0, j, err));
-        nb_walker_forget(w, j);
     }
-    return nb_walker_sweep(w, 0, NULL, true, err);
+    NB_TRY(find_ranges(w, err));
+    NB_TRY(set_all(w, err));
+    static const unsigned looks[NB_N_POINTS] = {NB_WALKER_LOOKS, NB_WALKER_LOOKS, NB_WALKER_LOOKS,
+                                                NB_WALKER_LOOKS};
+    NB_TRY(nb_walker_sweep(w, 0, looks, true, err));
+    NB_TRY(tell_all(w, err));
+    for (int j = 0; j < NB_N_LINEARS; j++)
+        nb_walker_forget(w, j);
+    for (int p = 0; p < NB_N_POINTS; p++)
+        nb_input_stats_free(&w->stats[p]);
+    return NB_OK;
 }
 
 /* What has no floats yet, because no codes were chosen for it. */

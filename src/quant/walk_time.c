@@ -5,47 +5,11 @@
 #include "base/clock.h"
 #include "base/rng.h"
 #include "quant/input_stats.h"
+#include "quant/pace.h"
 #include "quant/room.h"
 
 #include <math.h>
 #include <string.h>
-
-/* ---- products ---- */
-
-#define PRODUCT_ROWS 1024
-#define PRODUCT_COLS 768
-
-/* Of the speed of a lone product, what attention, norms, files and waiting leave: measured. */
-#define SHARE_OF_PRODUCT 0.72
-
-static nb_status product_rate(const nb_walk_job *job, double *flops_per_second, nb_err *err)
-{
-    const int64_t m = PRODUCT_ROWS, n = PRODUCT_COLS;
-    const int n_threads = nb_pool_n_threads(job->pool);
-    float *a = NULL, *b = NULL, *c = NULL;
-    uint8_t *scratch = NULL;
-    nb_status s;
-    NB_TRY_GOTO(s, NB_ALLOC(&a, m * n, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&b, n * n, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&c, m * n, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&scratch, nb_matmul_scratch_bytes(m, n, n, n_threads), err));
-    const nb_matmul_job product = {
-        .c = c, .ldc = n, .m = m, .n = n, .depth = n, .a = {a, n, 1}, .b = {b, 1, n}};
-    double best = 1e9;
-    for (int i = 0; i < 5; i++) {
-        const double start = nb_clock();
-        nb_matmul(job->kernels, job->pool, &product, scratch);
-        const double took = nb_clock() - start;
-        best = took < best ? took : best;
-    }
-    *flops_per_second = 2.0 * (double)(m * n * n) / best;
-done:
-    nb_free(a);
-    nb_free(b);
-    nb_free(c);
-    nb_free(scratch);
-    return s;
-}
 
 /* ---- codes ---- */
 
@@ -145,8 +109,8 @@ nb_status nb_walk_seconds(const nb_walk_job *job, const nb_walk_plan *plan, doub
     static const int first_of_point[NB_N_LINEARS] = {1, 0, 0, 1, 1, 0, 1};
     unsigned needs = job->method->quantizer->needs;
     double rate;
-    NB_TRY(product_rate(job, &rate, err));
-    *seconds = plan->flops / (rate * SHARE_OF_PRODUCT);
+    NB_TRY(nb_pace_measure(job->kernels, job->pool, &rate, err));
+    *seconds = plan->flops / (rate * NB_PACE_OF_FORWARD);
     if (job->method->quantizer->check != NULL)
         NB_TRY(job->method->quantizer->check(job->method, &needs, err));
     if ((needs & NB_STAT_BLOCK) != 0)

@@ -32,6 +32,7 @@ void nb_walker_find(nb_walker *w)
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", layer, gains[j]);
         w->gain_index[j] = plan_index(w->job->plan, name);
     }
+    memset(w->coverage, 0, sizeof w->coverage);
     for (int p = 0; p < NB_N_POINTS; p++) {
         int n;
         const int first = (int)nb_point_linears((nb_point)p, &n);
@@ -40,6 +41,8 @@ void nb_walker_find(nb_walker *w)
             if (nb_walker_quantizes(w, j))
                 w->point_needs[p] |= nb_method_needs(nb_walker_method(w, j));
         }
+        if (nb_walker_waits(w, (nb_point)p))
+            w->point_needs[p] |= NB_STAT_RANGE;
     }
 }
 
@@ -137,9 +140,9 @@ nb_status nb_walker_set_other(nb_walker *w, int j, nb_err *err)
  */
 nb_status nb_walker_set_made(nb_walker *w, int j, nb_err *err)
 {
-    const nb_act_spec *act = &w->job->plan->weights[w->index[j]].act;
-    return nb_model_set_linear(&w->streams.frame, 0, (nb_linear_id)j, &w->made[j].mat, act,
-                               act->bits != 0 ? NB_COMPUTE_AUTO : NB_COMPUTE_ALL_F, w->job->pool,
+    const nb_act_spec act = nb_walker_act(w, j);
+    return nb_model_set_linear(&w->streams.frame, 0, (nb_linear_id)j, &w->made[j].mat, &act,
+                               act.bits != 0 ? NB_COMPUTE_AUTO : NB_COMPUTE_ALL_F, w->job->pool,
                                err);
 }
 
@@ -171,28 +174,6 @@ nb_status nb_walker_keep_vector(nb_walker *w, int64_t index, const float *x, nb_
     }
     nb_loaded_free(&made);
     return s;
-}
-
-/* JSON of what is known of a linear that was quantized. */
-nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, double predicted_kl,
-                         const char *note, double seconds, nb_err *err)
-{
-    const nb_weight *to = &w->job->plan->weights[w->index[j]];
-    json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:f}", "name", to->name, "format", to->fmt->name,
-                          "params", (json_int_t)(to->n_rows * to->n_cols), "bytes",
-                          (json_int_t)to->bytes, "seconds", seconds);
-    bool bad = o == NULL;
-    if (!bad && isfinite(loss))
-        bad = json_object_set_new(o, "loss", json_real(loss)) != 0;
-    if (!bad && isfinite(held_loss))
-        bad = json_object_set_new(o, "held_out_loss", json_real(held_loss)) != 0;
-    if (!bad && isfinite(predicted_kl))
-        bad = json_object_set_new(o, "predicted_kl", json_real(predicted_kl)) != 0;
-    if (!bad && note != NULL && note[0] != 0)
-        bad = json_object_set_new(o, "note", json_string(note)) != 0;
-    if (bad || json_array_append_new(w->result->layers, o) != 0)
-        return nb_fail(err, NB_MEMORY, "no memory for the report");
-    return NB_OK;
 }
 
 nb_status nb_walker_keep(nb_walker *w, int j, nb_err *err)

@@ -3,6 +3,8 @@
 #ifndef NB_QUANT_WALK_WEIGHTS_H
 #define NB_QUANT_WALK_WEIGHTS_H
 
+#include "quant/calib_score.h"
+#include "quant/slice.h"
 #include "quant/walk.h"
 
 /* Weights as floats, of one linear. */
@@ -10,6 +12,12 @@ typedef struct {
     float *values; /* [n_rows][n_cols] */
     int64_t n;
 } nb_floats;
+
+/* Whether what is held out moves the inputs of a point as the rest does. */
+typedef struct {
+    bool known;
+    nb_calib_coverage of;
+} nb_coverage;
 
 typedef struct {
     const nb_walk_job *job;
@@ -32,8 +40,11 @@ typedef struct {
                                     transform, of the block */
     nb_loaded source, made[NB_N_LINEARS];
     nb_input_stats stats[NB_N_POINTS];
+    nb_coverage coverage[NB_N_POINTS]; /* of the block at hand */
     double done, started;
     char what[64];
+    char tuned[120]; /* what the tuning of the block at hand says of it, and its time a weight */
+    double tuned_seconds;
 } nb_walker;
 
 /* Where the weights of block w->layer are in the plan. */
@@ -74,10 +85,6 @@ void nb_walker_encode_plain(nb_walker *w, int j);
 nb_status nb_walker_keep(nb_walker *w, int j, nb_err *err);
 /* A changed vector of the plan into the working folder. */
 nb_status nb_walker_keep_vector(nb_walker *w, int64_t index, const float *x, nb_err *err);
-/* Adds an object to the report. Losses and a predicted KL that are NaN are left out, as is an empty
- * note. */
-nb_status nb_walker_note(nb_walker *w, int j, double loss, double held_loss, double predicted_kl,
-                         const char *note, double seconds, nb_err *err);
 
 /* A sweep of stream i with the weights that are in its slot: statistics needs[NB_N_POINTS] (NULL:
  * none) into w->stats, and the results kept. */
@@ -108,6 +115,32 @@ nb_status nb_walker_make_guide(nb_walker *w, nb_err *err);
  * s is there, which is not followed. */
 nb_status nb_walker_predict(nb_walker *w, nb_point point, int j, const nb_input_stats *stats,
                             double *kl, nb_err *err);
+
+/* walk_measure.c. What a method has to say of a weight that it has made. */
+typedef struct {
+    double loss, held_loss; /* relative errors of the outputs; NaN: not known, to be measured */
+    double predicted_kl;    /* NaN: not known */
+    const char *note;       /* NULL or empty: nothing */
+    double seconds;
+} nb_walker_said;
+/* Adds an object to the report, or, of a weight that was told of before, puts it in its place. Its
+ * floats and what was made of it are there, and, if there are any, the statistics of its inputs. */
+nb_status nb_walker_tell(nb_walker *w, nb_point point, int j, const nb_walker_said *said,
+                         nb_err *err);
+/* The coverage of a point, from its statistics. */
+nb_status nb_walker_look(nb_walker *w, nb_point point, nb_err *err);
+/* What the report wants of every point that is looked at anyway, beside what methods need. */
+#define NB_WALKER_LOOKS ((unsigned)NB_STAT_SAMPLE | (unsigned)NB_STAT_COVERAGE)
+
+/* walk_ranges.c: static scales of activations. Whether a linear of a point waits for one. */
+bool nb_walker_waits(const nb_walker *w, nb_point point);
+/* How weight j's activations are computed, with the scale that was found. */
+nb_act_spec nb_walker_act(const nb_walker *w, int j);
+/* Finds the scales of a point from its statistics, which have ranges where one waits. */
+void nb_walker_settle_ranges(nb_walker *w, nb_point point);
+/* Into a state and out of it; false: the state lacks one of the first n_layers. */
+nb_status nb_walker_put_ranges(const nb_walker *w, json_t *state, nb_err *err);
+bool nb_walker_take_ranges(nb_walker *w, const json_t *state, int64_t n_layers);
 
 /* walk_block.c: the block at hand as a whole, by the method's tune_block. */
 nb_status nb_walker_tune_block(nb_walker *w, nb_err *err);
