@@ -164,11 +164,11 @@ nb_status nb_streams_embed(nb_streams *s, nb_store *store, nb_err *err)
     for (int i = 0; i < s->n_streams; i++)
         s->stream[i].hash = 0;
     const uint64_t env = nb_fpenv_enter();
-    nb_status status = nb_store_read(store, w, &loaded, err);
+    nb_status status = t.whole ? nb_store_read(store, t.weight, &t.loaded, err) : NB_OK;
     if (status == NB_OK)
         status = embed_rows(s, &t, err);
     nb_fpenv_leave(env);
-    nb_loaded_free(&loaded);
+    nb_loaded_free(&t.loaded);
     s->layer = 0;
     return status;
 }
