@@ -63,6 +63,41 @@ static nb_status add_files(nb_artefact *a, nb_arena *arena, const json_t *calibr
     return NB_OK;
 }
 
+/* What the calibration set is like. */
+static nb_status read_score(nb_artefact *a, nb_arena *arena, const json_t *calibration, nb_err *err)
+{
+    static const struct {
+        const char *what, *key, *format;
+    } numbers[] = {
+        {"share of the vocabulary in it, %", "vocabulary_share", "%.1f"},
+        {"held-out tokens that the rest covers, %", "covered", "%.1f"},
+        {"runs of 8 tokens that repeat, %", "repeated", "%.1f"},
+        {"bytes that are not ASCII, %", "other_script", "%.1f"},
+    };
+    json_t *score = NULL, *coverage = NULL, *words = NULL;
+    NB_TRY(nb_json_object(calibration, "score", false, &score, err));
+    NB_TRY(nb_json_object(calibration, "coverage", false, &coverage, err));
+    for (size_t i = 0; score != NULL && i < sizeof numbers / sizeof *numbers; i++)
+        NB_TRY(add_number(a, arena, numbers[i].what, score, numbers[i].key, numbers[i].format, 100,
+                          err));
+    if (coverage != NULL) {
+        NB_TRY(add_number(a, arena, "inputs of layers, held out against the rest, % apart",
+                          coverage, "log_ratio_mean", "%.1f", 100, err));
+        NB_TRY(add_number(a, arena, "the same at most, %", coverage, "log_ratio_max", "%.1f", 100,
+                          err));
+        NB_TRY(add_text(a, "which is at", coverage, "where", false, err));
+    }
+    if (score != NULL)
+        NB_TRY(nb_json_array(score, "warnings", false, &words, err));
+    for (size_t i = 0; i < json_array_size(words) && a->n_notes < MAX_LINES; i++) {
+        const char *text = json_string_value(json_array_get(words, i));
+        if (text == NULL)
+            return nb_fail(err, NB_DATA, "warnings[%zu] is no text", i);
+        a->notes[a->n_notes++] = (nb_artefact_line){"calibration text", text};
+    }
+    return NB_OK;
+}
+
 static nb_status read_head(nb_artefact *a, nb_arena *arena, const json_t *o,
                            const json_t *calibration, nb_err *err)
 {
@@ -80,7 +115,33 @@ static nb_status read_head(nb_artefact *a, nb_arena *arena, const json_t *o,
     NB_TRY(add_text(a, "calibration set sha256", calibration, "sha256", false, err));
     NB_TRY(add_number(a, arena, "calibration tokens", calibration, "tokens", "%.0f", 1, err));
     NB_TRY(add_files(a, arena, calibration, err));
+    NB_TRY(read_score(a, arena, calibration, err));
     return add_text(a, "nibble version", o, "nibble", true, err);
+}
+
+/* "0.412, 0.418 of the original (100 items)" */
+static nb_status read_tasks(nb_artefact *a, nb_arena *arena, const json_t *e, nb_err *err)
+{
+    json_t *tasks = NULL;
+    NB_TRY(nb_json_array(e, "tasks", false, &tasks, err));
+    for (size_t i = 0; i < json_array_size(tasks); i++) {
+        const json_t *o = json_array_get(tasks, i);
+        const char *name = NULL;
+        char *what, *text;
+        double acc = NAN, base = NAN, n = NAN;
+        if (!json_is_object(o))
+            return nb_fail(err, NB_DATA, "tasks[%zu] is no object", i);
+        NB_TRY(nb_json_text(o, "task", true, &name, err));
+        NB_TRY(nb_json_number(o, "acc_norm", true, &acc, err));
+        NB_TRY(nb_json_number(o, "base_acc_norm", true, &base, err));
+        NB_TRY(nb_json_number(o, "n", true, &n, err));
+        NB_TRY(nb_arena_format(arena, &what, err, "%s, accuracy", name));
+        NB_TRY(nb_arena_format(arena, &text, err, "%.4g, the original %.4g, on %.6g items", acc,
+                               base, n));
+        if (a->n_head < MAX_LINES)
+            a->head[a->n_head++] = (nb_artefact_line){what, text};
+    }
+    return NB_OK;
 }
 
 static nb_status read_evaluation(nb_artefact *a, nb_arena *arena, const json_t *e, nb_err *err)
@@ -100,6 +161,8 @@ static nb_status read_evaluation(nb_artefact *a, nb_arena *arena, const json_t *
     NB_TRY(nb_json_text(e, "left_out", false, &a->left_out, err));
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         NB_TRY(add_number(a, arena, numbers[i].what, e, numbers[i].key, numbers[i].format, 1, err));
+    NB_TRY(add_number(a, arena, "top-1 flips, share", e, "flips", "%.4f", 1, err));
+    NB_TRY(read_tasks(a, arena, e, err));
     json_t *floor_object = NULL, *layers = NULL;
     NB_TRY(nb_json_number(e, "kl_mean", false, &a->kl_mean, err));
     NB_TRY(nb_json_object(e, "noise_floor", false, &floor_object, err));
@@ -175,8 +238,15 @@ static void place_linear(nb_artefact_linear *l)
 
 static nb_status read_linear(nb_artefact *a, const json_t *o, nb_err *err)
 {
-    nb_artefact_linear l = {
-        .params = NAN, .bytes = NAN, .loss = NAN, .held_out_loss = NAN, .seconds = NAN};
+    nb_artefact_linear l = {.params = NAN,
+                            .bytes = NAN,
+                            .loss = NAN,
+                            .held_out_loss = NAN,
+                            .seconds = NAN,
+                            .rms_error = NAN,
+                            .predicted_kl = NAN,
+                            .coverage = NAN};
+    json_t *coverage = NULL;
     NB_TRY(nb_json_text(o, "name", true, &l.name, err));
     NB_TRY(nb_json_text(o, "format", false, &l.format, err));
     NB_TRY(nb_json_text(o, "note", false, &l.note, err));
@@ -185,6 +255,11 @@ static nb_status read_linear(nb_artefact *a, const json_t *o, nb_err *err)
     NB_TRY(nb_json_number(o, "loss", false, &l.loss, err));
     NB_TRY(nb_json_number(o, "held_out_loss", false, &l.held_out_loss, err));
     NB_TRY(nb_json_number(o, "seconds", false, &l.seconds, err));
+    NB_TRY(nb_json_number(o, "rms_error", false, &l.rms_error, err));
+    NB_TRY(nb_json_number(o, "predicted_kl", false, &l.predicted_kl, err));
+    NB_TRY(nb_json_object(o, "coverage", false, &coverage, err));
+    if (coverage != NULL && nb_json_number(coverage, "log_ratio", false, &l.coverage, err) != NB_OK)
+        return nb_context(err, "coverage");
     place_linear(&l);
     a->n_layers = l.layer >= a->n_layers ? l.layer + 1 : a->n_layers;
     a->linears[a->n_linears++] = l;

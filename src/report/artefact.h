@@ -18,6 +18,9 @@ typedef struct {
     int64_t layer; /* of its name */
     int kind;      /* of nb_artefact_kinds */
     double params, bytes, loss, held_out_loss, seconds;
+    double rms_error;    /* of the weights */
+    double predicted_kl; /* by the guide */
+    double coverage;     /* how far held-out inputs are from the rest: mean |ln| of the squares */
 } nb_artefact_linear;
 
 typedef struct {

@@ -52,7 +52,9 @@ static nb_status put_linears(const nb_artefact *a, nb_buf *out, nb_err *err)
                        "tabindex=\"0\" role=\"region\" aria-label=\"Linear layers\"><table>"
                        "<thead><tr><th scope=\"col\" class=\"t\">layer</th>"
                        "<th scope=\"col\" class=\"t\">format</th><th scope=\"col\">bits/weight</th>"
-                       "<th scope=\"col\">relative error</th><th scope=\"col\">held out</th>"
+                       "<th scope=\"col\">error of outputs</th><th scope=\"col\">held out</th>"
+                       "<th scope=\"col\">error of weights</th>"
+                       "<th scope=\"col\">predicted KL</th><th scope=\"col\">inputs apart</th>"
                        "<th scope=\"col\">seconds</th><th scope=\"col\" class=\"t\">note</th>"
                        "</tr></thead>\n<tbody>\n",
                        err));
@@ -63,6 +65,9 @@ static nb_status put_linears(const nb_artefact *a, nb_buf *out, nb_err *err)
         NB_TRY(put_number(out, "%.3f", bits_of(l->bytes, l->params), err));
         NB_TRY(put_number(out, "%.4g", l->loss, err));
         NB_TRY(put_number(out, "%.4g", l->held_out_loss, err));
+        NB_TRY(put_number(out, "%.4g", l->rms_error, err));
+        NB_TRY(put_number(out, "%.3g", l->predicted_kl, err));
+        NB_TRY(put_number(out, "%.3f", l->coverage, err));
         NB_TRY(put_number(out, "%.2f", l->seconds, err));
         NB_TRY(
             put_cell(out, "<td class=\"t\">", l->note != NULL ? l->note : "", "</td></tr>\n", err));
@@ -88,63 +93,125 @@ static nb_status put_plot(const char *heading, const char *caption, const nb_ser
     return s;
 }
 
-/* Errors [kind][layer] and bits [layer] of the linear layers: held-out errors where there are. */
-static void fill(const nb_artefact *a, double *errors, double *bits, double *params)
+/* Points where linears read, and the kind that stands for those of a point. */
+#define N_POINTS 4
+static const char *const points[N_POINTS] = {"q, k, v", "o", "gate, up", "down"};
+static const int point_of[NB_ARTEFACT_KINDS] = {0, 0, 0, 1, 2, 2, 3};
+
+/* What is plotted, by layer. */
+typedef struct {
+    double *errors;   /* [kind][layer]: held-out ones where there are */
+    double *kl;       /* [kind][layer]: predicted */
+    double *coverage; /* [point][layer] */
+    double *bits, *seconds, *params;
+} plotted;
+
+static void fill(const nb_artefact *a, plotted *p)
 {
-    for (int64_t i = 0; i < NB_ARTEFACT_KINDS * a->n_layers; i++)
-        errors[i] = NAN;
+    const int64_t n = a->n_layers;
+    for (int64_t i = 0; i < NB_ARTEFACT_KINDS * n; i++)
+        p->errors[i] = p->kl[i] = NAN;
+    for (int64_t i = 0; i < N_POINTS * n; i++)
+        p->coverage[i] = NAN;
+    for (int64_t i = 0; i < n; i++)
+        p->seconds[i] = NAN;
     for (int64_t i = 0; i < a->n_linears; i++) {
         const nb_artefact_linear *l = &a->linears[i];
         if (l->layer < 0)
             continue;
-        errors[l->kind * a->n_layers + l->layer] =
-            isfinite(l->held_out_loss) ? l->held_out_loss : l->loss;
+        const int64_t at = l->kind * n + l->layer;
+        p->errors[at] = isfinite(l->held_out_loss) ? l->held_out_loss : l->loss;
+        p->kl[at] = l->predicted_kl;
+        if (isfinite(l->coverage))
+            p->coverage[point_of[l->kind] * n + l->layer] = l->coverage;
         if (isfinite(l->bytes) && l->params > 0) {
-            bits[l->layer] += 8 * l->bytes;
-            params[l->layer] += l->params;
+            p->bits[l->layer] += 8 * l->bytes;
+            p->params[l->layer] += l->params;
         }
+        if (isfinite(l->seconds))
+            p->seconds[l->layer] =
+                (isfinite(p->seconds[l->layer]) ? p->seconds[l->layer] : 0) + l->seconds;
     }
-    for (int64_t i = 0; i < a->n_layers; i++)
-        bits[i] = params[i] > 0 ? bits[i] / params[i] : NAN;
+    for (int64_t i = 0; i < n; i++)
+        p->bits[i] = p->params[i] > 0 ? p->bits[i] / p->params[i] : NAN;
+}
+
+static nb_status put_all(const nb_artefact *a, const plotted *p, nb_buf *out, nb_err *err)
+{
+    static const char *const blocks[] = {"block"};
+    const struct {
+        const char *heading, *caption;
+        nb_series series;
+    } plots[] = {
+        {"Error by layer",
+         "Error of a linear layer's output over the output's own size, on held-out text where "
+         "there "
+         "is some; logarithmic.",
+         {.label = "relative error of each linear layer, by layer",
+          .names = nb_artefact_kinds,
+          .values = p->errors,
+          .n_series = NB_ARTEFACT_KINDS,
+          .is_log = true}},
+        {"KL by layer",
+         "Divergence from the original when only this block is quantized, in nat; logarithmic. A "
+         "block that stands out is one to give more bits.",
+         {.label = "KL that each block alone brings, by layer",
+          .names = blocks,
+          .values = a->layer_kl,
+          .n_series = 1,
+          .is_log = true}},
+        {"Predicted KL of each linear layer",
+         "What the error of this layer alone does to the predictions, by the guide, in nat a "
+         "token; "
+         "logarithmic.",
+         {.label = "predicted KL of each linear layer, by layer",
+          .names = nb_artefact_kinds,
+          .values = p->kl,
+          .n_series = NB_ARTEFACT_KINDS,
+          .is_log = true}},
+        {"Coverage by layer",
+         "How far the inputs of layers on held-out text are from those on the text that chose: the "
+         "mean over columns of |ln| of the ratio of their mean squares. 0.1 is 10 %; a layer that "
+         "stands out wants more text, or more even text.",
+         {.label = "inputs on held-out text against the rest, by layer",
+          .names = points,
+          .values = p->coverage,
+          .n_series = N_POINTS}},
+        {"Time by layer",
+         "Seconds that choosing codes took; running the text through the layer is not in it.",
+         {.label = "seconds that choosing codes took, by layer",
+          .names = blocks,
+          .values = p->seconds,
+          .n_series = 1}},
+        {"Bits by layer",
+         "Scales and zero points are counted.",
+         {.label = "bits per weight of the linear layers, by layer",
+          .names = blocks,
+          .values = p->bits,
+          .n_series = 1}},
+    };
+    for (size_t i = 0; i < sizeof plots / sizeof *plots; i++) {
+        nb_series series = plots[i].series;
+        series.n = a->n_layers;
+        NB_TRY(put_plot(plots[i].heading, plots[i].caption, &series, out, err));
+    }
+    return NB_OK;
 }
 
 static nb_status put_plots(const nb_artefact *a, nb_buf *out, nb_err *err)
 {
-    static const char *const blocks[] = {"block"};
-    if (a->n_layers == 0)
-        return NB_OK;
+    const int64_t n = a->n_layers;
     double *room;
-    NB_TRY(NB_ALLOC(&room, (NB_ARTEFACT_KINDS + 2) * a->n_layers, err));
-    double *errors = room, *bits = room + NB_ARTEFACT_KINDS * a->n_layers;
-    fill(a, errors, bits, bits + a->n_layers);
-    const nb_series by_kind = {.label = "relative error of each linear layer, by layer",
-                               .names = nb_artefact_kinds,
-                               .values = errors,
-                               .n_series = NB_ARTEFACT_KINDS,
-                               .n = a->n_layers,
-                               .is_log = true};
-    const nb_series kl = {.label = "KL that each block alone brings, by layer",
-                          .names = blocks,
-                          .values = a->layer_kl,
-                          .n_series = 1,
-                          .n = a->n_layers,
-                          .is_log = true};
-    const nb_series by_bits = {.label = "bits per weight of the linear layers, by layer",
-                               .names = blocks,
-                               .values = bits,
-                               .n_series = 1,
-                               .n = a->n_layers};
-    nb_status s = put_plot("Error by layer",
-                           "Error of a linear layer's output over the output's own size, on "
-                           "held-out text where there is some; logarithmic.",
-                           &by_kind, out, err);
-    if (s == NB_OK)
-        s = put_plot("KL by layer",
-                     "Divergence from the original when only this block is quantized, in nat; "
-                     "logarithmic. A block that stands out is one to give more bits.",
-                     &kl, out, err);
-    if (s == NB_OK)
-        s = put_plot("Bits by layer", "Scales and zero points are counted.", &by_bits, out, err);
+    if (n == 0)
+        return NB_OK;
+    NB_TRY(NB_ALLOC(&room, (2 * NB_ARTEFACT_KINDS + N_POINTS + 3) * n, err));
+    plotted p = {.errors = room, .kl = room + NB_ARTEFACT_KINDS * n};
+    p.coverage = p.kl + NB_ARTEFACT_KINDS * n;
+    p.bits = p.coverage + N_POINTS * n;
+    p.seconds = p.bits + n;
+    p.params = p.seconds + n;
+    fill(a, &p);
+    const nb_status s = put_all(a, &p, out, err);
     nb_free(room);
     return s;
 }
