@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define DEFAULT_OBSERVER "minmax"
+
 /* ---- flags ---- */
 
 /* A method on top of another one. */
@@ -39,7 +41,8 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
             f->flow = (nb_flow)i;
     }
     f->observer = nb_args_text(args, "observer");
-    NB_TRY(nb_observing_parse(&f->observing, f->observer != NULL ? f->observer : "minmax", err));
+    NB_TRY(nb_observing_parse(&f->observing, f->observer != NULL ? f->observer : DEFAULT_OBSERVER,
+                              err));
     NB_TRY(read_tune(f, args, err));
     const char *transform = nb_args_text(args, "transform");
     if (transform == NULL)
@@ -64,7 +67,7 @@ nb_status nb_calibrating_read_set(nb_calib_set *set, nb_calib_score *score,
 {
     if (flags->set.options.n_paths == 0)
         return nb_fail(err, NB_USAGE,
-                       "this %s learns from a text: --calib FILE names one (or more)", learner);
+                       "this method learns from a text: --calib FILE names one (or more)");
     nb_tokenizer *tokenizer = NULL;
     const char *template_ = NULL;
     size_t n_template = 0;
@@ -81,6 +84,30 @@ nb_status nb_calibrating_read_set(nb_calib_set *set, nb_calib_score *score,
     for (int i = 0; s == NB_OK && i < set->n_notes; i++)
         nb_out_note(out, "%s", set->notes[i]);
     return s;
+}
+
+/* Whether static scales of activations have to be found. */
+static bool waits(const nb_plan *plan)
+{
+    bool any = false;
+    for (int64_t i = 0; i < plan->n; i++)
+        any = any || nb_plan_waits(plan, i);
+    return any;
+}
+
+static nb_status check_observer(const nb_calibrating_flags *flags, const nb_plan *plan, nb_err *err)
+{
+    if (waits(plan) && flags->set.options.n_paths == 0)
+        return nb_fail(
+            err, NB_USAGE,
+            "static scales of activations are chosen from a text: --calib FILE names one "
+            "(or more)");
+    if (!waits(plan) && flags->observer != NULL)
+        return nb_fail(
+            err, NB_USAGE,
+            "--observer chooses static scales of activations, and no layer here gets any "
+            "(as in W8A8:static, FP8:static)");
+    return NB_OK;
 }
 
 /* ---- identity ---- */
@@ -102,10 +129,7 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
         s = nb_buf_format(&text, err, " %s:%s", flags->transform->name, flags->transform_options);
     if (s == NB_OK && flags->guide)
         s = nb_buf_format(&text, err, " guide %llu", (unsigned long long)flags->set.options.seed);
-    bool waits = false;
-    for (int64_t i = 0; i < plan->n; i++)
-        waits = waits || nb_plan_waits(plan, i);
-    if (s == NB_OK && waits)
+    if (s == NB_OK && waits(plan))
         s = nb_buf_format(&text, err, " observer %d %a", (int)flags->observing.kind,
                           flags->observing.percentile);
     for (int64_t i = 0; i < plan->n && s == NB_OK; i++) {
@@ -197,7 +221,9 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
     const bool learns = nb_walk_wanted(plan, method, flags->transform, &can_do_without);
     /* What would use statistics but can do without (rtn:search) gets them if a text is named. */
     can_do_without = can_do_without && !flags->tunes && flags->set.options.n_paths == 0;
-    c->wanted = (learns || flags->tunes) && plan->n_quantized > 0 && !can_do_without;
+    NB_TRY(check_observer(flags, plan, err));
+    c->wanted =
+        ((learns || flags->tunes) && plan->n_quantized > 0 && !can_do_without) || waits(plan);
     if (flags->tunes && (nb_method_needs(method) & NB_STAT_BLOCK) != 0)
         return nb_fail(err, NB_USAGE,
                        "--tune goes on from the codes of another method, and method %s tunes whole "
@@ -211,6 +237,8 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
         return open_idle(c, flags, plan, store, method, dry, out, err);
     NB_TRY(nb_calibrating_read_set(&c->set, &c->score, flags, store, out, err));
     c->guided = flags->guide;
+    if (waits(plan))
+        c->observer = flags->observer != NULL ? flags->observer : DEFAULT_OBSERVER;
     const nb_walk_job job = job_of(c, flags, plan, store, method, rt);
     NB_TRY(nb_walk_estimate(&c->plan, &job, err));
     if (dry)

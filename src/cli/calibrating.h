@@ -38,6 +38,7 @@ typedef struct {
     bool wanted; /* whether there is anything to calibrate */
     bool checks; /* else: whether there is a set, to check the output with */
     bool guided;
+    const char *observer; /* of static scales of activations; NULL: there are none */
 } nb_calibrating;
 
 /* `{0}` with dir closed. */

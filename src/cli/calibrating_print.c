@@ -176,6 +176,8 @@ nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err
     int bad = *out == NULL;
     if (bad == 0 && c->result.layers != NULL)
         bad = json_object_set(*out, "layers", c->result.layers);
+    if (bad == 0 && c->observer != NULL)
+        bad = json_object_set_new(*out, "observer", json_string(c->observer));
     if (bad == 0)
         bad = add_coverage(*out, c);
     if (bad == 0)

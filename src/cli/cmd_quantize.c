@@ -12,8 +12,9 @@ static const nb_opt quantize_options[] = {
      .letter = 's',
      .kind = NB_OPT_TEXT,
      .value = "SCHEME",
-     .help = "W8A16, W4A16, W3A16, W2A16, W8A8, W4A8, with :gN or :channel, and sym or asym, as in "
-             "W4A16:g32,asym; FP8, FP8_BLOCK, NF4; or Q4_0, Q4_1, Q4_K, IQ4_NL, Q5_0, Q5_1, Q8_0"},
+     .help = "W8A16, W4A16, W3A16, W2A16, W8A8, W4A8, with :gN or :channel, sym or asym, as in "
+             "W4A16:g32,asym, and static, as in W8A8:static; FP8, FP8_BLOCK, NF4; or Q4_0, Q4_1, "
+             "Q4_K, IQ4_NL, Q5_0, Q5_1, Q8_0"},
     NB_OPT_ROWS_RECIPE,
     {.name = "method",
      .letter = 'm',
@@ -38,6 +39,11 @@ static const nb_opt quantize_options[] = {
      .preset = "auto",
      .help = "what layers see while they are calibrated: the original model's activations, or "
              "those of the model as quantized so far; auto: as the method is meant"},
+    {.name = "observer",
+     .kind = NB_OPT_TEXT,
+     .value = "OBSERVER",
+     .help = "how static scales of activations (W8A8:static, FP8:static) follow from the values of "
+             "the calibration text: minmax (default), average, percentile=99.99, entropy, mse"},
     {.name = "guide",
      .kind = NB_OPT_FLAG,
      .help = "let tokens of the calibration text count by what their errors do to the model's "

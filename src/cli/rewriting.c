@@ -164,6 +164,10 @@ static nb_status calibrate(nb_rewriting *r, nb_out *out, nb_err *err)
         return NB_OK;
     NB_TRY(nb_calibrating_run(c, r->flags, &r->plan, r->store, r->method, &r->runtime, out, err));
     nb_calibrating_print_coverage(c, out);
+    for (int64_t i = 0; i < r->plan.n; i++) {
+        if (c->result.act_scale[i] != 0)
+            r->plan.weights[i].act.scale = c->result.act_scale[i];
+    }
     return NB_OK;
 }
 

@@ -21,8 +21,8 @@ void nb_input_stats_free(nb_input_stats *s);
  *
  * `weights` [n_rows], at least 0 and of mean 1 over all rows that will come, say how much each
  * token counts; NULL: all alike. H and cross are then sums of w x x^T, made of rows times sqrt(w)
- * rounded to binary32, and mean_abs and mean_square means of w |x| and w x^2; maxima and the sample
- * are as without. */
+ * rounded to binary32, and mean_abs and mean_square means of w |x| and w x^2; maxima, ranges and
+ * the sample are as without. */
 nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
                              const float *weights, int64_t n_rows, bool held_out, nb_err *err);
 /* Without held-out sequences there is nothing to choose by: their sums are dropped. Sums of

@@ -197,11 +197,6 @@ static nb_status add_scheme(planner *p, const nb_scheme *scheme, nb_err *err)
     nb_plan_request alone = p->plan->request;
     alone.scheme = scheme;
     NB_TRY(nb_target_check(&alone, err));
-    if (scheme->act.is_static)
-        return nb_fail(err, NB_UNSUPPORTED,
-                       "scheme %s: static scales of activations come from calibration, which has "
-                       "none to give yet; without static each token has its own",
-                       scheme->name);
     scheme_group *g = &p->groups[p->n_groups++];
     g->scheme = scheme;
     return choose_group(p, scheme, &g->group_size, err);

@@ -44,6 +44,7 @@ int64_t nb_planned_bytes(const nb_weight *w)
     const int64_t n_groups = w->n_cols / w->group_size;
     int64_t bytes = packed ? 16 + w->n_rows * 4 * n_words : w->n_rows * w->n_cols;
     bytes += w->n_rows * n_groups * (int64_t)nb_float_bytes(w->scale_type);
+    bytes += w->act.is_static ? 4 : 0;
     if (w->symmetric)
         return bytes;
     const int64_t zero_rows = (w->n_rows * w->fmt->bits + word_bits - 1) / word_bits;

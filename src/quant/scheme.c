@@ -113,7 +113,7 @@ static nb_status read_group(const char *text, size_t len, int64_t *out, nb_err *
 }
 
 typedef struct {
-    bool group, symmetry;
+    bool group, symmetry, act;
 } seen;
 
 /* The modifiers of float codes. */
@@ -130,7 +130,7 @@ static nb_status read_float_modifier(nb_scheme *s, seen *had, const char *text, 
                        nf4     ? "are gN (g64, g128) and single"
                        : block ? "is static"
                                : "are tensor and static");
-    bool *twice = tensor || group ? &had->group : &had->symmetry;
+    bool *twice = tensor || group ? &had->group : fixed ? &had->act : &had->symmetry;
     if (*twice)
         return nb_fail(err, NB_USAGE, "modifier '%.*s' is given twice", (int)len, text);
     *twice = true;
@@ -152,11 +152,18 @@ static nb_status read_modifier(nb_scheme *s, seen *had, const char *text, size_t
     const bool channel = modifier_is(text, len, "channel");
     const bool sym = modifier_is(text, len, "sym"), asym = modifier_is(text, len, "asym");
     const bool group = !channel && len > 1 && (text[0] == 'g' || text[0] == 'G');
-    if (!channel && !sym && !asym && !group)
+    const bool fixed = modifier_is(text, len, "static");
+    if (!channel && !sym && !asym && !group && !fixed)
         return nb_fail(err, NB_USAGE,
-                       "unknown modifier '%.*s'; there are gN (g32, g64, g128), channel, sym, asym",
-                       len < 40 ? (int)len : 40, text);
-    bool *twice = channel || group ? &had->group : &had->symmetry;
+                       "unknown modifier '%.*s'; there are gN (g32, g64, g128), channel, sym, asym"
+                       "%s",
+                       len < 40 ? (int)len : 40, text, s->act.bits != 0 ? ", static" : "");
+    if (fixed && s->act.bits == 0)
+        return nb_fail(err, NB_USAGE,
+                       "modifier '%.*s': activations are not quantized here, and have no scales; "
+                       "W8A8 and W4A8 have",
+                       (int)len, text);
+    bool *twice = channel || group ? &had->group : fixed ? &had->act : &had->symmetry;
     if (*twice)
         return nb_fail(err, NB_USAGE, "modifier '%.*s' contradicts one before it", (int)len, text);
     *twice = true;
@@ -164,6 +171,8 @@ static nb_status read_modifier(nb_scheme *s, seen *had, const char *text, size_t
         return read_group(text, len, &s->group_size, err);
     if (channel)
         s->group_size = NB_GROUP_CHANNEL;
+    else if (fixed)
+        s->act.is_static = true;
     else
         s->symmetric = sym;
     return NB_OK;
@@ -205,8 +214,10 @@ static void spell(nb_scheme *s, const preset *p)
         n += (size_t)snprintf(s->name + n, sizeof s->name - n, "%stensor", before);
         before = ",";
     }
-    if (s->act.is_static != p->act.is_static)
+    if (s->act.is_static != p->act.is_static) {
         n += (size_t)snprintf(s->name + n, sizeof s->name - n, "%sstatic", before);
+        before = ",";
+    }
     if (p->fmt == &nb_format_nf4 && !s->nested)
         n += (size_t)snprintf(s->name + n, sizeof s->name - n, "%ssingle", before);
     if (p->fmt->affine && !s->symmetric)

@@ -1,10 +1,12 @@
 /* A scheme names the number formats of a quantized model: "W4A16", "W8A8", "W4A16:g32,asym",
  * "Q4_0". Wn is the width of the weights, An that of the activations that meet them; modifiers
- * after the colon are gN or channel (how many columns share a scale) and sym or asym.
+ * after the colon are gN or channel (how many columns share a scale) and sym or asym; where
+ * activations are quantized, too, static: one scale for all tokens, chosen by calibration, in place
+ * of one for each token.
  *
  * Float codes: "FP8" (E4M3, a scale for each row of the weights and each token), "FP8:tensor" (one
- * for each matrix), "FP8_BLOCK" (for blocks of 128 x 128, and of 128 columns of a token), "static"
- * after the colon: one for all tokens; "NF4" (groups of 64, or gN, whose scales are codes
+ * for each matrix), "FP8_BLOCK" (for blocks of 128 x 128, and of 128 columns of a token), each of
+ * them also static; "NF4" (groups of 64, or gN, whose scales are codes
  * themselves unless "single" is given). */
 #ifndef NB_QUANT_SCHEME_H
 #define NB_QUANT_SCHEME_H

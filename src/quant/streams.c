@@ -328,6 +328,8 @@ static nb_status add_stats(nb_streams *s, nb_point point, nb_input_stats *stats,
         NB_TRY(nb_guide_weights(s->guide, s->layer, point, p->row, p->n, s->weights, err));
     NB_TRY(nb_input_stats_add(stats, s->la, x, x0, s->guide != NULL ? s->weights : NULL, p->n,
                               p->seq->held, err));
+    if (stats->range != NULL && p->begin + p->n == p->seq->n) /* averages are over sequences */
+        nb_observer_end_batch(&stats->range->all);
     return tell(s, stats_flops(stats, p->n), err);
 }
 

@@ -43,7 +43,8 @@ typedef struct {
     const char *transform_options;
     nb_flow flow;
     int64_t memory; /* bytes that the program may take; 0: no limit */
-    bool guided;    /* tokens count in sums by what they do to the predictions (guide.h) */
+    nb_observing observing; /* how static scales of activations are chosen */
+    bool guided;            /* tokens count in sums by what they do to the predictions (guide.h) */
     uint64_t seed;  /* of the guide's labels */
     const nb_workdir *dir;
     const char *key; /* identifies model, data, recipe and version: other states are not resumed */
@@ -61,14 +62,18 @@ typedef struct {
 
 typedef struct {
     bool *made;       /* [plan->n]: the weight is in the working folder */
+    float *act_scale; /* [plan->n]: of weights whose static activations had none; else 0 */
     json_t *layers;   /* array, an object a linear: see walk.c */
     int64_t resumed;  /* blocks that were there already */
     const char *anew; /* why what an earlier run has left was of no use: "is damaged"; NULL: it was,
                          or there was nothing */
 } nb_walk_result;
 
-/* True if a method of the plan's linear layers, or the transform, needs a walk. *can_do_without:
- * all of these methods would also choose without data, and there is no transform. */
+/* Whether weight i of a plan has static activations whose scale is not known yet. */
+bool nb_plan_waits(const nb_plan *plan, int64_t i);
+
+/* True if a method of the plan's linear layers, the transform or static activations need a walk. *can_do_without:
+ * all of these methods would also choose without data, and there is nothing else. */
 bool nb_walk_wanted(const nb_plan *plan, const nb_method *method, const nb_transform *transform,
                     bool *can_do_without);
 

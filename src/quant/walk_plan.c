@@ -11,6 +11,9 @@ bool nb_walk_wanted(const nb_plan *plan, const nb_method *method, const nb_trans
     bool wanted = transform != NULL;
     *can_do_without = transform == NULL;
     for (int64_t i = 0; i < plan->n; i++) {
+        const bool waits = nb_plan_waits(plan, i);
+        wanted = wanted || waits;
+        *can_do_without = *can_do_without && !waits;
         if (plan->how[i] != NB_HOW_QUANTIZE || nb_role_of(&plan->weights[i]) != NB_ROLE_LINEAR)
             continue;
         const nb_method *its = nb_plan_method(plan, i, method);
@@ -136,6 +139,23 @@ static nb_status find_methods(nb_walker *w, nb_err *err)
     return NB_OK;
 }
 
+/* Static scales are those of what the quantized model will see. */
+static nb_status find_ranges(nb_walker *w, nb_err *err)
+{
+    bool waits = false;
+    for (int64_t i = 0; i < w->job->plan->n; i++)
+        waits = waits || nb_plan_waits(w->job->plan, i);
+    if (!waits)
+        return NB_OK;
+    if (w->job->flow == NB_FLOW_ORIGINAL)
+        return nb_fail(err, NB_USAGE,
+                       "static scales of activations are chosen from what the quantized model will "
+                       "see: they need the quantized flow");
+    w->needs |= NB_STAT_RANGE;
+    w->quantized_flow = true;
+    return NB_OK;
+}
+
 nb_status nb_walker_set_up(nb_walker *w, nb_err *err)
 {
     const nb_walk_job *job = w->job;
@@ -145,6 +165,7 @@ nb_status nb_walker_set_up(nb_walker *w, nb_err *err)
     w->quantized_flow = job->flow == NB_FLOW_QUANTIZED ||
                         (job->flow == NB_FLOW_AUTO && (w->needs & NB_STAT_HESSIAN) != 0);
     w->by_block = (w->needs & NB_STAT_BLOCK) != 0;
+    NB_TRY(find_ranges(w, err));
     w->has_other = (w->needs & NB_STAT_CROSS) != 0 || w->by_block || job->tune != NULL;
     w->quantized_flow =
         w->quantized_flow || ((w->by_block || job->tune != NULL) && job->flow == NB_FLOW_AUTO);

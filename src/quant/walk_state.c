@@ -21,6 +21,8 @@ nb_status nb_walker_save(nb_walker *w, nb_err *err)
     nb_status s = bad ? nb_fail(err, NB_MEMORY, "no memory for the state")
                       : nb_walker_put_guide(w, state, err);
     if (s == NB_OK)
+        s = nb_walker_put_ranges(w, state, err);
+    if (s == NB_OK)
         s = nb_workdir_put_state(w->job->dir, state, err);
     json_decref(hashes);
     json_decref(state);
@@ -79,6 +81,7 @@ static nb_status start_anew(nb_walker *w, const char *why, nb_err *err)
 {
     w->result->anew = why;
     memset(w->result->made, 0, (size_t)w->job->plan->n * sizeof *w->result->made);
+    memset(w->result->act_scale, 0, (size_t)w->job->plan->n * sizeof *w->result->act_scale);
     w->layer = w->streams.layer = 0;
     NB_TRY(nb_walker_save(w, err));
     return nb_streams_embed(&w->streams, w->job->store, err);
@@ -98,6 +101,7 @@ static nb_status go_on(nb_walker *w, const json_t *state, nb_err *err)
     if (same) {
         nb_walker_mark_made(w, next);
         NB_TRY(same_weights(w, &same, err));
+        same = same && nb_walker_take_ranges(w, state, next);
     }
     if (!same)
         return start_anew(w, "is damaged", err);

@@ -237,13 +237,14 @@ static nb_status parse_activations(nb_ct_group *group, const json_t *object, nb_
                        a.is_float ? "int" : "float");
     if (a.is_float)
         return parse_float_activations(group, &a, err);
-    if (a.bits != 8 || !a.symmetric || !a.dynamic || strcmp(a.strategy, "token") != 0)
+    /* A scale for each channel would stand inside the sum over channels, where integers meet. */
+    if (a.bits != 8 || !a.symmetric || strcmp(a.strategy, a.dynamic ? "token" : "tensor") != 0)
         return nb_fail(err, NB_UNSUPPORTED,
-                       "%s, %lld bits, strategy '%.50s', %s: only dynamic symmetric 8 bits with "
-                       "strategy 'token' are supported",
+                       "%s, %lld bits, strategy '%.50s', %s: only symmetric 8 bits are supported, "
+                       "dynamic with strategy 'token' or static with 'tensor'",
                        a.dynamic ? "dynamic" : "static", (long long)a.bits, a.strategy,
                        a.symmetric ? "symmetric" : "asymmetric");
-    group->act = (nb_act_spec){.bits = 8, .per_token = true};
+    group->act = (nb_act_spec){.bits = 8, .per_token = true, .is_static = !a.dynamic};
     return NB_OK;
 }
 

@@ -14,7 +14,7 @@ typedef struct {
     bool is_float;
     int64_t block_rows; /* FP8: rows that share scales; 0: each its own, -1: all of them do */
     int64_t act_group;  /* FP8 */
-    bool act_static;    /* FP8 */
+    bool act_static;
 } ct_key;
 
 /* The distinct keys of a plan, in order of appearance. Their number is bounded by what a scheme
@@ -204,7 +204,9 @@ static json_t *group_json(const ct_key *key, bool own_format)
 {
     json_t *weights = args_json(key->bits, key->symmetric,
                                 key->group_size > 0 ? "group" : "channel", key->group_size, false);
-    json_t *act = key->act_bits != 0 ? args_json(8, true, "token", 0, true) : json_null();
+    json_t *act = key->act_bits != 0 ? args_json(8, true, key->act_static ? "tensor" : "token", 0,
+                                                 !key->act_static)
+                                     : json_null();
     if (key->is_float) {
         json_decref(weights);
         json_decref(act);

@@ -348,6 +348,7 @@ static nb_status add_quantized(nb_store *store, nb_located at, const char *modul
     NB_TRY(nb_ct_describe(w, group, &parts, err));
     w->bytes += t->bytes + parts.scale->bytes;
     w->bytes += parts.zero_point != NULL ? parts.zero_point->bytes : 0;
+    NB_TRY(nb_hf_read_input_scale(store, w, module, err));
     store->n_weights++;
     return NB_OK;
 }
@@ -579,6 +580,6 @@ const nb_container nb_container_hf = {
     .kind = NB_STORE_HF,
     .open = hf_open,
     .read = nb_hf_read,
-    .close = hf_close,
     .rows_at = nb_hf_rows_at,
+    .close = hf_close,
 };

@@ -46,11 +46,14 @@ nb_status nb_hf_find_part(nb_store *store, nb_located *out, const char *module, 
 bool nb_hf_is_floats(const nb_hf_state *hf, const nb_st_tensor *t);
 /* The weight of float codes whose P.weight is at `at`, the next one of the store. */
 nb_status nb_hf_add_floats(nb_store *store, nb_located at, const char *module, nb_err *err);
+/* Where activations are static, their scale, which a weight's module P has as P.input_scale. It is
+ * data, but it decides how the weight is computed. */
+nb_status nb_hf_read_input_scale(nb_store *store, nb_weight *w, const char *module, nb_err *err);
 nb_status nb_hf_read_floats(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err);
 
 /* Reads weight i (nb_container). */
 nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err);
-
-#endif
 /* Where its rows are (nb_container). */
 const nb_file *nb_hf_rows_at(const nb_store *store, int64_t i, int64_t *at);
+
+#endif

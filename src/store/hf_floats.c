@@ -18,8 +18,27 @@ bool nb_hf_is_floats(const nb_hf_state *hf, const nb_st_tensor *t)
 
 /* ---- describing ---- */
 
-/* The scale of static activations is data, but it decides how the weight is computed. */
-static nb_status read_input_scale(nb_store *store, nb_weight *w, const char *module, nb_err *err)
+/* Symmetric activations have none, but some writers keep its zero. */
+static nb_status check_input_zero(nb_store *store, const char *module, nb_err *err)
+{
+    nb_located at;
+    uint8_t value[8] = {0};
+    NB_TRY(nb_hf_find_part(store, &at, module, "input_zero_point", err));
+    if (at.tensor == NULL)
+        return NB_OK;
+    const bool fits = at.tensor->bytes <= (int64_t)sizeof value;
+    if (fits)
+        NB_TRY(nb_st_read(at.file, at.tensor, value, err));
+    for (size_t i = 0; i < sizeof value; i++)
+        if (!fits || value[i] != 0)
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "tensor '%.200s': activations with a zero point other than 0 are not "
+                           "supported",
+                           at.tensor->name);
+    return NB_OK;
+}
+
+nb_status nb_hf_read_input_scale(nb_store *store, nb_weight *w, const char *module, nb_err *err)
 {
     nb_located at;
     if (!w->act.is_static)
@@ -30,6 +49,7 @@ static nb_status read_input_scale(nb_store *store, nb_weight *w, const char *mod
                        "tensor '%.200s' has no input_scale, and activations are "
                        "static",
                        w->file_name);
+    NB_TRY(check_input_zero(store, module, err));
     nb_float_type type = NB_F32;
     float value[1] = {0};
     NB_TRY(nb_ct_scale_type(at.tensor, &type, err));
@@ -87,7 +107,7 @@ static nb_status add_fp8(nb_store *store, nb_weight *w, nb_hf_recipe *r, const c
     w->n_cols = t->n_dims == 2 ? t->dims[1] : 0;
     NB_TRY(nb_fp8_describe(w, group, t, r->scale.tensor, err));
     w->bytes = t->bytes + r->scale.tensor->bytes;
-    return read_input_scale(store, w, module, err);
+    return nb_hf_read_input_scale(store, w, module, err);
 }
 
 static nb_status add_nf4(nb_store *store, nb_weight *w, nb_hf_recipe *r, const char *module,

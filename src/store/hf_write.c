@@ -99,6 +99,13 @@ static nb_status plan_turned(nb_sink *sink, const nb_weight *w, nb_err *err)
     return NB_OK;
 }
 
+static nb_status plan_input_scale(nb_sink *sink, const nb_weight *w, nb_err *err)
+{
+    return !w->act.is_static ? NB_OK
+                             : add_part(sink, w, ".input_scale", PART_INPUT_SCALE, NB_ST_F32, 1,
+                                        (const int64_t[]){1}, err);
+}
+
 static nb_status plan_fp8(nb_sink *sink, const nb_weight *w, nb_err *err)
 {
     const int64_t rows = w->scale_rows > 1 ? w->scale_rows : 1;
@@ -110,9 +117,7 @@ static nb_status plan_fp8(nb_sink *sink, const nb_weight *w, nb_err *err)
     NB_TRY(float_dtype(nb_float_name(w->scale_type), &dtype, err));
     NB_TRY(add_part(sink, w, ".weight_scale", PART_SCALE, dtype, one ? 1 : 2,
                     (const int64_t[]){n, n_groups}, err));
-    if (w->act.is_static)
-        NB_TRY(add_part(sink, w, ".input_scale", PART_INPUT_SCALE, NB_ST_F32, 1,
-                        (const int64_t[]){1}, err));
+    NB_TRY(plan_input_scale(sink, w, err));
     return add_part(sink, w, NULL, PART_PLAIN, codes, 2, (const int64_t[]){w->n_rows, w->n_cols},
                     err);
 }
@@ -154,6 +159,7 @@ static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
     const int64_t n = w->n_rows, k = w->n_cols, n_groups = k / w->group_size;
     NB_TRY(float_dtype(nb_float_name(w->scale_type), &dtype, err));
     if (is_int8(w)) {
+        NB_TRY(plan_input_scale(sink, w, err));
         NB_TRY(add_part(sink, w, NULL, PART_INT8, NB_ST_I8, 2, (const int64_t[]){n, k}, err));
         if (!w->symmetric)
             NB_TRY(add_part(sink, w, ".weight_zero_point", PART_ZERO, NB_ST_I8, 2,
@@ -166,6 +172,7 @@ static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
         if (!w->symmetric)
             NB_TRY(add_part(sink, w, ".weight_zero_point", PART_ZERO, NB_ST_I32, 2,
                             (const int64_t[]){nb_ct_n_words(n, bits), n_groups}, err));
+        NB_TRY(plan_input_scale(sink, w, err));
     }
     return add_part(sink, w, ".weight_scale", PART_SCALE, dtype, 2, (const int64_t[]){n, n_groups},
                     err);

@@ -24,10 +24,9 @@ typedef struct {
     int bits;       /* 0: not quantized (16-bit floats); 8 */
     bool per_token; /* one scale a token; else unspecified (the kernels choose groups) */
     bool is_float;  /* codes are E4M3: x becomes fl(code * scale), in mode f */
-    /* is_float: */
-    int64_t group_size; /* columns that share a scale; 0: all of a token */
+    int64_t group_size; /* is_float: columns that share a scale; 0: all of a token */
     bool is_static;     /* one scale for all tokens: */
-    float scale;
+    float scale;        /* 0: not known yet, and each token takes its own */
 } nb_act_spec;
 
 /* How a Hugging Face folder lays out a quantized weight: compressed-tensors, GPTQ with zero points
@@ -92,13 +91,13 @@ typedef struct {
 
 /* Reads one weight. Fails with NB_DATA / NB_IO if the file changed since it was opened. */
 nb_status nb_store_read(nb_store *store, const nb_weight *weight, nb_loaded *out, nb_err *err);
+void nb_loaded_free(nb_loaded *loaded);
 /* Whether rows of a weight can be read without the others: the plain formats of folders, and all of
  * GGUF but the q and k whose rows a file stores interleaved. */
 bool nb_store_reads_rows(const nb_store *store, const nb_weight *weight);
 /* Rows [row, row + n) of such a weight, as a matrix of n rows. */
 nb_status nb_store_read_rows(nb_store *store, const nb_weight *weight, int64_t row, int64_t n,
                              nb_loaded *out, nb_err *err);
-void nb_loaded_free(nb_loaded *loaded);
 
 /* ---- writing ---- */
 
