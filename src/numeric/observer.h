@@ -1,26 +1,34 @@
 /* Observers: from the values that a tensor takes over many tokens to the one range that static
  * quantization gives it, and from the range to scale and zero point.
  *
- * Gathered are: least and greatest value, a moving average of the two, and a histogram. Each way to
- * choose a range is then a function of these, so one pass serves all of them:
+ * Gathered are least and greatest value, a moving average of the two, and a histogram. Each way to
+ * choose a range [lo, hi] is then a function of these, so one pass serves all of them.
  *
- *   minmax      lo, hi = least and greatest value.
- *   average     lo, hi = moving averages of a batch's least and greatest value: the first batch
- *               sets them, each later one moves them by `momentum` of the difference. What a batch
- *               is, and their order, is the caller's (nb_observer_end_batch). Nothing else here
- *               depends on order.
- *   percentile  symmetric: hi = -lo = the upper edge of the bin that holds the ceil(p n)-th
- * smallest |x|. Asymmetric: at most n - ceil(p n) values lie above the bin of hi, as many below
- *               that of lo. Both within [least, greatest] value.
- *   entropy     TensorRT's calibrator (S. Migacz, 8-bit inference with TensorRT, GTC 2017). For
- *               every i from 128 to the number of bins in use: P is the first i bins of |x|, all
- * that lies above added to the last; Q is the first i bins merged to 128 levels, level l having
- * bins floor(l i / 128) to floor((l + 1) i / 128), each level's count spread evenly over its bins
- * that are not empty. hi = -lo = i bins for the i of least KL(P || Q), both normalised; the first
- * wins ties. Where P has something and Q nothing, the divergence is infinite. At most the greatest
- * |x|. mse         least sum over bins of count * (centre - quantized centre)^2 for the ranges (j /
- * 100) * [least, greatest], j = 100 to 1, with the codes asked for; symmetric codes take the
- * greatest |x| for both ends. The first wins ties.
+ * minmax: lo is the least value, hi the greatest.
+ *
+ * average (B. Jacob et al., arXiv:1712.05877, 3.1): lo and hi are moving averages of the least and
+ *    the greatest value of a batch. The first batch sets them, each later one moves them by
+ *    `momentum` of the difference. What a batch is, and their order, is the caller's
+ *    (nb_observer_end_batch); nothing else here depends on order.
+ *
+ * percentile (H. Wu et al., arXiv:2004.09602): of n values, k = ceil(p n) are to be inside.
+ *    Symmetric: hi = -lo is the upper edge of the bin that holds the k-th smallest |x|. Asymmetric:
+ *    hi is the upper edge of the bin that holds the k-th smallest x, lo the lower edge of the bin
+ *    that holds the k-th greatest. Neither goes beyond the least or the greatest value.
+ *
+ * entropy, also called KL (S. Migacz, 8-bit inference with TensorRT, GTC 2017): hi = -lo is the
+ *    upper edge of the first i bins of |x|, for the i of least KL(P || Q). Tried are all i from 128
+ *    to the number of bins in use; the smallest wins ties. P is the counts of these i bins, with
+ *    those of all bins above added to the last. Q is the counts of these i bins without the rest,
+ *    merged to 128 levels: level l has the bins from floor(l i / 128) up to, but not including,
+ *    floor((l + 1) i / 128), and each level's count is spread evenly over those of its bins that
+ *    are not empty. Both are normalised. Where P has something and Q nothing, the divergence is
+ *    infinite. The edge is at most the greatest |x|.
+ *
+ * mse (M. Nagel et al., arXiv:2106.08295, 3.1): of the ranges (j / 100) [least, greatest], with j
+ *    from 100 down to 1, the one of least squared error: the sum over bins of
+ *    count (centre - quantized centre)^2, with the codes that are asked for. The first wins ties.
+ *    For symmetric codes both ends are the greatest |x|.
  *
  * The histogram has 2,048 bins for each sign of width 2^k / 2048, where 2^k is the least power of
  * two above every |x|: when a greater value comes, the range doubles and pairs of bins become one.
