@@ -42,15 +42,18 @@ struct nb_store {
     nb_buf template_text; /* of chat_template.jinja, once asked for */
     void *state;          /* the container's own */
     void *index;          /* store.c: name -> weight */
+    bool *zeroed;         /* [n_weights]: reads give 0 for what is not finite; NULL: none does */
 };
 
 /* What a sink implements; sink_open_* allocate one of these with their state.
  *
- * store.c calls put() with indexes in order and matrices that are as planned, and commit() after
- * the last. It calls abort() exactly once, at the end, whatever happened before: after a commit
- * that succeeded there is nothing left to remove, and it only frees the state. */
+ * store.c calls put() with indexes in order and matrices that are as planned, finish() after the
+ * last, and then commit(). It calls abort() exactly once, at the end, whatever happened before:
+ * after a commit that succeeded there is nothing left to remove, and it only frees the state. */
 typedef struct {
     nb_status (*put)(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err);
+    /* Writes what is still missing; *path is where all of it lies now. */
+    nb_status (*finish)(nb_sink *sink, const char **path, nb_err *err);
     nb_status (*commit)(nb_sink *sink, nb_err *err);
     void (*abort)(nb_sink *sink); /* removes what was written, if not committed; frees the state */
 } nb_sink_kind;
@@ -61,7 +64,8 @@ struct nb_sink {
     const nb_weight *plan; /* a copy, in the arena */
     int64_t n_weights, n_put;
     int64_t planned_bytes;
-    bool failed; /* a put went wrong: the output can only be aborted */
+    bool failed;          /* a put went wrong: the output can only be aborted */
+    const char *finished; /* where the whole output lies; NULL: it is not whole */
     void *state;
 };
 

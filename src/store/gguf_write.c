@@ -205,6 +205,14 @@ static nb_status gguf_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_er
     return NB_OK;
 }
 
+static nb_status gguf_finish(nb_sink *sink, const char **path, nb_err *err)
+{
+    (void)err;
+    const gguf_sink *state = sink->state;
+    *path = state->file.temporary;
+    return NB_OK;
+}
+
 static nb_status gguf_commit(nb_sink *sink, nb_err *err)
 {
     gguf_sink *state = sink->state;
@@ -222,6 +230,7 @@ static void gguf_abort(nb_sink *sink)
 
 static const nb_sink_kind gguf_kind = {
     .put = gguf_put,
+    .finish = gguf_finish,
     .commit = gguf_commit,
     .abort = gguf_abort,
 };

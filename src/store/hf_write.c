@@ -438,12 +438,19 @@ static nb_status hf_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err 
     return NB_OK;
 }
 
-static nb_status hf_commit(nb_sink *sink, nb_err *err)
+static nb_status hf_finish(nb_sink *sink, const char **path, nb_err *err)
 {
     hf_out *hf = sink->state;
     NB_TRY(nb_outfile_commit(&hf->file, err));
     if (hf->n_shards > 1)
         NB_TRY(write_index(hf, err));
+    *path = hf->dir.temporary;
+    return NB_OK;
+}
+
+static nb_status hf_commit(nb_sink *sink, nb_err *err)
+{
+    hf_out *hf = sink->state;
     return nb_outdir_commit(&hf->dir, err);
 }
 
@@ -459,7 +466,8 @@ static void hf_abort(nb_sink *sink)
     sink->state = NULL; /* its memory is the arena's */
 }
 
-static const nb_sink_kind hf_sink = {.put = hf_put, .commit = hf_commit, .abort = hf_abort};
+static const nb_sink_kind hf_sink = {
+    .put = hf_put, .finish = hf_finish, .commit = hf_commit, .abort = hf_abort};
 
 static nb_status open_all(nb_sink *sink, const char *path, bool force, const nb_side_file *side,
                           int64_t n_side, int64_t shard_bytes, nb_err *err)

@@ -9,6 +9,7 @@
 #include "store/sniff.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -248,11 +249,48 @@ nb_status nb_store_chat_template(nb_store *store, const char **text, size_t *len
 
 /* ---- reading ---- */
 
+nb_status nb_store_zero_nonfinite(nb_store *store, const nb_weight *weight, bool on, nb_err *err)
+{
+    const int64_t i = weight - store->weights;
+    assert(i >= 0 && i < store->n_weights);
+    if (store->zeroed == NULL && on)
+        NB_TRY(NB_ARENA_ALLOC(&store->arena, &store->zeroed, store->n_weights, err));
+    if (store->zeroed != NULL)
+        store->zeroed[i] = on;
+    return NB_OK;
+}
+
+/* Whatever the format, and wherever its bytes hold a NaN (a scale may): values say it all. */
+static nb_status zero_nonfinite(nb_loaded *out, nb_err *err)
+{
+    const nb_mat from = out->mat;
+    const size_t row_bytes = (size_t)from.n_cols * sizeof(float);
+    size_t bytes;
+    if (!nb_mul_size(row_bytes, (size_t)from.n_rows, &bytes))
+        return nb_fail(err, NB_MEMORY, "%lld rows do not fit in memory", (long long)from.n_rows);
+    out->values.len = 0;
+    NB_TRY(nb_buf_reserve(&out->values, bytes, err));
+    for (int64_t r = 0; r < from.n_rows; r++) {
+        float *row = (float *)(void *)out->values.data + r * from.n_cols;
+        from.fmt->decode_row(&from, r, row);
+        for (int64_t c = 0; c < from.n_cols; c++)
+            row[c] = isfinite(row[c]) ? row[c] : 0.0f;
+    }
+    out->mat = (nb_mat){.fmt = &nb_format_f32,
+                        .n_rows = from.n_rows,
+                        .n_cols = from.n_cols,
+                        .codes = out->values.data,
+                        .row_bytes = (int64_t)row_bytes};
+    return NB_OK;
+}
+
 nb_status nb_store_read(nb_store *store, const nb_weight *weight, nb_loaded *out, nb_err *err)
 {
     const int64_t i = weight - store->weights;
     assert(i >= 0 && i < store->n_weights);
-    const nb_status s = store->kind->read(store, i, out, err);
+    nb_status s = store->kind->read(store, i, out, err);
+    if (s == NB_OK && store->zeroed != NULL && store->zeroed[i])
+        s = zero_nonfinite(out, err);
     if (s != NB_OK)
         out->mat = (nb_mat){0};
     return s;
@@ -288,7 +326,12 @@ nb_status nb_store_read_rows(nb_store *store, const nb_weight *weight, int64_t r
                         .n_cols = weight->n_cols,
                         .codes = out->codes.data,
                         .row_bytes = row_bytes};
-    return NB_OK;
+    if (store->zeroed == NULL || !store->zeroed[weight - store->weights])
+        return NB_OK;
+    const nb_status s = zero_nonfinite(out, err);
+    if (s != NB_OK)
+        out->mat = (nb_mat){0};
+    return s;
 }
 
 void nb_loaded_free(nb_loaded *loaded)
@@ -299,6 +342,7 @@ void nb_loaded_free(nb_loaded *loaded)
     nb_buf_free(&loaded->scratch);
     nb_buf_free(&loaded->nested_codes);
     nb_buf_free(&loaded->nested_steps);
+    nb_buf_free(&loaded->values);
     loaded->mat = (nb_mat){0};
 }
 
@@ -415,13 +459,24 @@ nb_status nb_sink_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *e
     return s;
 }
 
+nb_status nb_sink_finish(nb_sink *sink, const char **path, nb_err *err)
+{
+    if (sink->failed || sink->n_put != sink->n_weights)
+        return nb_fail(err, NB_USAGE, "%lld of %lld weights were put%s", (long long)sink->n_put,
+                       (long long)sink->n_weights, sink->failed ? ", and one failed" : "");
+    if (sink->finished == NULL && sink->kind->finish(sink, &sink->finished, err) != NB_OK) {
+        sink->failed = true;
+        return err->status;
+    }
+    *path = sink->finished;
+    return NB_OK;
+}
+
 nb_status nb_sink_commit(nb_sink *sink, nb_err *err)
 {
-    nb_status s;
-    if (sink->failed || sink->n_put != sink->n_weights)
-        s = nb_fail(err, NB_USAGE, "%lld of %lld weights were put%s", (long long)sink->n_put,
-                    (long long)sink->n_weights, sink->failed ? ", and one failed" : "");
-    else
+    const char *path;
+    nb_status s = nb_sink_finish(sink, &path, err);
+    if (s == NB_OK)
         s = sink->kind->commit(sink, err);
     nb_sink_abort(sink);
     return s;

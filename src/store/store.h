@@ -21,9 +21,9 @@ typedef enum { NB_STORE_HF, NB_STORE_GGUF } nb_store_kind;
 
 /* What a file says about the activations that meet a weight. */
 typedef struct {
-    int bits;       /* 0: not quantized (16-bit floats); 8 */
-    bool per_token; /* one scale a token; else unspecified (the kernels choose groups) */
-    bool is_float;  /* codes are E4M3: x becomes fl(code * scale), in mode f */
+    int bits;           /* 0: not quantized (16-bit floats); 8 */
+    bool per_token;     /* one scale a token; else unspecified (the kernels choose groups) */
+    bool is_float;      /* codes are E4M3: x becomes fl(code * scale), in mode f */
     int64_t group_size; /* is_float: columns that share a scale; 0: all of a token */
     bool is_static;     /* one scale for all tokens: */
     float scale;        /* 0: not known yet, and each token takes its own */
@@ -87,6 +87,7 @@ typedef struct {
     nb_mat mat; /* points into the buffers below */
     nb_buf codes, scales, zeros, scratch;
     nb_buf nested_codes, nested_steps;
+    nb_buf values; /* f32, of a weight whose NaN and infinities are taken for zeros */
 } nb_loaded;
 
 /* Reads one weight. Fails with NB_DATA / NB_IO if the file changed since it was opened. */
@@ -98,6 +99,9 @@ bool nb_store_reads_rows(const nb_store *store, const nb_weight *weight);
 /* Rows [row, row + n) of such a weight, as a matrix of n rows. */
 nb_status nb_store_read_rows(nb_store *store, const nb_weight *weight, int64_t row, int64_t n,
                              nb_loaded *out, nb_err *err);
+/* From now on reads of a weight, whole or by rows, give f32 values with 0 in place of NaN and
+ * infinities; off: again what the file holds. */
+nb_status nb_store_zero_nonfinite(nb_store *store, const nb_weight *weight, bool on, nb_err *err);
 
 /* ---- writing ---- */
 
@@ -126,6 +130,9 @@ nb_status nb_sink_open_gguf(nb_sink **out, const char *path, bool force, const n
                             int64_t n_kv_heads, nb_err *err);
 /* Puts weight `index`; indexes ascend from 0 without a gap. The matrix must be as planned. */
 nb_status nb_sink_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err);
+/* All weights were put: *path, which the sink owns, is the whole output under a temporary name. It
+ * can be read there, and a folder can be given further files, until it is committed or aborted. */
+nb_status nb_sink_finish(nb_sink *sink, const char **path, nb_err *err);
 /* All weights were put: sync, rename, close. Frees the sink also on failure. */
 nb_status nb_sink_commit(nb_sink *sink, nb_err *err);
 void nb_sink_abort(nb_sink *sink); /* NULL is fine */

@@ -224,7 +224,7 @@ static void chat_templates(void **state)
 
 /* A sink that counts, and fails on demand. */
 static struct {
-    int puts, commits, aborts, fail_put, fail_commit;
+    int puts, finishes, commits, aborts, fail_put, fail_finish, fail_commit;
 } fake;
 
 static nb_status fake_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err)
@@ -233,6 +233,14 @@ static nb_status fake_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_er
     (void)mat;
     fake.puts++;
     return index + 1 == fake.fail_put ? nb_fail(err, NB_IO, "planted") : NB_OK;
+}
+
+static nb_status fake_finish(nb_sink *sink, const char **path, nb_err *err)
+{
+    (void)sink;
+    fake.finishes++;
+    *path = "there";
+    return fake.fail_finish ? nb_fail(err, NB_IO, "planted") : NB_OK;
 }
 
 static nb_status fake_commit(nb_sink *sink, nb_err *err)
@@ -248,7 +256,8 @@ static void fake_abort(nb_sink *sink)
     fake.aborts++;
 }
 
-static const nb_sink_kind fake_kind = {.put = fake_put, .commit = fake_commit, .abort = fake_abort};
+static const nb_sink_kind fake_kind = {
+    .put = fake_put, .finish = fake_finish, .commit = fake_commit, .abort = fake_abort};
 
 static nb_weight vector(const char *name)
 {
@@ -316,6 +325,36 @@ static void a_sink_in_order(void **state)
     assert_int_equal(fake.aborts, 1); /* which frees */
     assert_int_equal(nb_alloc_live(), live);
     nb_sink_abort(NULL);
+}
+
+static void what_is_finished_is_finished_once(void **state)
+{
+    (void)state;
+    nb_err err;
+    const char *path = NULL;
+    nb_sink *sink = new_sink();
+    assert_int_equal(nb_sink_put(sink, 0, &vector_mat, &err), NB_OK);
+    assert_int_equal(nb_sink_finish(sink, &path, &err), NB_USAGE); /* one is missing */
+    assert_int_equal(fake.finishes, 0);
+    assert_int_equal(nb_sink_put(sink, 1, &matrix_mat, &err), NB_OK);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(nb_sink_finish(sink, &path, &err), NB_OK);
+        assert_string_equal(path, "there");
+    }
+    assert_int_equal(nb_sink_commit(sink, &err), NB_OK);
+    assert_int_equal(fake.finishes, 1);
+    assert_int_equal(fake.commits, 1);
+    assert_int_equal(fake.aborts, 1);
+
+    sink = new_sink();
+    fake.fail_finish = 1;
+    assert_int_equal(nb_sink_put(sink, 0, &vector_mat, &err), NB_OK);
+    assert_int_equal(nb_sink_put(sink, 1, &matrix_mat, &err), NB_OK);
+    assert_int_equal(nb_sink_finish(sink, &path, &err), NB_IO);
+    fake.fail_finish = 0;
+    assert_int_equal(nb_sink_commit(sink, &err), NB_USAGE); /* it is broken now */
+    assert_int_equal(fake.commits, 0);
+    assert_int_equal(fake.aborts, 1);
 }
 
 static void puts_out_of_order_are_refused(void **state)
@@ -456,6 +495,7 @@ int main(void)
         cmocka_unit_test(weights_are_found_by_name),
         cmocka_unit_test(chat_templates),
         cmocka_unit_test(a_sink_in_order),
+        cmocka_unit_test(what_is_finished_is_finished_once),
         cmocka_unit_test(puts_out_of_order_are_refused),
         cmocka_unit_test(failures_below_are_passed_on),
         cmocka_unit_test(matrices_must_be_as_planned),
