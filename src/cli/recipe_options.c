@@ -15,10 +15,13 @@ static nb_status read_file(nb_recipe_flags *f, const char *path, nb_err *err)
     return s;
 }
 
-/* A scheme alone is the recipe of one rule. */
+/* A scheme alone is the recipe of one rule, a preset that of several. */
 static nb_status one_rule(nb_recipe_flags *f, const char *name, nb_err *err)
 {
     nb_scheme scheme;
+    f->preset = nb_preset_by_name(name);
+    if (f->preset != NULL)
+        return NB_OK;
     NB_TRY(nb_scheme_parse(&scheme, name, err));
     return nb_recipe_add(&f->recipe, "*", &scheme, f->method, NULL, err);
 }
@@ -78,6 +81,20 @@ nb_status nb_recipe_flags_read(nb_recipe_flags *f, const nb_args *args, const nb
     if (s != NB_OK)
         nb_recipe_flags_free(f);
     return s;
+}
+
+nb_status nb_recipe_flags_check(const nb_recipe_flags *f, nb_store_kind to, nb_err *err)
+{
+    if (f->mix != NB_MIX_NONE)
+        return NB_OK;
+    return f->preset != NULL ? nb_preset_check_container(f->preset, to, err)
+                             : nb_recipe_check_container(&f->recipe, to, err);
+}
+
+nb_status nb_recipe_flags_resolve(nb_recipe_flags *f, const nb_config *config, nb_err *err)
+{
+    return f->preset != NULL ? nb_preset_recipe(f->preset, config, f->method, &f->recipe, err)
+                             : NB_OK;
 }
 
 void nb_recipe_flags_free(nb_recipe_flags *f)

@@ -4,7 +4,7 @@
 #define NB_CLI_RECIPE_OPTIONS_H
 
 #include "cli/args.h"
-#include "quant/recipe.h"
+#include "quant/preset.h"
 
 #define NB_OPT_ROWS_RECIPE                                                                         \
     {.name = "recipe",                                                                             \
@@ -50,7 +50,8 @@ typedef enum { NB_MIX_NONE, NB_MIX_BPW, NB_MIX_SIZE, NB_MIX_KL } nb_mix;
 
 /* `{0}` is empty. */
 typedef struct {
-    nb_recipe recipe; /* empty while a mixture has to be found */
+    nb_recipe recipe; /* empty while a mixture has to be found, or a preset's model is not known */
+    const nb_preset *preset; /* NULL: none */
     bool print;
     nb_mix mix;
     double bpw, max_kl;
@@ -63,6 +64,10 @@ typedef struct {
  * recipe has wrong. */
 nb_status nb_recipe_flags_read(nb_recipe_flags *f, const nb_args *args, const nb_method *method,
                                nb_err *err);
+/* NB_USAGE: what was asked for does not go into such a container, as far as is known by now. */
+nb_status nb_recipe_flags_check(const nb_recipe_flags *f, nb_store_kind to, nb_err *err);
+/* Writes the rules of a preset, if there is one. */
+nb_status nb_recipe_flags_resolve(nb_recipe_flags *f, const nb_config *config, nb_err *err);
 void nb_recipe_flags_free(nb_recipe_flags *f);
 
 #endif

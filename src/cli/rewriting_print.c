@@ -1,6 +1,7 @@
 /* What quantize and convert print; see rewriting.h. */
 #include "cli/rewriting.h"
 
+#include "quant/fallback.h"
 #include "store/names.h"
 
 #include <stdio.h>
@@ -400,7 +401,45 @@ static json_t *reasons_json(const nb_recipe *recipe)
     return NULL;
 }
 
-/* The rules as --recipe takes them, their reasons, and how a mixture was found. */
+/* "model.layers.0.mlp.up_proj" of the weights that fell back alike. */
+static json_t *names_json(const nb_plan *plan, const nb_fallback *f)
+{
+    json_t *list = json_array();
+    bool bad = list == NULL;
+    for (int64_t i = f->first; i < plan->n && !bad; i++) {
+        if (plan->wanted[i] != f->wanted || plan->weights[i].fmt != f->became)
+            continue;
+        const char *name = plan->weights[i].name;
+        const size_t n = strlen(name), n_end = strlen(".weight");
+        bad = json_array_append_new(list, nb_json_any_text(name, n > n_end ? n - n_end : n)) != 0;
+    }
+    if (!bad)
+        return list;
+    json_decref(list);
+    return NULL;
+}
+
+/* Which layers became another format than their rule says, and why. */
+static json_t *fallbacks_json(const nb_plan *plan)
+{
+    nb_fallback f;
+    json_t *list = json_array();
+    bool bad = list == NULL;
+    for (int64_t at = 0; !bad && nb_fallback_next(plan, &at, &f);) {
+        char because[80];
+        snprintf(because, sizeof because, "rows are no whole blocks of %d", f.wanted->block_len);
+        json_t *o = json_pack("{s:s, s:s, s:o, s:s}", "wanted", f.wanted->name, "became",
+                              f.became->name, "layers", names_json(plan, &f), "because", because);
+        bad = json_array_append_new(list, o) != 0;
+    }
+    if (!bad)
+        return list;
+    json_decref(list);
+    return NULL;
+}
+
+/* The rules as --recipe takes them, their reasons, what did not follow them, and how a mixture was
+ * found. */
 static nb_status add_recipe(json_t *report, const nb_rewriting *r, nb_err *err)
 {
     const nb_recipe *recipe = r->plan.request.recipe;
@@ -412,6 +451,7 @@ static nb_status add_recipe(json_t *report, const nb_rewriting *r, nb_err *err)
         (json_object_set_new(report, "recipe",
                              nb_json_any_text((const char *)text.data, text.len)) != 0 ||
          json_object_set_new(report, "reasons", reasons_json(recipe)) != 0 ||
+         json_object_set_new(report, "fallbacks", fallbacks_json(&r->plan)) != 0 ||
          (r->mixing.report != NULL && json_object_set(report, "mixture", r->mixing.report) != 0)))
         s = nb_fail(err, NB_MEMORY, "no memory for the report");
     nb_buf_free(&text);

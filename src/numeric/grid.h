@@ -32,7 +32,7 @@ typedef struct {
 /* How hard to search for a scale. */
 typedef enum {
     NB_FIT_ABSMAX, /* the extremes of the group, no search: as encode_row, except for formats
-                      whose encode_row searches too (iq4_nl, q4_k) */
+                      whose encode_row searches too (iq4_nl, q2_k .. q6_k) */
     NB_FIT_SEARCH, /* least sum of importance * (w - value)^2 over candidates around them, and a
                       least-squares refit */
 } nb_fit;

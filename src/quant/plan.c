@@ -1,6 +1,7 @@
 /* See plan.h. */
 #include "quant/plan.h"
 
+#include "quant/fallback.h"
 #include "quant/plan_rope.h"
 #include "quant/planned_bytes.h"
 #include "quant/roles.h"
@@ -30,7 +31,7 @@ typedef struct {
     int64_t n_affine;    /* weights in codes of an affine format */
     int64_t n_unblocked; /* weights whose rows are no whole blocks, and the first of them */
     const nb_weight *first_unblocked;
-    int64_t n_smaller; /* weights in smaller blocks than their scheme has */
+    bool plain_ends; /* embedding or head is q8_0 because its rows are no blocks of 256 */
 } planner;
 
 const char *nb_how_name(nb_how how)
@@ -278,9 +279,11 @@ static void be_float_coded(nb_weight *to, nb_how *how, const nb_scheme *scheme, 
  * not fit, smaller ones may, as in llama.cpp. */
 static void be_block(planner *p, nb_weight *to, nb_how *how, const nb_format *fmt)
 {
-    if (fmt == &nb_format_q4_k && to->n_cols % fmt->block_len != 0) {
-        fmt = &nb_format_q5_0;
-        p->n_smaller++;
+    const nb_format *smaller = nb_fallback_of(fmt);
+    if (smaller != NULL && to->n_cols % fmt->block_len != 0 &&
+        to->n_cols % smaller->block_len == 0) {
+        p->plan->wanted[p->plan->n] = fmt;
+        fmt = smaller;
     }
     if (to->fmt == fmt)
         return;
@@ -369,15 +372,27 @@ static nb_status keep(planner *p, const nb_weight *from, nb_weight *to, nb_how *
     return NB_OK;
 }
 
+/* Embedding and head where no rule is about them: six bits, which formats of fewer bits have other
+ * programs take for granted, or eight. */
+static const nb_format *end_format(planner *p, int64_t n_cols)
+{
+    if (p->plan->request.scheme->fmt == &nb_format_q8_0)
+        return &nb_format_q8_0;
+    if (n_cols % nb_format_q6_k.block_len == 0)
+        return &nb_format_q6_k;
+    p->plain_ends = p->plain_ends || n_cols % nb_format_q8_0.block_len == 0;
+    return &nb_format_q8_0;
+}
+
 /* Embedding and head: their own rule, or what the container's readers expect. */
 static nb_status quantize_end(planner *p, const nb_rule *rule, const nb_weight *from, nb_weight *to,
                               nb_how *how, nb_err *err)
 {
     const bool blocks = !p->plan->request.scheme->fmt->affine;
-    if (rule == NULL && blocks)
-        be_block(p, to, how, &nb_format_q8_0);
-    if (rule == NULL && blocks)
+    if (rule == NULL && blocks) {
+        be_block(p, to, how, end_format(p, to->n_cols));
         return NB_OK;
+    }
     if (rule == NULL || rule->scheme == NULL)
         return keep(p, from, to, how, err);
     if (!blocks) {
@@ -534,22 +549,24 @@ static nb_status add(planner *p, int64_t i, nb_err *err)
 static nb_status add_notes(planner *p, nb_err *err)
 {
     nb_plan *plan = p->plan;
-    const nb_scheme *scheme = plan->request.scheme;
+    nb_fallback f;
     if (plan->n_requantized > 0)
         NB_TRY(
             note(plan, err,
                  "requantizing: %lld of the %lld quantized tensors hold codes already; what those "
                  "lost adds to what these lose",
                  (long long)plan->n_requantized, (long long)plan->n_quantized));
-    if (scheme != NULL && scheme->fmt == &nb_format_q4_0)
+    if (p->plain_ends)
         NB_TRY(note(plan, err,
-                    "embedding and output become q8_0, where others take q6_k: nibble has no "
-                    "encoder for that"));
-    if (p->n_smaller > 0)
+                    "embedding and output become q8_0: their rows are no whole blocks of 256, "
+                    "which q6_k has"));
+    for (int64_t at = 0; nb_fallback_next(plan, &at, &f);)
         NB_TRY(note(plan, err,
-                    "%lld tensors become q5_0: their rows are no whole blocks of 256, which q4_k "
-                    "has",
-                    (long long)p->n_smaller));
+                    "%lld tensor%s %s instead of %s: rows such as the %lld columns of '%.100s' are "
+                    "no whole blocks of %d",
+                    (long long)f.n, f.n == 1 ? " becomes" : "s become", f.became->name,
+                    f.wanted->name, (long long)plan->weights[f.first].n_cols,
+                    plan->weights[f.first].name, f.wanted->block_len));
     if (p->n_unblocked > 0)
         NB_TRY(note(plan, err,
                     "%lld tensor%s floats: rows such as the %lld columns of '%.100s' are no whole "
@@ -572,6 +589,7 @@ static nb_status make(planner *p, nb_err *err)
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->from, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->how, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->rule, n + 1, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->wanted, n + 1, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->notes, MAX_NOTES, err));
     p->is_f32 = nb_store_find(p->store, "model.embed_tokens.weight")->fmt == &nb_format_f32;
     NB_TRY(find_main_type(p, err));

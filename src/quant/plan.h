@@ -25,20 +25,22 @@ typedef enum { NB_DTYPE_AUTO, NB_DTYPE_KEEP, NB_DTYPE_F32, NB_DTYPE_F16, NB_DTYP
 
 typedef struct {
     nb_store_kind to;
-    nb_layout layout;        /* of a folder's quantized weights */
-    const nb_scheme *scheme; /* quantize: every linear layer; NULL: convert */
-    const nb_recipe *recipe; /* quantize: by rules; `scheme` is that of nb_recipe_main */
-    nb_dtype dtype;          /* convert */
-    bool requantize;         /* convert: where codes cannot be carried over, choose new ones */
+    nb_layout layout;               /* of a folder's quantized weights */
+    const nb_scheme *scheme;        /* quantize: every linear layer; NULL: convert */
+    const nb_recipe *recipe;        /* quantize: by rules; `scheme` is that of nb_recipe_main */
+    const struct nb_preset *preset; /* whose rules these are; NULL: nobody's */
+    nb_dtype dtype;                 /* convert */
+    bool requantize; /* convert: where codes cannot be carried over, choose new ones */
 } nb_plan_request;
 
 typedef struct {
     nb_plan_request request;
-    nb_config config;       /* of the source; RoPE factors resolved as the target wants them */
-    nb_weight *weights;     /* [n] to be written, in this order */
-    const nb_weight **from; /* [n] of the source; NULL: NB_HOW_MAKE */
-    nb_how *how;            /* [n] */
-    const nb_rule **rule;   /* [n] that decided; NULL: none did */
+    nb_config config;         /* of the source; RoPE factors resolved as the target wants them */
+    nb_weight *weights;       /* [n] to be written, in this order */
+    const nb_weight **from;   /* [n] of the source; NULL: NB_HOW_MAKE */
+    nb_how *how;              /* [n] */
+    const nb_rule **rule;     /* [n] that decided; NULL: none did */
+    const nb_format **wanted; /* [n] what rows did not fit into (fallback.h); NULL: they did */
     int64_t n;
     nb_float_type main_type; /* of what is neither quantized nor kept: 16 bits, the source's own */
     int64_t group_size;      /* of request.scheme; NB_GROUP_CHANNEL: one a row */

@@ -41,7 +41,11 @@ static const preset presets[] = {
     {"W4A8", &nb_format_int4, NB_STORE_HF, NB_GROUP_CHOOSE, INT8_TOKEN, "Q4_0", 0},
     {"Q4_0", &nb_format_q4_0, NB_STORE_GGUF, 0, {0}, "W4A16:g32", 0},
     {"Q4_1", &nb_format_q4_1, NB_STORE_GGUF, 0, {0}, "W4A16:g32,asym", 0},
+    {"Q2_K", &nb_format_q2_k, NB_STORE_GGUF, 0, {0}, "W2A16:g32,asym", 0},
+    {"Q3_K", &nb_format_q3_k, NB_STORE_GGUF, 0, {0}, "W3A16:g32", 0},
     {"Q4_K", &nb_format_q4_k, NB_STORE_GGUF, 0, {0}, "W4A16:g32,asym", 0},
+    {"Q5_K", &nb_format_q5_k, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
+    {"Q6_K", &nb_format_q6_k, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
     {"IQ4_NL", &nb_format_iq4_nl, NB_STORE_GGUF, 0, {0}, "W4A16:g32", 0},
     {"Q5_0", &nb_format_q5_0, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
     {"Q5_1", &nb_format_q5_1, NB_STORE_GGUF, 0, {0}, "W8A16:g32", 0},
@@ -62,16 +66,13 @@ static const struct {
 };
 #define N_ALIASES (sizeof aliases / sizeof *aliases)
 
-/* Names that users know, of mixtures and formats that need an encoder which nibble lacks. */
+/* Names that users know, of formats that need an encoder which nibble lacks. */
 static const struct {
     const char *name, *lacks, *instead;
 } lacking[] = {
-    {"Q2_K", "q2_k", "Q4_K"},        {"Q3_K_S", "q3_k", "Q4_K"},
-    {"Q3_K_M", "q3_k", "Q4_K"},      {"Q3_K_L", "q3_k", "Q4_K"},
-    {"Q4_K_S", "q5_k", "Q4_K"},      {"Q4_K_M", "q6_k", "Q4_K"},
-    {"Q5_K_S", "q5_k", "Q5_1"},      {"Q5_K_M", "q6_k", "Q5_1"},
-    {"Q6_K", "q6_k", "Q8_0"},        {"IQ4_XS", "iq4_xs", "IQ4_NL"},
-    {"MXFP4", "mxfp4", "W4A16:g32"}, {"NVFP4", "nvfp4", "W4A16:g32"},
+    {"IQ4_XS", "iq4_xs", "IQ4_NL"},
+    {"MXFP4", "mxfp4", "W4A16:g32"},
+    {"NVFP4", "nvfp4", "W4A16:g32"},
 };
 #define N_LACKING (sizeof lacking / sizeof *lacking)
 
@@ -190,10 +191,15 @@ static nb_status unknown_scheme(const char *text, size_t len, nb_err *err)
                            "scheme %s takes %s, for which nibble has no encoder; %s comes nearest",
                            lacking[i].name, lacking[i].lacks, lacking[i].instead);
     }
+    if (len > 5 && strncasecmp(text, "Q", 1) == 0 && strncasecmp(text + 2, "_K_", 3) == 0)
+        return nb_fail(err, NB_USAGE,
+                       "'%.*s' is no format, but a mixture of several, for --scheme and for whole "
+                       "models; a rule takes Q2_K, Q3_K, Q4_K, Q5_K or Q6_K",
+                       len < 40 ? (int)len : 40, text);
     return nb_fail(err, NB_USAGE,
                    "unknown scheme '%.*s'; there are W8A16, W4A16, W3A16, W2A16, W8A8, W4A8 "
-                   "(with modifiers, as in W4A16:g32,asym), FP8, FP8_BLOCK, NF4, Q4_0, Q4_1, Q4_K, "
-                   "IQ4_NL, Q5_0, Q5_1 and Q8_0",
+                   "(with modifiers, as in W4A16:g32,asym), FP8, FP8_BLOCK, NF4, Q2_K to Q6_K, "
+                   "Q4_0, Q4_1, IQ4_NL, Q5_0, Q5_1 and Q8_0",
                    len < 40 ? (int)len : 40, text);
 }
 

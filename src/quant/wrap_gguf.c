@@ -1,6 +1,7 @@
 /* The keys of a GGUF around its tensors; see wrapping.h. */
 #include "quant/wrapping.h"
 
+#include "quant/preset.h"
 #include "store/json_scan.h"
 #include "text/tokenizer.h"
 
@@ -55,7 +56,9 @@ static const nb_format *most_common(const nb_plan *plan, bool *any_quantized)
 static nb_status put_types(nb_wrapping *w, const nb_plan *plan, nb_err *err)
 {
     bool any_quantized;
-    const uint32_t type = file_type_of(most_common(plan, &any_quantized));
+    const nb_format *most = most_common(plan, &any_quantized);
+    const nb_preset *preset = plan->request.preset;
+    const uint32_t type = preset != NULL ? preset->file_type : file_type_of(most);
     NB_TRY(nb_gguf_put_u32(&w->kv, "general.file_type", type, err));
     w->n_kv++;
     if (!any_quantized)

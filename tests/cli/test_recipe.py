@@ -122,7 +122,8 @@ class Recipes(lib.Case):
             ("* = Q4_0\n", 2, "a Hugging Face folder cannot hold it"),
             ("* = W4A16:g24\n", 1, "r.txt:1: "),
             ("* = keep\n", 2, "keeps everything"),
-            ("* = Q4_K_M\n", 1, "q6_k, for which nibble has no encoder"),
+            ("* = Q4_K_M\n", 2, "no format, but a mixture of several"),
+            ("* = IQ4_XS\n", 1, "iq4_xs, for which nibble has no encoder"),
             ("* = W4A16 method gptq\n*.q_proj = W4A16 method autoround:iters=2\n", 1,
              "tunes all weights of a block together"),
         ]

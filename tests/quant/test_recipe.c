@@ -1,6 +1,6 @@
 /* Recipes: what is printed means the same again, the last rule wins, and what is wrong is named by
  * file and line. */
-#include "quant/plan.h"
+#include "quant/fallback.h"
 
 #include "support/golden.h"
 #include "support/scratch.h"
@@ -89,7 +89,8 @@ static void wrong_lines_are_named(void **state)
         {"", "r.txt: a recipe without a rule"},
         {"# nothing\n\n", "r.txt: a recipe without a rule"},
         {"\n\n* = W5A16\n", "r.txt:3: unknown scheme 'W5A16'"},
-        {"* = Q4_K_M\n", "r.txt:1: scheme Q4_K_M takes q6_k, for which nibble has no encoder"},
+        {"* = Q4_K_M\n", "r.txt:1: 'Q4_K_M' is no format, but a mixture of several"},
+        {"* = IQ4_XS\n", "r.txt:1: scheme IQ4_XS takes iq4_xs, for which nibble has no encoder"},
         {"* = W4A16\n* W8A16\n", "r.txt:2: after the pattern '*' comes '= SCHEME'"},
         {"* =\n", "r.txt:1: the line ends where a scheme should be"},
         {"= W4A16", "r.txt:1: a pattern of no characters"},
@@ -323,22 +324,90 @@ static void plans_refuse(void **state)
 static void smaller_blocks(void **state)
 {
     (void)state;
+    static const struct {
+        const char *text;
+        const nb_format *wanted, *became;
+        const char *note;
+    } cases[] = {
+        {"* = Q2_K", &nb_format_q2_k, &nb_format_iq4_nl, "become iq4_nl instead of q2_k"},
+        {"* = Q3_K", &nb_format_q3_k, &nb_format_iq4_nl, "become iq4_nl instead of q3_k"},
+        {"* = Q4_K", &nb_format_q4_k, &nb_format_q5_0, "12 tensors become q5_0 instead of q4_k"},
+        {"* = Q5_K", &nb_format_q5_k, &nb_format_q5_1, "become q5_1 instead of q5_k"},
+        {"* = Q6_K", &nb_format_q6_k, &nb_format_q8_0, "become q8_0 instead of q6_k"},
+    };
     nb_store *store = open_tiny(&(tiny_model){.d_ff = 256});
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        nb_recipe r;
+        nb_plan plan;
+        nb_err err;
+        bool told = false;
+        parse_well(&r, cases[k].text);
+        assert_int_equal(plan_of(&plan, store, &r, NB_STORE_GGUF, &err), NB_OK);
+        const int64_t down = index_of(&plan, "model.layers.0.mlp.down_proj.weight");
+        const int64_t up = index_of(&plan, "model.layers.0.mlp.up_proj.weight");
+        assert_ptr_equal(plan.weights[down].fmt, cases[k].wanted);
+        assert_null(plan.wanted[down]);
+        assert_ptr_equal(plan.weights[up].fmt, cases[k].became);
+        assert_ptr_equal(plan.wanted[up], cases[k].wanted);
+        for (int i = 0; i < plan.n_notes; i++)
+            told = told || strstr(plan.notes[i], cases[k].note) != NULL;
+        assert_true(told);
+        int64_t at = 0;
+        nb_fallback f;
+        assert_true(nb_fallback_next(&plan, &at, &f));
+        assert_int_equal(f.n, 12);
+        assert_ptr_equal(f.wanted, cases[k].wanted);
+        assert_false(nb_fallback_next(&plan, &at, &f));
+        nb_plan_free(&plan);
+        nb_recipe_free(&r);
+    }
+    nb_store_close(store);
+}
+
+/* Rows of 48 columns are blocks of no kind: they stay floats, and none is said to have another
+ * format instead. */
+static void no_blocks_at_all(void **state)
+{
+    (void)state;
+    nb_store *store = open_tiny(&(tiny_model){.d_model = 48});
     nb_recipe r;
     nb_plan plan;
     nb_err err;
-    bool told = false;
+    int64_t at = 0;
+    nb_fallback f;
     parse_well(&r, "* = Q4_K");
     assert_int_equal(plan_of(&plan, store, &r, NB_STORE_GGUF, &err), NB_OK);
-    assert_ptr_equal(plan.weights[index_of(&plan, "model.layers.0.mlp.down_proj.weight")].fmt,
-                     &nb_format_q4_k);
-    assert_ptr_equal(plan.weights[index_of(&plan, "model.layers.0.mlp.up_proj.weight")].fmt,
-                     &nb_format_q5_0);
-    for (int i = 0; i < plan.n_notes; i++)
-        told = told || strstr(plan.notes[i], "12 tensors become q5_0") != NULL;
-    assert_true(told);
+    const int64_t up = index_of(&plan, "model.layers.0.mlp.up_proj.weight");
+    assert_ptr_equal(plan.weights[up].fmt, &nb_format_f32);
+    assert_true(nb_fallback_next(&plan, &at, &f)); /* down has rows of 128 */
+    assert_int_equal(f.n, 2);
+    assert_false(nb_fallback_next(&plan, &at, &f));
     nb_plan_free(&plan);
     nb_recipe_free(&r);
+    nb_store_close(store);
+}
+
+/* Where rows are blocks of 256, embedding and head have six bits under every block format but
+ * q8_0. */
+static void ends_of_six_bits(void **state)
+{
+    (void)state;
+    nb_store *store = open_tiny(&(tiny_model){.d_model = 256, .d_ff = 256});
+    static const char *const texts[] = {"* = Q4_0", "* = Q2_K", "* = IQ4_NL", "* = Q5_1",
+                                        "* = Q8_0"};
+    for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) {
+        nb_recipe r;
+        nb_plan plan;
+        nb_err err;
+        parse_well(&r, texts[k]);
+        assert_int_equal(plan_of(&plan, store, &r, NB_STORE_GGUF, &err), NB_OK);
+        const nb_format *want = k == 4 ? &nb_format_q8_0 : &nb_format_q6_k;
+        assert_ptr_equal(plan.weights[index_of(&plan, "model.embed_tokens.weight")].fmt, want);
+        assert_ptr_equal(plan.weights[index_of(&plan, "lm_head.weight")].fmt, want);
+        assert_int_equal(plan.n_notes, 0);
+        nb_plan_free(&plan);
+        nb_recipe_free(&r);
+    }
     nb_store_close(store);
 }
 
@@ -381,7 +450,8 @@ int main(void)
         cmocka_unit_test(one_canonical_text), cmocka_unit_test(wrong_lines_are_named),
         cmocka_unit_test(any_bytes),          cmocka_unit_test(the_last_rule_wins),
         cmocka_unit_test(ends_are_named),     cmocka_unit_test(plans_refuse),
-        cmocka_unit_test(smaller_blocks),     cmocka_unit_test(no_memory),
+        cmocka_unit_test(smaller_blocks),     cmocka_unit_test(no_blocks_at_all),
+        cmocka_unit_test(ends_of_six_bits),   cmocka_unit_test(no_memory),
     };
     return cmocka_run_group_tests_name("recipe", tests, scratch_setup, scratch_teardown);
 }

@@ -33,6 +33,10 @@ static void names_and_modifiers(void **state)
         {"W4A16:g65536", "W4A16:g65536", &nb_format_int4, 65536, true, 0},
         {"q4_0", "Q4_0", &nb_format_q4_0, 0, true, 0},
         {"Q8_0", "Q8_0", &nb_format_q8_0, 0, true, 0},
+        {"q2_k", "Q2_K", &nb_format_q2_k, 0, true, 0},
+        {"Q3_K", "Q3_K", &nb_format_q3_k, 0, true, 0},
+        {"Q5_K", "Q5_K", &nb_format_q5_k, 0, true, 0},
+        {"Q6_K", "Q6_K", &nb_format_q6_k, 0, true, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         nb_scheme s;
@@ -83,6 +87,9 @@ static void refused(void **state)
         {"Q4_0:g32", "takes no modifiers"},
         {"Q4_0:", "takes no modifiers"},
         {"BF16", "use nibble convert --dtype"},
+        {"Q4_K_M", "'Q4_K_M' is no format, but a mixture"},
+        {"q3_k_l", "a rule takes Q2_K, Q3_K"},
+        {"Q7_K", "unknown scheme 'Q7_K'"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         nb_scheme s;
@@ -118,7 +125,7 @@ static void containers(void **state)
     } cases[] = {
         {"W8A8", NB_STORE_HF, "Q8_0"},        {"W4A16:g64,asym", NB_STORE_HF, "Q4_0"},
         {"W3A16", NB_STORE_HF, "Q4_0"},       {"Q4_0", NB_STORE_GGUF, "W4A16:g32"},
-        {"Q8_0", NB_STORE_GGUF, "W8A16:g32"},
+        {"Q8_0", NB_STORE_GGUF, "W8A16:g32"}, {"Q3_K", NB_STORE_GGUF, "W3A16:g32"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         nb_scheme s;
