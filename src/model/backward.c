@@ -191,6 +191,8 @@ static void product_grad(const run *r, nb_linear_id which, const float *dy, cons
     const int64_t rows = nb_linear_n_rows(r->t->config, which);
     const int64_t cols = nb_linear_n_cols(r->t->config, which);
     const int64_t step = r->len % PIECE == 0 ? r->n : r->len;
+    if (r->grads->outputs != NULL)
+        r->grads->outputs(r->grads->context, which, dy);
     for (int64_t row = 0; r->grads->linear[which] != NULL && row < r->n; row += step)
         multiply(r, &(nb_matmul_job){.c = r->grads->linear[which],
                                      .ldc = cols,

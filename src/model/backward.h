@@ -29,6 +29,10 @@ typedef struct {
     float *squares; /* [n_seq * len][NB_BLOCK_POINTS], written: the mean, over all outputs of the
                        linears that read at a point, of the squared gradient of the output, in
                        binary64 and rounded once */
+    /* Called with the gradient of every linear's outputs [n_seq * len][n_rows of the linear], while
+     * it stands in its buffer. */
+    void (*outputs)(void *context, nb_linear_id which, const float *gradient);
+    void *context;
 } nb_block_grads;
 
 /* The buffers of one call; made once, then nothing is allocated. `{0}` is empty. */

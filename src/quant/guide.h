@@ -11,6 +11,10 @@
  * sum of x_t x_t^T tells what it does to the layer (GuidedQuant, arXiv:2505.07004, with one group
  * of outputs a point, and drawn labels in place of those of the text).
  *
+ * What pairs of outputs share is in G = sum of g g^T: with independence of x and g, the loss of a
+ * change E of the weights is tr(G E H E^T) (K-FAC; for rounding YAQA, arXiv:2505.22988). It is
+ * gathered on request: gptq.h takes it.
+ *
  * The gradients are those of the full-precision model, in mode f, summed over the tokens of each
  * sequence. The label at a position is drawn by Philox(seed, 0x6775696465, token), token counting
  * through the whole calibration set. One forward pass, one backward pass with its forward pass once
@@ -21,6 +25,7 @@
 
 #include "quant/calib_set.h"
 #include "quant/transform.h"
+#include "quant/hessian.h"
 #include "quant/workdir.h"
 
 /* Told of every piece of work, in floating-point operations. False stops with NB_INTERRUPTED. */
@@ -34,6 +39,7 @@ typedef struct {
     int64_t n_seqs;
     const nb_workdir *dir;
     uint64_t seed;
+    bool outputs;                /* also the second moments of gradients: see below */
     nb_guide_progress *progress; /* NULL: none */
     /* Called when n_done sequences are in the file, to keep guide->n_done and guide->hash. */
     nb_status (*keep)(void *context, nb_err *err);
@@ -41,15 +47,22 @@ typedef struct {
 } nb_guide_job;
 
 typedef struct {
+    nb_config config;
     nb_spill file; /* row layer * n_tokens + token: s at the four points, binary32 */
     int64_t n_layers, n_tokens;
     int64_t n_done; /* sequences, from the first on, that the file holds */
     uint64_t hash;  /* of their rows */
-    double *mean;   /* [n_layers][NB_N_POINTS]: of s over all tokens, once it is made */
+    /* With outputs: after an even and an odd number of batches, row `layer`: the triangles of all
+     * linears. */
+    nb_spill moments[2];
+    int current; /* of these two */
+    uint64_t moments_hash;
+    double *mean; /* [n_layers][NB_N_POINTS]: of s over all tokens, once it is made */
 } nb_guide;
 
 /* `{0}` with the file closed. */
-#define NB_GUIDE_NONE ((nb_guide){.file = NB_SPILL_CLOSED})
+#define NB_GUIDE_NONE                                                                              \
+    ((nb_guide){.file = NB_SPILL_CLOSED, .moments = {NB_SPILL_CLOSED, NB_SPILL_CLOSED}})
 
 typedef struct {
     int64_t memory, disk; /* bytes */
@@ -58,7 +71,7 @@ typedef struct {
 
 /* What making it takes: about 3.5 forward passes. `memory` is INT64_MAX where it is no number. */
 void nb_guide_estimate(nb_guide_plan *out, const nb_config *c, const nb_calib_seq *seqs,
-                       int64_t n_seqs, int n_threads);
+                       int64_t n_seqs, bool outputs, int n_threads);
 
 /* Makes the guide, or what is missing of it: *g is NB_GUIDE_NONE, or has the n_done and hash that
  * an earlier call with the same job has kept. If the file is not what they say, all is made anew.
@@ -67,6 +80,10 @@ void nb_guide_estimate(nb_guide_plan *out, const nb_config *c, const nb_calib_se
  */
 nb_status nb_guide_make(nb_guide *g, const nb_guide_job *job, nb_err *err);
 void nb_guide_close(nb_guide *g); /* the file stays */
+
+/* G = sum of g g^T over all tokens, of the outputs of a linear, into *g_g, which is made. */
+nb_status nb_guide_outputs(const nb_guide *g, int64_t layer, nb_linear_id which, int64_t n_rows,
+                           nb_sym *g_g, nb_err *err);
 
 /* out [n]: s of tokens [token, token + n) at a point, over its mean. Where all s are zero, 1. */
 nb_status nb_guide_weights(const nb_guide *g, int64_t layer, nb_point point, int64_t token,

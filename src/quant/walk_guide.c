@@ -21,7 +21,7 @@ nb_status nb_walker_plan_guide(nb_walker *w, nb_err *err)
         return nb_fail(err, NB_USAGE,
                        "method %s makes no sums over tokens, in which a guide could weigh them",
                        job->method->quantizer->name);
-    nb_guide_estimate(&w->guide_plan, &w->config, job->seqs, job->n_seqs,
+    nb_guide_estimate(&w->guide_plan, &w->config, job->seqs, job->n_seqs, job->by_outputs,
                       nb_pool_n_threads(job->pool));
     if (w->guide_plan.memory == INT64_MAX)
         return nb_fail(err, NB_LIMIT, "calibration sequences are too long for a guide");
@@ -33,32 +33,44 @@ nb_status nb_walker_plan_guide(nb_walker *w, nb_err *err)
 
 nb_status nb_walker_put_guide(const nb_walker *w, json_t *state, nb_err *err)
 {
-    char hash[20];
+    char hash[20], moments[20];
     if (!w->job->guided)
         return NB_OK;
     snprintf(hash, sizeof hash, "%016" PRIx64, w->guide.hash);
-    json_t *o = json_pack("{s:I, s:s}", "sequences", (json_int_t)w->guide.n_done, "hash", hash);
+    snprintf(moments, sizeof moments, "%016" PRIx64, w->guide.moments_hash);
+    json_t *o = json_pack("{s:I, s:s, s:s}", "sequences", (json_int_t)w->guide.n_done, "hash", hash,
+                          "outputs", moments);
     return json_object_set_new(state, "guide", o) == 0
                ? NB_OK
                : nb_fail(err, NB_MEMORY, "no memory for the state");
 }
 
-void nb_walker_take_guide(nb_walker *w, const json_t *state)
+static bool read_hash(const json_t *from, uint64_t *hash)
 {
-    const json_t *o = json_object_get(state, "guide");
-    const char *text = json_string_value(json_object_get(o, "hash"));
-    const json_int_t n = json_integer_value(json_object_get(o, "sequences"));
-    if (!w->job->guided || text == NULL || strlen(text) != 16 || n < 0)
-        return;
-    uint64_t hash = 0;
+    const char *text = json_string_value(from);
+    if (text == NULL || strlen(text) != 16)
+        return false;
+    *hash = 0;
     for (int i = 0; i < 16; i++) {
         const char *digits = "0123456789abcdef", *at = strchr(digits, text[i]);
         if (at == NULL)
-            return;
-        hash = hash << 4 | (uint64_t)(at - digits);
+            return false;
+        *hash = *hash << 4 | (uint64_t)(at - digits);
     }
+    return true;
+}
+
+void nb_walker_take_guide(nb_walker *w, const json_t *state)
+{
+    const json_t *o = json_object_get(state, "guide");
+    const json_int_t n = json_integer_value(json_object_get(o, "sequences"));
+    uint64_t hash, moments;
+    if (!w->job->guided || n < 0 || !read_hash(json_object_get(o, "hash"), &hash) ||
+        !read_hash(json_object_get(o, "outputs"), &moments))
+        return;
     w->guide.n_done = n;
     w->guide.hash = hash;
+    w->guide.moments_hash = moments;
 }
 
 /* ---- making it ---- */
@@ -81,6 +93,7 @@ nb_status nb_walker_make_guide(nb_walker *w, nb_err *err)
                                 .n_seqs = job->n_seqs,
                                 .dir = job->dir,
                                 .seed = job->seed,
+                                .outputs = job->by_outputs,
                                 .progress = w->streams.progress,
                                 .keep = keep,
                                 .context = w};

@@ -34,7 +34,7 @@ typedef struct {
     nb_guide_job job;
     nb_guide guide;
     int64_t n_done; /* that were kept, and their hash */
-    uint64_t hash;
+    uint64_t hash, moments_hash;
     int64_t n_calls, stop_at, n_kept;
 } world;
 
@@ -51,6 +51,7 @@ static nb_status keep(void *context, nb_err *err)
     world *w = context;
     w->n_done = w->guide.n_done;
     w->hash = w->guide.hash;
+    w->moments_hash = w->guide.moments_hash;
     w->n_kept++;
     return NB_OK;
 }
@@ -407,11 +408,12 @@ static void what_was_kept_is_not_made_again(void **state)
     world w;
     fill_lengths(lengths);
     world_open(&w, &small, lengths, 17, 2, NB_ISA_ALL);
+    w.job.outputs = true;
     memcpy(w.ids + 16 * 256, w.ids, 256 * sizeof *w.ids);
     world_guide(&w);
     assert_int_equal(w.n_kept, 2);
     const int64_t n_calls = w.n_calls;
-    const uint64_t hash = w.hash;
+    const uint64_t hash = w.hash, moments_hash = w.moments_hash;
     float *want = read_file(&w, &n);
     /* The first and the last one are the same text, each with labels of its own. */
     assert_memory_not_equal(want, want + 16 * 256 * NB_N_POINTS, 256 * sizeof *want);
@@ -421,7 +423,7 @@ static void what_was_kept_is_not_made_again(void **state)
         nb_guide_close(&w.guide);
         nb_workdir_clear(&w.dir);
         w.n_done = w.n_calls = w.n_kept = 0;
-        w.hash = 0;
+        w.hash = w.moments_hash = 0;
         w.stop_at = stops[i];
         assert_int_equal(nb_guide_make(&w.guide, &w.job, &err), NB_INTERRUPTED);
         assert_int_equal(w.n_kept, i < 2 ? 0 : 1);
@@ -431,9 +433,10 @@ static void what_was_kept_is_not_made_again(void **state)
         nb_guide_close(&w.guide);
         w.guide.n_done = w.n_done;
         w.guide.hash = w.hash;
+        w.guide.moments_hash = w.moments_hash;
         w.n_calls = w.stop_at = 0;
         world_guide(&w);
-        assert_true(w.hash == hash);
+        assert_true(w.hash == hash && w.moments_hash == moments_hash);
         assert_true(i < 2 ? w.n_calls == n_calls : w.n_calls < n_calls / 8);
         float *got = read_file(&w, &n);
         assert_memory_equal(got, want, (size_t)n * sizeof *got);
@@ -443,11 +446,72 @@ static void what_was_kept_is_not_made_again(void **state)
     nb_guide_close(&w.guide);
     w.guide.n_done = w.n_done;
     w.guide.hash = w.hash;
+    w.guide.moments_hash = w.moments_hash;
     w.n_calls = 0;
     world_guide(&w);
     assert_int_equal(w.n_calls, 0);
+    /* Moments that are not those that were kept. */
+    nb_guide_close(&w.guide);
+    w.guide.n_done = w.n_done;
+    w.guide.hash = w.hash;
+    w.guide.moments_hash = ~w.moments_hash;
+    world_guide(&w);
+    assert_int_equal(w.n_calls, n_calls);
+    assert_true(w.moments_hash == moments_hash);
     free(want);
     world_close(&w);
+}
+
+/* The trace of G is the sum over tokens of all squares, which the guide has as means over outputs;
+ * G is positive semidefinite, and the sums of one token are of rank 1. */
+static void moments_of_outputs_add_up(void **state)
+{
+    (void)state;
+    static const int64_t lengths[] = {150, 7, 1};
+    static const struct {
+        nb_linear_id first;
+        int n;
+    } points[NB_N_POINTS] = {
+        {NB_LINEAR_Q, 3}, {NB_LINEAR_O, 1}, {NB_LINEAR_GATE, 2}, {NB_LINEAR_DOWN, 1}};
+    nb_err err = {0};
+    nb_config c;
+    int64_t n;
+    world w;
+    for (int64_t n_seqs = 1; n_seqs <= 3; n_seqs += 2) {
+        world_open(&w, &small, lengths + (n_seqs == 1 ? 2 : 0), n_seqs, 2, NB_ISA_ALL);
+        w.job.outputs = true;
+        must(nb_config_read(w.store, &c, &err), &err);
+        world_guide(&w);
+        float *s = read_file(&w, &n);
+        for (int64_t layer = 0; layer < c.n_layers; layer++) {
+            for (int p = 0; p < NB_N_POINTS; p++) {
+                double want = 0, got = 0, n_rows = 0;
+                for (int64_t t = 0; t < w.n_tokens; t++)
+                    want += (double)s[(layer * w.n_tokens + t) * NB_N_POINTS + p];
+                for (int j = 0; j < points[p].n; j++) {
+                    const nb_linear_id id = (nb_linear_id)((int)points[p].first + j);
+                    const int64_t rows = nb_linear_n_rows(&c, id);
+                    nb_sym g;
+                    must(nb_guide_outputs(&w.guide, layer, id, rows, &g, &err), &err);
+                    n_rows += (double)rows;
+                    for (int64_t i = 0; i < rows; i++) {
+                        got += nb_sym_row(&g, i)[i];
+                        for (int64_t k = i + 1; k < rows; k++) {
+                            const double cross = nb_sym_row(&g, i)[k];
+                            const double most = nb_sym_row(&g, i)[i] * nb_sym_row(&g, k)[k];
+                            assert_true(cross * cross <= most * (1 + 1e-5));
+                            if (n_seqs == 1)
+                                assert_true(cross * cross >= most * (1 - 1e-5));
+                        }
+                    }
+                    nb_sym_free(&g);
+                }
+                assert_true(fabs(got - want * n_rows) <= 1e-5 * got);
+            }
+        }
+        free(s);
+        world_close(&w);
+    }
 }
 
 static void what_was_damaged_is_made_again(void **state)
@@ -493,6 +557,7 @@ static void allocations_may_fail(void **state)
     world_open(&w, &small, lengths, 2, 1, NB_ISA_ALL);
     const int64_t live = nb_alloc_live();
     int64_t n = 0;
+    w.job.outputs = true;
     for (nb_status s = NB_MEMORY; s != NB_OK;) {
         w.guide.n_done = 0;
         w.guide.hash = 0;
@@ -622,6 +687,7 @@ int main(void)
         cmocka_unit_test(labels_follow_the_prediction),
         cmocka_unit_test(bits_depend_on_neither_threads_nor_isa),
         cmocka_unit_test(what_was_kept_is_not_made_again),
+        cmocka_unit_test(moments_of_outputs_add_up),
         cmocka_unit_test(what_was_damaged_is_made_again),
         cmocka_unit_test(allocations_may_fail),
         cmocka_unit_test(what_has_no_gradient_is_refused),
