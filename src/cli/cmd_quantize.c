@@ -13,8 +13,9 @@ static const nb_opt quantize_options[] = {
      .kind = NB_OPT_TEXT,
      .value = "SCHEME",
      .help = "W8A16, W4A16, W3A16, W2A16, W8A8, W4A8, with :gN or :channel, sym or asym, as in "
-             "W4A16:g32,asym, and static, as in W8A8:static; FP8, FP8_BLOCK, NF4; or Q4_0, Q4_1, "
-             "Q4_K, IQ4_NL, Q5_0, Q5_1, Q8_0"},
+             "W4A16:g32,asym, and static, as in W8A8:static; FP8, FP8_BLOCK, NF4; Q4_0, Q4_1, "
+             "IQ4_NL, Q5_0, Q5_1, Q8_0, Q3_K, Q4_K, Q5_K; or a mixture as in llama.cpp: Q2_K, "
+             "Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K"},
     NB_OPT_ROWS_RECIPE,
     {.name = "method",
      .letter = 'm',
