@@ -50,3 +50,9 @@ int64_t nb_memory_available(void)
 {
     return nb_memory_available_in("/proc", "/sys/fs/cgroup");
 }
+
+int64_t nb_memory_peak(void)
+{
+    const int64_t kib = number_in("/proc/self", "status", "VmHWM:");
+    return kib < INT64_MAX / 1024 ? kib * 1024 : 0;
+}

@@ -11,4 +11,8 @@ int64_t nb_memory_available(void);
 /* Tests: the same, with other files in the place of /proc and /sys/fs/cgroup. */
 int64_t nb_memory_available_in(const char *proc, const char *cgroup);
 
+/* The most that this program has held at a time; 0: unknown. (What getrusage says of it begins with
+ * the peak of the program that started this one.) */
+int64_t nb_memory_peak(void);
+
 #endif

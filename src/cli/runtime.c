@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "cli/runtime.h"
 
+#include "base/memory.h"
+
 #include <assert.h>
 #include <sched.h>
 #include <stdio.h>
@@ -132,6 +134,9 @@ double nb_opened_bpw(const nb_opened *o)
 int64_t nb_peak_rss(void)
 {
     struct rusage usage;
+    const int64_t peak = nb_memory_peak();
+    if (peak > 0)
+        return peak;
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (int64_t)usage.ru_maxrss * 1024 : 0;
 }
 

@@ -14,9 +14,11 @@
 /* ---- codes ---- */
 
 /* Wider points are tried at this width, and take as much more as the square of the ratio. */
-#define TRIAL_COLS   2048
-#define TRIAL_ROWS   64
-#define TRIAL_TOKENS 256
+#define TRIAL_COLS     2048
+#define TRIAL_ROWS     64
+#define TRIAL_TOKENS   256
+#define MAX_TRIALS     5
+#define ENOUGH_SECONDS 0.2
 
 typedef struct {
     const nb_walk_job *job;
@@ -60,8 +62,8 @@ static void close_trial(trial *t)
     nb_algebra_free(&t->la);
 }
 
-/* Seconds for the first n_rows rows. */
-static nb_status encode_rows(trial *t, int64_t n_rows, double *seconds, nb_err *err)
+/* Seconds for the first n_rows rows, once. */
+static nb_status encode_once(trial *t, int64_t n_rows, double *seconds, nb_err *err)
 {
     const nb_quantizer *q = t->job->method->quantizer;
     nb_mat out = t->made.mat;
@@ -78,6 +80,19 @@ static nb_status encode_rows(trial *t, int64_t n_rows, double *seconds, nb_err *
     NB_TRY(q->encode_group != NULL ? q->encode_group(&group, &result, err)
                                    : q->encode_rows(&rows, &out, err));
     *seconds = nb_clock() - start;
+    return NB_OK;
+}
+
+/* The best of a few, where they are short: other programs and a cold cache only add to it. */
+static nb_status encode_rows(trial *t, int64_t n_rows, double *seconds, nb_err *err)
+{
+    double spent = 0, took;
+    *seconds = 1e9;
+    for (int i = 0; i < MAX_TRIALS && (i == 0 || spent < ENOUGH_SECONDS); i++) {
+        NB_TRY(encode_once(t, n_rows, &took, err));
+        *seconds = took < *seconds ? took : *seconds;
+        spent += took;
+    }
     return NB_OK;
 }
 

@@ -33,11 +33,13 @@ typedef struct {
 typedef struct {
     const char *scheme;    /* [W4A16:g32] */
     const char *method;    /* [gptq] */
+    const char *tune;      /* "autoround:iters=2"; NULL: none */
     const char *transform; /* "awq:clip=off"; NULL: none */
     const char *dir;       /* [work] */
     const char *key;       /* [key] */
     const char *keeps;     /* the linear of this name stays as it is; NULL: none */
     nb_flow flow;
+    nb_observing observing; /* [minmax] */
     bool guided;
     int n_threads; /* [1] */
     unsigned isa;  /* [all]; NB_ISA_SCALAR + 1 means none */
@@ -50,7 +52,7 @@ typedef struct {
 typedef struct {
     nb_status status;
     nb_err err;
-    char digest[NB_SHA256_HEX]; /* of all that was made */
+    char digest[NB_SHA256_HEX]; /* of all that was made, and of static scales */
     int64_t n_made, n_calls, resumed;
     const char *anew;
     nb_walk_plan plan;
@@ -98,14 +100,14 @@ static inline bool walk_watched(void *context, const nb_walk_progress_info *info
 }
 
 /* What was made, in the order of the plan. */
-static inline void walk_digest(const nb_plan *plan, const nb_workdir *dir, const bool *made,
-                               walk_outcome *out)
+static inline void walk_digest(const nb_plan *plan, const nb_workdir *dir,
+                               const nb_walk_result *result, walk_outcome *out)
 {
     nb_sha256 sha;
     nb_sha256_init(&sha);
     nb_loaded loaded = {0};
     for (int64_t i = 0; i < plan->n; i++) {
-        if (!made[i])
+        if (!result->made[i])
             continue;
         assert_int_equal(nb_room_for(&loaded, &plan->weights[i], &out->err), NB_OK);
         assert_int_equal(nb_workdir_get_mat(dir, i, &loaded, &out->err), NB_OK);
@@ -117,6 +119,7 @@ static inline void walk_digest(const nb_plan *plan, const nb_workdir *dir, const
         out->n_made++;
     }
     nb_loaded_free(&loaded);
+    nb_sha256_update(&sha, result->act_scale, (size_t)plan->n * sizeof *result->act_scale);
     uint8_t digest[NB_SHA256_BYTES];
     nb_sha256_final(&sha, digest);
     nb_sha256_hex_of(digest, out->digest);
@@ -134,7 +137,7 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
     nb_pool *pool;
     nb_kernels kernels;
     nb_scheme scheme;
-    nb_method method;
+    nb_method method, tune;
     nb_plan plan = {0};
     nb_workdir dir;
     nb_walk_result result;
@@ -163,6 +166,7 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
                        .method = &method,
                        .transform_options = "",
                        .flow = how->flow,
+                       .observing = how->observing,
                        .memory = how->memory,
                        .guided = how->guided,
                        .seed = 5,
@@ -170,6 +174,10 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
                        .key = how->key != NULL ? how->key : "key",
                        .progress = walk_watched,
                        .context = &watch};
+    if (how->tune != NULL) {
+        assert_int_equal(nb_method_parse(&tune, how->tune, err), NB_OK);
+        job.tune = &tune;
+    }
     if (how->transform != NULL)
         assert_int_equal(
             nb_transform_by_name(&job.transform, &job.transform_options, how->transform, err),
@@ -182,7 +190,7 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
     nb_alloc_fail_at(0);
     out->n_calls = watch.n_calls;
     if (out->status == NB_OK) {
-        walk_digest(&plan, &dir, result.made, out);
+        walk_digest(&plan, &dir, &result, out);
         out->resumed = result.resumed;
         out->anew = result.anew;
         out->layers = json_incref(result.layers);

@@ -21,11 +21,15 @@ static const char PLANTED[] =
     "   \"because\": \"KL & more\"}],"
     " \"calibration\": {\"model_sha256\": \"ccdd\", \"sha256\": \"eeff\", \"tokens\": 4096,"
     "   \"files\": [{\"path\": \"c4.txt\", \"sha256\": \"0011\"}],"
+    "   \"score\": {\"vocabulary_share\": 0.25, \"covered\": 0.955, \"repeated\": 0.04,"
+    "     \"warnings\": [\"too <few> tokens\"]},"
+    "   \"coverage\": {\"log_ratio_mean\": 0.06, \"log_ratio_max\": 0.15, \"where\": \"x\"},"
     "   \"layers\": ["
     "    {\"transform\": \"awq\", \"layer\": 0, \"point\": \"qkv\", \"note\": \"alpha 0.5\"},"
     "    {\"name\": \"model.layers.0.self_attn.q_proj.weight\", \"format\": \"int4\","
     "     \"params\": 1024, \"bytes\": 576, \"seconds\": 0.5, \"loss\": 0.001,"
-    "     \"held_out_loss\": 0.002, \"note\": \"shrink 0.2\"},"
+    "     \"held_out_loss\": 0.002, \"note\": \"shrink 0.2\", \"rms_error\": 0.0912,"
+    "     \"predicted_kl\": 0.00031, \"coverage\": {\"log_ratio\": 0.0625, \"one_sided\": 0}},"
     "    {\"name\": \"model.layers.1.mlp.down_proj.weight\", \"format\": \"int8\","
     "     \"params\": 1024, \"bytes\": 1088, \"seconds\": 0.5, \"loss\": 0.0005},"
     "    {\"name\": \"model.layers.1.mlp.up_proj.weight\", \"format\": \"int4\","
@@ -33,7 +37,9 @@ static const char PLANTED[] =
     "    {\"name\": \"elsewhere\", \"bytes\": 3}]},"
     " \"evaluation\": {\"n_tokens\": 2047, \"perplexity\": 21.5, \"base_perplexity\": 20.5,"
     "   \"kl_mean\": 0.05, \"kl_mean_se\": 0.001, \"kl_median\": 0.03, \"kl_p99\": 0.4,"
-    "   \"top1\": 0.9, \"noise_floor\": {\"kl_mean\": 1e-6, \"definition\": \"cache in F16\"},"
+    "   \"top1\": 0.9, \"flips\": 0.1, \"tasks\": [{\"task\": \"arc\", \"n\": 100,"
+    "     \"acc_norm\": 0.41, \"base_acc_norm\": 0.42}],"
+    "   \"noise_floor\": {\"kl_mean\": 1e-6, \"definition\": \"cache in F16\"},"
     "   \"layers\": [{\"layer\": 0, \"kl_mean\": 0.01}, {\"layer\": 1, \"kl_mean\": 0.02}]}}";
 
 static json_t *parsed(const char *text)
@@ -75,6 +81,15 @@ static void numbers_are_read(void **state)
     assert_true(has_line(a.notes, a.n_notes, "note", "group size 32: <b>chosen</b>"));
     assert_true(has_line(a.notes, a.n_notes, "*.down_proj: W8A16", "KL & more"));
     assert_true(has_line(a.notes, a.n_notes, "awq, layer 0, qkv", "alpha 0.5"));
+    assert_true(has_line(a.head, a.n_head, "share of the vocabulary in it, %", "25.0"));
+    assert_true(has_line(a.head, a.n_head, "held-out tokens that the rest covers, %", "95.5"));
+    assert_true(has_line(a.head, a.n_head, "which is at", "x"));
+    assert_true(has_line(a.head, a.n_head, "top-1 flips, share", "0.1000"));
+    assert_true(
+        has_line(a.head, a.n_head, "arc, accuracy", "0.41, the original 0.42, on 100 items"));
+    assert_true(has_line(a.notes, a.n_notes, "calibration text", "too <few> tokens"));
+    assert_true(a.linears[0].coverage == 0.0625 && isnan(a.linears[1].coverage));
+    assert_true(a.linears[0].rms_error == 0.0912 && a.linears[0].predicted_kl == 0.00031);
     assert_int_equal(a.n_linears, 4);
     assert_int_equal(a.n_layers, 2);
     assert_int_equal(a.linears[0].kind, 0);
@@ -133,6 +148,11 @@ static void a_page_has_all_of_it(void **state)
     assert_non_null(strstr(page, "<title>down, layer 1: 0.0005</title>"));
     assert_null(strstr(page, "<title>up, layer"));
     assert_non_null(strstr(page, "<title>block, layer 1: 0.02</title>"));
+    assert_non_null(strstr(page, "Coverage by layer"));
+    assert_non_null(strstr(page, "<title>q, k, v, layer 0: 0.0625</title>"));
+    assert_non_null(strstr(page, "<title>q, layer 0: 0.00031</title>"));
+    assert_non_null(strstr(page, "Time by layer"));
+    assert_non_null(strstr(page, "<title>block, layer 1: 1</title>")); /* 0.5 + 0.5 seconds */
     assert_non_null(strstr(page, "<title>block, layer 0: 4.5</title>"));
     assert_non_null(strstr(page, "<title>block, layer 1: 6.5</title>")); /* (8.5 + 4.5) / 2 */
     assert_non_null(strstr(page, "group size 32: &lt;b&gt;chosen&lt;/b&gt;"));
@@ -181,6 +201,15 @@ static void wrong_types_are_refused_by_name(void **state)
         {"\"source\": \"a\", \"evaluation\": {\"layers\": [{\"layer\": -1}]}", "layer"},
         {"\"source\": \"a\", \"evaluation\": {\"kl_mean\": \"b\"}", "kl_mean"},
         {"\"source\": \"a\", \"evaluation\": {\"noise_floor\": 2}", "noise_floor"},
+        {"\"source\": \"a\", \"evaluation\": {\"tasks\": [5]}", "tasks[0]"},
+        {"\"source\": \"a\", \"evaluation\": {\"tasks\": [{\"task\": \"b\"}]}", "acc_norm"},
+        {"\"source\": \"a\", \"calibration\": {\"score\": 1}", "score"},
+        {"\"source\": \"a\", \"calibration\": {\"score\": {\"covered\": \"b\"}}", "covered"},
+        {"\"source\": \"a\", \"calibration\": {\"score\": {\"warnings\": [1]}}", "warnings[0]"},
+        {"\"source\": \"a\", \"calibration\": {\"coverage\": {\"where\": 1}}", "where"},
+        {"\"source\": \"a\", \"calibration\": {\"layers\": [{\"name\": \"a\","
+         " \"coverage\": {\"log_ratio\": []}}]}",
+         "log_ratio"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char text[400];
