@@ -3,7 +3,8 @@
  *
  * The paper's s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) (equation 4) is tried for alpha 0, 0.1
  * ... 1, and the balance of balance.h besides. What counts is the error of the quantized product
- * on the sample of inputs, activations rounded by A3 and weights to the planned format: the mean
+ * on the sample of inputs, activations rounded by A3 (static ones under the scale of the largest)
+ * and weights to the planned format: the mean
  * over the linears of a point of
  *
  *   || Q_a(X / s) Q_w(W s)^T - X W^T ||^2 / || X W^T ||^2.
@@ -13,6 +14,7 @@
 #include "quant/balance.h"
 #include "quant/trial.h"
 
+#include "kernel/gemm.h"
 #include "kernel/math.h"
 #include "numeric/minifloat.h"
 
@@ -97,12 +99,11 @@ static void product(const smoothing *x, const float *a, const float *w, int64_t 
     nb_matmul(x->job->la->kernels, x->job->la->pool, &job, x->product);
 }
 
-/* Columns of a linear's inputs that share a scale, as A3 says. 0: inputs are not rounded, or under
- * a scale that was chosen before and knows nothing of s. */
+/* Columns of a linear's inputs that share a scale, as A3 says. 0: inputs are not rounded. */
 static int64_t act_group(const smoothing *x, nb_linear_id id)
 {
     const nb_weight *to = x->job->to[id];
-    if (to->act.bits != 8 || to->act.is_static)
+    if (to->act.bits != 8)
         return 0;
     if (to->act.is_float)
         return to->act.group_size > 0 ? to->act.group_size : x->n;
@@ -117,7 +118,31 @@ typedef struct {
     const smoothing *x;
     int64_t group;
     bool is_float;
+    float given; /* static scale; 0: each group has its own */
 } rounding;
+
+/* Static scales are found when the block is as it will be; until then, that of the largest input.
+ */
+static float static_scale(const smoothing *x, nb_linear_id id)
+{
+    const nb_act_spec *act = &x->job->to[id]->act;
+    const float *max_abs = x->job->stats[x->point]->max_abs;
+    float most = 0, scale;
+    int zero;
+    for (int64_t j = 0; act->is_static && j < x->n; j++)
+        most = max_abs[j] / x->s[j] > most ? max_abs[j] / x->s[j] : most;
+    nb_range_scale((nb_value_range){-most, most}, act->is_float ? NB_RANGE_E4M3 : NB_RANGE_INT8,
+                   &scale, &zero);
+    return act->is_static ? scale : 0;
+}
+
+static void round_static(const rounding *r, float *x)
+{
+    const nb_xround how = {.on = true, .scale = r->given, .integer = !r->is_float};
+    (void)nb_round_row(x, x, r->x->n, &how);
+    for (int64_t j = 0; !r->is_float && j < r->x->n; j++)
+        x[j] *= r->given;
+}
 
 /* As E4M3 under the scale that takes the largest to 448. */
 static void round_floats(float *x, int64_t n)
@@ -139,6 +164,10 @@ static void round_row(void *context, int64_t t, int thread)
     int8_t *code = x->codes + thread * x->n;
     for (int64_t j = 0; j < x->n; j++)
         to[j] = from[j] / x->s[j];
+    if (r->given != 0) {
+        round_static(r, to);
+        return;
+    }
     for (int64_t j = 0; r->is_float && j < x->n && r->group > 0; j += r->group)
         round_floats(to + j, x->n - j < r->group ? x->n - j : r->group);
     if (r->is_float || r->group == 0)
@@ -184,15 +213,18 @@ static double loss_of(smoothing *x)
     double total = 0;
     int count = 0;
     int64_t rounded = -1;
+    float under = -1;
     for (int i = 0; i < x->trial.n; i++) {
         const nb_trial_linear *l = &x->trial.linear[i];
         const int64_t group = act_group(x, l->id);
         if (!(x->power[i] > 0))
             continue;
-        if (group != rounded)
+        const float given = static_scale(x, l->id);
+        if (group != rounded || given != under)
             nb_pool_run(x->job->la->pool, x->n_sample, round_row,
-                        &(rounding){x, group, x->job->to[l->id]->act.is_float});
+                        &(rounding){x, group, x->job->to[l->id]->act.is_float, given});
         rounded = group;
+        under = given;
         nb_trial_round(&x->trial, i, x->s, x->w);
         product(x, x->x, x->w, l->n_rows, x->y);
         total += squares(x, x->y, x->want[i], l->n_rows) / x->power[i];

@@ -42,11 +42,11 @@ typedef struct {
     const nb_transform *transform; /* NULL: none */
     const char *transform_options;
     nb_flow flow;
-    int64_t memory; /* bytes that the program may take; 0: no limit */
+    int64_t memory;         /* bytes that the program may take; 0: no limit */
     nb_observing observing; /* how static scales of activations are chosen */
     bool guided;            /* tokens count in sums by what they do to the predictions (guide.h) */
-    bool by_outputs; /* with it, rows make up for each other's errors by what outputs share */
-    uint64_t seed;  /* of the guide's labels */
+    bool by_outputs;        /* with it, rows make up for each other's errors by what outputs share */
+    uint64_t seed;          /* of the guide's labels */
     const nb_workdir *dir;
     const char *key; /* identifies model, data, recipe and version: other states are not resumed */
     nb_walk_progress *progress; /* NULL: none */
@@ -73,8 +73,9 @@ typedef struct {
 /* Whether weight i of a plan has static activations whose scale is not known yet. */
 bool nb_plan_waits(const nb_plan *plan, int64_t i);
 
-/* True if a method of the plan's linear layers, the transform or static activations need a walk. *can_do_without:
- * all of these methods would also choose without data, and there is nothing else. */
+/* True if a method of the plan's linear layers, the transform or static activations need a walk.
+ * *can_do_without: all of these methods would also choose without data, and there is nothing else.
+ */
 bool nb_walk_wanted(const nb_plan *plan, const nb_method *method, const nb_transform *transform,
                     bool *can_do_without);
 

@@ -31,6 +31,9 @@ static void threads_and_instruction_sets_give_the_same_bytes(void **state)
         {.method = "rtn", .transform = "awq"},
         {.method = "gptq", .transform = "smoothquant", .scheme = "W8A8"},
         {.method = "rtn:search", .scheme = "W4A8:g32", .flow = NB_FLOW_QUANTIZED},
+        {.method = "rtn", .scheme = "W8A8:static"},
+        {.method = "rtn", .scheme = "W8A8:static", .observing = {NB_OBSERVE_ENTROPY, 0}},
+        {.method = "rtn", .scheme = "FP8:static", .transform = "smoothquant"},
     };
     static const struct {
         int n_threads;
@@ -114,6 +117,8 @@ static void write_model(nb_store *store, const nb_plan *plan, const nb_workdir *
     nb_sink *sink;
     nb_method method;
     nb_rewrite_result sums;
+    for (int64_t i = 0; i < plan->n; i++)
+        plan->weights[i].act.scale = result->act_scale[i];
     assert_int_equal(nb_method_parse(&method, "rtn", &err), NB_OK);
     const nb_rewrite_options options = {.method = &method, .made = result->made, .dir = dir};
     assert_int_equal(nb_wrapping_make(&wrapping, store, plan, &err), NB_OK);
@@ -213,6 +218,13 @@ static void layers_see_what_the_model_gives_them(void **state)
          true,
          {.qk_norm = true}},
         {{.method = "autoround:iters=2,batch=1,len=20"}, "x0", false, false, {0}},
+        {{.method = "rtn", .scheme = "W8A8:static"}, "x0", false, true, {0}},
+        {{.method = "rtn", .scheme = "FP8:static"}, "x0", false, true, {.qk_norm = true}},
+        {{.method = "autoround:iters=2,batch=1,len=20", .scheme = "W4A8:g32,static"},
+         "x0",
+         false,
+         true,
+         {0}},
         {{.method = "autoround:iters=2,batch=1,len=20", .transform = "awq"},
          "x0",
          false,

@@ -38,6 +38,8 @@ static const walk_how ways[] = {
     {.method = "gptaq", .transform = "awq"},
     {.method = "autoround:iters=3,batch=2,len=24", .transform = "awq"},
     {.method = "rtn", .transform = "smoothquant", .scheme = "W8A8"},
+    {.method = "rtn", .scheme = "W8A8:static", .observing = {NB_OBSERVE_MSE, 0}},
+    {.method = "autoround:iters=3,batch=2,len=24", .scheme = "W4A8:g32,static"},
 };
 #define N_WAYS ((int)(sizeof ways / sizeof *ways))
 
