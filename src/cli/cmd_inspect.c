@@ -74,7 +74,9 @@ static const char *format_text(const nb_weight *w, char *room, size_t size)
     char group[40] = "channel";
     if (w->group_size < w->n_cols)
         snprintf(group, sizeof group, "group %lld", (long long)w->group_size);
-    snprintf(room, size, "%s %s%s", w->fmt->name, group, w->symmetric ? "" : " asym");
+    int n = snprintf(room, size, "%s %s%s", w->fmt->name, group, w->symmetric ? "" : " asym");
+    if (w->act.is_static)
+        snprintf(room + n, size - (size_t)n, ", inputs of scale %.4g", (double)w->act.scale);
     return room;
 }
 
@@ -95,6 +97,8 @@ static nb_status print_tensor_json(nb_out *out, const nb_weight *w, bad_place ba
     }
     if (line != NULL && w->act.bits > 0)
         json_object_set_new(line, "activation_bits", json_integer(w->act.bits));
+    if (line != NULL && w->act.is_static)
+        json_object_set_new(line, "activation_scale", json_real((double)w->act.scale));
     if (line != NULL && bad.row >= 0)
         json_object_set_new(line, "nonfinite",
                             json_pack("[I, I]", (json_int_t)bad.row, (json_int_t)bad.col));

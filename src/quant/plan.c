@@ -324,6 +324,12 @@ static nb_status be_block_of_affine(planner *p, nb_weight *to, nb_how *how, nb_e
     const bool whole = to->n_cols % fmt->block_len == 0;
     const bool same =
         to->symmetric && to->group_size % fmt->block_len == 0 && to->fmt->int_form != NULL;
+    if (to->act.is_static && !p->plan->request.requantize)
+        return nb_fail(
+            err, NB_UNSUPPORTED,
+            "tensor '%.200s': its activations share one scale (static), for which a GGUF "
+            "has no place; --requantize goes without, --dtype bf16 makes floats",
+            to->name);
     if (whole && same) {
         *how = NB_HOW_REPACK;
     } else if (whole && p->plan->request.requantize) {
@@ -614,6 +620,19 @@ nb_status nb_plan_make(nb_plan *plan, nb_store *store, const nb_plan_request *re
     if (s != NB_OK)
         nb_plan_free(plan);
     return s;
+}
+
+double nb_plan_linear_bpw(const nb_plan *p)
+{
+    int64_t bytes = 0, n_params = 0;
+    for (int64_t i = 0; i < p->n; i++) {
+        const nb_weight *w = &p->weights[i];
+        if (nb_role_of(w) != NB_ROLE_LINEAR)
+            continue;
+        bytes += nb_weight_payload(w);
+        n_params += w->n_rows * w->n_cols;
+    }
+    return n_params > 0 ? 8.0 * (double)bytes / (double)n_params : 0.0;
 }
 
 void nb_plan_free(nb_plan *plan)

@@ -78,6 +78,11 @@ static nb_status add_candidate(nb_sensitivity *t, const char *text, size_t len, 
     memcpy(copy, text, len);
     copy[len] = 0;
     NB_TRY(nb_scheme_parse(s, copy, err));
+    if (s->act.is_static)
+        return nb_fail(err, NB_USAGE,
+                       "candidate %s: static scales are found while the model is quantized, which "
+                       "comes after the choice",
+                       s->name);
     NB_TRY(settle_group(t, s, err));
     for (int c = 0; c < t->n_candidates; c++) {
         if (strcmp(t->scheme[c].name, s->name) == 0)

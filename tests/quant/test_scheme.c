@@ -30,6 +30,9 @@ static void names_and_modifiers(void **state)
         {"W2A16:channel,asym", "W2A16:channel,asym", &nb_format_int2, NB_GROUP_CHANNEL, false, 0},
         {"W8A8", "W8A8", &nb_format_int8, NB_GROUP_CHANNEL, true, 8},
         {"W4A8:g64", "W4A8:g64", &nb_format_int4, 64, true, 8},
+        {"W8A8:static", "W8A8:static", &nb_format_int8, NB_GROUP_CHANNEL, true, 8},
+        {"int8:STATIC", "W8A8:static", &nb_format_int8, NB_GROUP_CHANNEL, true, 8},
+        {"W4A8:asym,static,g64", "W4A8:g64,static,asym", &nb_format_int4, 64, false, 8},
         {"W4A16:g65536", "W4A16:g65536", &nb_format_int4, 65536, true, 0},
         {"q4_0", "Q4_0", &nb_format_q4_0, 0, true, 0},
         {"Q8_0", "Q8_0", &nb_format_q8_0, 0, true, 0},
@@ -55,6 +58,9 @@ static void names_and_modifiers(void **state)
         assert_string_equal(again.name, s.name);
         assert_int_equal(again.group_size, s.group_size);
         assert_int_equal(again.symmetric, s.symmetric);
+        assert_int_equal(again.act.is_static, s.act.is_static);
+        assert_int_equal(s.act.is_static, strstr(s.name, "static") != NULL);
+        assert_true(s.act.scale == 0);
     }
 }
 

@@ -356,7 +356,9 @@ static void activations(void **state)
         "{\"num_bits\":4,\"strategy\":\"token\",\"dynamic\":true}",
         "{\"num_bits\":8,\"strategy\":\"tensor\",\"dynamic\":true}",
         "{\"num_bits\":8,\"strategy\":\"token\",\"dynamic\":false}",
-        "{\"num_bits\":8,\"strategy\":\"tensor\",\"dynamic\":false}",
+        "{\"num_bits\":8,\"strategy\":\"channel\",\"dynamic\":false}",
+        "{\"num_bits\":8,\"strategy\":\"tensor\",\"dynamic\":false,\"symmetric\":false}",
+        "{\"num_bits\":4,\"strategy\":\"tensor\",\"dynamic\":false}",
         "{\"num_bits\":8,\"strategy\":\"token\",\"dynamic\":true,\"symmetric\":false}",
         "{\"num_bits\":8,\"strategy\":\"group\",\"group_size\":128,\"dynamic\":true}",
         "{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"token\",\"dynamic\":true}",
@@ -373,6 +375,15 @@ static void activations(void **state)
                      NB_OK);
     assert_int_equal(ct.groups[0].act.bits, 8);
     assert_true(ct.groups[0].act.per_token);
+    assert_false(ct.groups[0].act.is_static);
+    nb_ct_free(&ct);
+    assert_int_equal(parse_ct(&ct, &arena,
+                              changed(G "input_activations",
+                                      "{\"num_bits\":8,\"strategy\":\"tensor\",\"dynamic\":false}"),
+                              &err),
+                     NB_OK);
+    assert_true(ct.groups[0].act.bits == 8 && ct.groups[0].act.is_static);
+    assert_false(ct.groups[0].act.is_float);
     nb_ct_free(&ct);
     assert_int_equal(parse_ct(&ct, &arena, parse_json(minimal), &err), NB_OK);
     assert_int_equal(ct.groups[0].act.bits, 0);

@@ -194,6 +194,67 @@ static void static_scales_of_activations_are_read(void **state)
     nb_store_close(store);
 }
 
+/* Integer weights have them, too; whoever wrote a zero point of 0 meant none. */
+static void static_scales_of_integers(void **state)
+{
+    (void)state;
+    static const char config[] =
+        "{\"quant_method\":\"compressed-tensors\",\"format\":\"int-quantized\",\"config_groups\":{"
+        "\"g\":{\"targets\":[\"Linear\"],\"weights\":{\"num_bits\":8,\"strategy\":\"channel\"},"
+        "\"input_activations\":{\"num_bits\":8,\"strategy\":\"tensor\",\"dynamic\":false}}}}";
+    static const float good = 0.125f, two[2] = {1, 1};
+    static const float bad[] = {0, -0.5f, NAN, INFINITY, -INFINITY, 0x1p-120f, 0x1p120f};
+    static const int8_t zero = 0, one = 1;
+    const piece scale = PIECE("a.weight_scale", NB_ST_F32, 2, 4, 1, scales);
+    const piece weight = PIECE("a.weight", NB_ST_I8, 2, 4, 6, codes);
+    write_folder(config,
+                 (const piece[]){scale, PIECE("a.input_scale", NB_ST_F32, 1, 1, 0, &good), weight,
+                                 PIECE("a.input_zero_point", NB_ST_I8, 1, 1, 0, &zero)},
+                 4);
+    nb_store *store = open_good();
+    const nb_act_spec *act = &nb_store_weight(store, 0)->act;
+    assert_true(act->is_static && !act->is_float && act->bits == 8 && act->scale == good);
+    assert_int_equal(nb_store_weight(store, 0)->bytes, 24 + 16 + 4);
+    nb_store_close(store);
+
+    nb_err err;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        write_folder(
+            config,
+            (const piece[]){scale, PIECE("a.input_scale", NB_ST_F32, 1, 1, 0, &bad[i]), weight}, 3);
+        assert_int_equal(read_all(&err), NB_DATA);
+        assert_non_null(strstr(err.text, "tensor 'a.input_scale': "));
+        assert_non_null(strstr(err.text, "is no scale"));
+        assert_null(strchr(err.text, '\n'));
+    }
+    const struct {
+        piece scale, more;
+        nb_status status;
+        const char *reason;
+    } cases[] = {
+        {PIECE("a.input_scale", NB_ST_F32, 1, 2, 0, two), NOTHING, NB_DATA,
+         "tensor 'a.input_scale': wanted one number, found [2]"},
+        {PIECE("a.input_scale", NB_ST_I32, 1, 1, 0, NULL), NOTHING, NB_UNSUPPORTED,
+         "tensor 'a.input_scale': scales of dtype I32"},
+        {PIECE("b.input_scale", NB_ST_F32, 1, 1, 0, &good), NOTHING, NB_DATA,
+         "tensor 'a.weight' has no input_scale, and activations are static"},
+        {PIECE("a.input_scale", NB_ST_F32, 1, 1, 0, &good),
+         PIECE("a.input_zero_point", NB_ST_I8, 1, 1, 0, &one), NB_UNSUPPORTED,
+         "tensor 'a.input_zero_point': activations with a zero point"},
+        {PIECE("a.input_scale", NB_ST_F32, 1, 1, 0, &good),
+         PIECE("a.input_zero_point", NB_ST_I8, 1, 9, 0, NULL), NB_UNSUPPORTED,
+         "tensor 'a.input_zero_point': activations with a zero point"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const bool more = cases[i].more.tensor.name != NULL;
+        write_folder(config, (const piece[]){scale, cases[i].scale, weight, cases[i].more},
+                     more ? 4 : 3);
+        assert_int_equal(read_all(&err), cases[i].status);
+        if (strstr(err.text, cases[i].reason) == NULL)
+            fail_msg("case %zu: %s", i, err.text);
+    }
+}
+
 static void fp8_that_is_refused(void **state)
 {
     (void)state;
@@ -648,6 +709,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(fp8_scales_of_every_shape),
         cmocka_unit_test(static_scales_of_activations_are_read),
+        cmocka_unit_test(static_scales_of_integers),
         cmocka_unit_test(fp8_that_is_refused),
         cmocka_unit_test(golden_nf4),
         cmocka_unit_test(nf4_that_is_refused),
