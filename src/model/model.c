@@ -51,7 +51,7 @@ static nb_status load_vector(loader *l, const char *name, int64_t n, float **out
         return NB_OK;
     NB_TRY(nb_store_read(l->store, w, &l->loaded, err));
     NB_TRY(NB_ARENA_ALLOC(&l->m->arena, out, n, err));
-    w->fmt->decode_row(&l->loaded.mat, 0, *out);
+    l->loaded.mat.fmt->decode_row(&l->loaded.mat, 0, *out);
     l->m->weight_bytes += w->bytes;
     l->m->n_params += n;
     return NB_OK;
@@ -68,7 +68,7 @@ static nb_status refuse_unused(loader *l, const char *name, nb_err *err)
     NB_TRY(NB_ALLOC(&row, w->n_cols, err));
     bool zero = true;
     for (int64_t r = 0; r < w->n_rows; r++) {
-        w->fmt->decode_row(&l->loaded.mat, r, row);
+        l->loaded.mat.fmt->decode_row(&l->loaded.mat, r, row);
         for (int64_t i = 0; i < w->n_cols; i++)
             zero = zero && row[i] == 0;
     }
@@ -106,7 +106,7 @@ static nb_status pack_linear(loader *l, const nb_weight *w, nb_linear *out, nb_e
     NB_TRY(nb_panels_alloc(&out->w, &l->m->slab, err));
     NB_TRY(nb_panels_pack(&out->w, &l->loaded.mat, l->pool, err));
     out->info = w;
-    choose_mode(out, w->fmt, &w->act, l->compute);
+    choose_mode(out, l->loaded.mat.fmt, &w->act, l->compute);
     l->m->packed_bytes += nb_panels_bytes(&out->w);
     l->m->weight_bytes += w->bytes;
     l->m->n_params += w->n_rows * w->n_cols;

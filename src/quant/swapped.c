@@ -150,6 +150,19 @@ static void slice_row(void *context, int64_t row, int thread)
     nb_fpenv_leave(env);
 }
 
+/* What the original itself cannot say is no loss of any swap. */
+static nb_status check_finite(const nb_swapped *s, const float *logits, int64_t n, nb_err *err)
+{
+    for (int64_t i = 0; i < n; i++) {
+        if (!isfinite(logits[i]))
+            return nb_fail(err, NB_DATA,
+                           "%s: the logits of the model as it is hold Inf or NaN, and nothing can "
+                           "be compared with them",
+                           nb_store_path(s->job.store));
+    }
+    return NB_OK;
+}
+
 /* The logits of the n states in work.x: kept as the original's, or compared with those. */
 static nb_status run_head(nb_swapped *s, int64_t row, int64_t n, bool keep, nb_err *err)
 {
@@ -161,6 +174,7 @@ static nb_status run_head(nb_swapped *s, int64_t row, int64_t n, bool keep, nb_e
         nb_logits(&s->work, s->work.h + first * c->d_model, count, s->logits);
         nb_fpenv_leave(env);
         if (keep) {
+            NB_TRY(check_finite(s, s->logits, count * c->vocab_size, err));
             NB_TRY(nb_spill_write(&s->base, row + first, count, s->logits, err));
         } else {
             NB_TRY(nb_spill_read(&s->base, row + first, count, s->base_logits, err));
