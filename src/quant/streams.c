@@ -57,8 +57,12 @@ nb_status nb_streams_open(nb_streams *s, nb_store *store, const nb_calib_seq *se
                           int n_streams, bool in_parts, int64_t max_rows, const nb_workdir *dir,
                           nb_algebra *la, nb_err *err)
 {
-    *s = (nb_streams){
-        .la = la, .seqs = seqs, .n_seqs = n_seqs, .n_streams = n_streams, .max_rows = max_rows};
+    *s = (nb_streams){.path = nb_store_path(store),
+                      .la = la,
+                      .seqs = seqs,
+                      .n_seqs = n_seqs,
+                      .n_streams = n_streams,
+                      .max_rows = max_rows};
     for (int i = 0; i < 2; i++)
         s->stream[i] =
             (nb_stream){{NB_SPILL_CLOSED, NB_SPILL_CLOSED}, NB_SPILL_CLOSED, NB_SPILL_CLOSED, 0};
@@ -225,7 +229,8 @@ static nb_status tell(nb_streams *s, double flops, nb_err *err)
 static nb_status run_part(nb_streams *s, int i, const piece *p, nb_block_part part, nb_err *err)
 {
     const nb_step_input in = {.seq = &s->seq, .n_tokens = p->n};
-    NB_TRY(nb_forward_part(&s->work, &in, 1, i, part, err));
+    if (nb_forward_part(&s->work, &in, 1, i, part, err) != NB_OK)
+        return nb_context(err, "%s: layer %lld", s->path, (long long)s->layer);
     const double context = (double)p->begin + (double)p->n / 2;
     return tell(s, (double)p->n * nb_part_flops(&s->frame.config, part, context), err);
 }

@@ -24,6 +24,7 @@ typedef struct {
 } nb_stream;
 
 typedef struct {
+    const char *path; /* of the model, for messages */
     nb_model frame;
     nb_work work;
     nb_kv_pool kv;
