@@ -36,6 +36,7 @@ nb_status nb_check_estimate(nb_check_plan *out, const nb_check_request *request,
  *   compute, kv                                 how the output was computed
  *   perplexity, perplexity_se, base_perplexity, kl_mean, kl_mean_se, kl_median, kl_p99, kl_max,
  *   top1, top1_se                               as nibble eval has them: KL(original || output)
+ *   flips                                       1 - top1
  *   noise_floor     kl_mean, definition         of the original against itself, with the cache of
  *                                               keys and values in F16: what no output goes below
  *   layers          an object a block (layer, kl_mean): the original with this block alone taken

@@ -155,8 +155,12 @@ class Report(lib.Case):
         self.assertEqual(page.count('<section class="artefact">'), 1)
         self.assertIn(report["sha256"], page)
         self.assertIn(report["calibration"]["model_sha256"], page)
-        self.assertIn("KL by layer", page)
-        self.assertIn("Bits by layer", page)
+        for plot in ("Error", "KL", "Coverage", "Time", "Bits"):
+            self.assertIn(plot + " by layer", page)
+        self.assertAlmostEqual(e["top1"] + e["flips"], 1)
+        page.encode("utf-8")
+        for outside in ("http://", "https://", "src=", "url("):
+            self.assertNotIn(outside, page)
         self.assertEqual(page, self.ok("report", os.path.join(out, "nibble-report.json"), self.eval,
                                        "-o", "-"))
         rows = self.ok("report", out, self.eval).splitlines()
