@@ -275,6 +275,9 @@ nb_status nb_calibrating_run(nb_calibrating *c, const nb_calibrating_flags *flag
     nb_progress_begin(out, &p.bar, "calibrating", "Mflop", (int64_t)(c->plan.flops / 1e6));
     const nb_status s = nb_walk(&job, &c->result, err);
     nb_progress_end(out, &p.bar);
+    char fallen[512];
+    if (s == NB_OK && nb_calibrating_fallen(c, fallen, sizeof fallen))
+        nb_out_warn(out, "%s", fallen);
     if (s == NB_OK && c->result.resumed > 0)
         nb_out_note(out, "%lld of %lld blocks were there, from an earlier run",
                     (long long)c->result.resumed, (long long)plan->config.n_layers);

@@ -68,6 +68,9 @@ void nb_calibrating_close(nb_calibrating *c, bool done);
  * standard error; and how alike held-out inputs of layers are to the rest, after it. */
 void nb_calibrating_print_set(const nb_calibrating *c, nb_out *out);
 void nb_calibrating_print_coverage(const nb_calibrating *c, nb_out *out);
+/* What became of layers whose inputs are of no use, in one line: how many, which, why. False: there
+ * are none. */
+bool nb_calibrating_fallen(const nb_calibrating *c, char *text, size_t size);
 /* Adds what the weights that the walk has made are off by. */
 void nb_calibrating_add_errors(const nb_calibrating *c, nb_error_sum *sum);
 /* What one line of --json says of it. NULL: no memory. */

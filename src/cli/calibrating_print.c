@@ -103,6 +103,33 @@ void nb_calibrating_print_coverage(const nb_calibrating *c, nb_out *out)
         100 * all.sum / (double)all.n, 100 * all.most, all.where);
 }
 
+bool nb_calibrating_fallen(const nb_calibrating *c, char *text, size_t size)
+{
+    json_t *o, *first = NULL, *last = NULL;
+    size_t i;
+    int64_t n = 0, all = 0;
+    json_array_foreach(c->result.layers, i, o)
+    {
+        all += json_is_string(json_object_get(o, "name"));
+        if (!json_is_true(json_object_get(o, "fell_back")))
+            continue;
+        n++;
+        first = first == NULL ? o : first;
+        last = o;
+    }
+    if (n == 0)
+        return false;
+    const char *from = json_string_value(json_object_get(first, "name"));
+    const char *to = json_string_value(json_object_get(last, "name"));
+    const char *why = json_string_value(json_object_get(first, "note"));
+    const bool one = n == 1;
+    snprintf(text, size,
+             "%lld of %lld layers learned nothing from the text, %.160s%s%.160s: %.120s",
+             (long long)n, (long long)all, from != NULL ? from : "", one ? "" : " to ",
+             one || to == NULL ? "" : to, why != NULL ? why : "");
+    return true;
+}
+
 static int add_coverage(json_t *to, const nb_calibrating *c)
 {
     const coverage all = coverage_of(c);

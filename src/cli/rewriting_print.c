@@ -278,6 +278,9 @@ static json_t *plan_json(const nb_rewriting *r)
     json_t *notes = json_array();
     for (int i = 0; i < plan->n_notes; i++)
         json_array_append_new(notes, text_json(plan->notes[i]));
+    char fallen[512];
+    if (nb_calibrating_fallen(&r->calibrating, fallen, sizeof fallen))
+        json_array_append_new(notes, text_json(fallen));
     json_t *group = json_null();
     if (scheme != NULL && scheme->fmt->affine && strcmp(scheme_words(r), scheme->name) == 0)
         group = plan->group_size == NB_GROUP_CHANNEL ? json_string("channel")

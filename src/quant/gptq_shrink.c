@@ -310,9 +310,11 @@ static void tell(const group *g, const best *b, nb_group_result *result)
     if (g->o.move != NB_MOVE_NONE)
         at += snprintf(result->note + at, sizeof result->note - (size_t)at, ", %s %g",
                        g->o.move == NB_MOVE_FIRST ? "beta" : "alpha", b->strength);
+    result->fell_back = g->feedback.blind;
     if (g->feedback.blind)
         snprintf(result->note, sizeof result->note,
-                 "the inputs' second moments are no finite numbers: rounded to nearest");
+                 "the inputs' second moments %s: rounded to nearest",
+                 g->feedback.damp > g->o.damp ? "have no factor" : "are no finite numbers");
     else if (g->feedback.damp != g->o.damp)
         snprintf(result->note + at, sizeof result->note - (size_t)at, ", damp %.3g",
                  g->feedback.damp);
@@ -345,6 +347,9 @@ nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result,
     NB_TRY_GOTO(s, powers_of(&g, &stats->h, power, err));
     NB_TRY_GOTO(s, losses_of(&g, &choosing, power, result->loss, &total, err));
     memcpy(result->held_loss, b.loss, sizeof b.loss);
+    /* By such moments there is no loss to be had: not even one of 0. */
+    for (int l = 0; l < job->n && g.feedback.blind; l++)
+        result->loss[l] = result->held_loss[l] = NAN;
     tell(&g, &b, result);
 done:
     close_group(&g);

@@ -87,6 +87,7 @@ typedef struct {
 typedef struct {
     double loss[NB_GROUP_LINEARS], held_loss[NB_GROUP_LINEARS];
     char note[120]; /* what was chosen: "shrink 0.3" */
+    bool fell_back; /* what was gathered is of no use: rounded to nearest, and the note says why */
 } nb_group_result;
 
 struct nb_block_job;

@@ -40,7 +40,8 @@ static nb_status encode_group(nb_walker *w, nb_point point, nb_group_job *job, c
     for (int k = 0; k < job->n; k++) {
         double kl;
         NB_TRY(nb_walker_predict(w, point, of_job[k], job->stats, &kl, err));
-        const nb_walker_said said = {r.loss[k], r.held_loss[k], kl, r.note, seconds / job->n};
+        const nb_walker_said said = {r.loss[k], r.held_loss[k],   kl,
+                                     r.note,    seconds / job->n, r.fell_back};
         NB_TRY(nb_walker_tell(w, point, of_job[k], &said, err));
     }
     return NB_OK;
@@ -59,7 +60,7 @@ static nb_status encode_alone(nb_walker *w, nb_point point, int j, const nb_inpu
     NB_TRY(encode_data_free(w, j, err));
     const double seconds = nb_clock() - start;
     NB_TRY(nb_walker_predict(w, point, j, stats, &kl, err));
-    return nb_walker_tell(w, point, j, &(nb_walker_said){NAN, NAN, kl, NULL, seconds}, err);
+    return nb_walker_tell(w, point, j, &(nb_walker_said){NAN, NAN, kl, NULL, seconds, false}, err);
 }
 
 /* Chooses codes for the linears of a point from its statistics, and keeps them. */

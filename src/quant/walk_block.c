@@ -85,7 +85,7 @@ static nb_status tune(nb_walker *w, const nb_method *method, bool resume, nb_err
 /* Of the weights that were tuned, by what the quantized stream has shown of their inputs. */
 static nb_status tell_all(nb_walker *w, nb_err *err)
 {
-    const nb_walker_said said = {NAN, NAN, NAN, w->tuned, w->tuned_seconds};
+    const nb_walker_said said = {NAN, NAN, NAN, w->tuned, w->tuned_seconds, false};
     for (int p = 0; p < NB_N_POINTS; p++) {
         int n;
         const int first = (int)nb_point_linears((nb_point)p, &n);

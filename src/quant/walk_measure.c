@@ -201,7 +201,7 @@ static nb_status output_error(nb_walker *w, int j, const nb_input_stats *stats, 
     NB_TRY_GOTO(s, NB_ALLOC(&to.scratch, n_scratch, err));
     double power = 0, square = 0;
     sum_outputs(w, j, &to, take_rows(to.x, stats), &power, &square);
-    *out = power > 0 ? square / power : NAN;
+    *out = power > 0 && isfinite(power) ? square / power : NAN;
 done:
     nb_free(to.x);
     nb_free(to.errors);
@@ -270,6 +270,8 @@ static json_t *object_of(const nb_walker *w, nb_point point, int j, const nb_wal
     }
     if (bad == 0 && said->note != NULL && said->note[0] != 0)
         bad = json_object_set_new(o, "note", json_string(said->note));
+    if (bad == 0 && said->fell_back)
+        bad = json_object_set_new(o, "fell_back", json_true());
     if (bad == 0 && w->coverage[point].known)
         bad = json_object_set_new(o, "coverage", coverage_json(&w->coverage[point]));
     if (bad == 0)

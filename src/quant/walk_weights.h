@@ -122,6 +122,7 @@ typedef struct {
     double predicted_kl;    /* NaN: not known */
     const char *note;       /* NULL or empty: nothing */
     double seconds;
+    bool fell_back; /* of nb_group_result */
 } nb_walker_said;
 /* Adds an object to the report, or, of a weight that was told of before, puts it in its place. Its
  * floats and what was made of it are there, and, if there are any, the statistics of its inputs. */
