@@ -13,8 +13,8 @@
  * the scale; here each format moves what it can store: integer zero points and the scale (affine),
  * the offset and the scale (q4_1, q5_1), the scale alone (symmetric grids). Every point is rounded
  * as it is stored before codes are taken with it, and the best one is kept. Where groups depend on
- * each other (K-quants), and where scales belong to the whole matrix, the fit of the grid is what there
- * is. */
+ * each other (K-quants), and where scales belong to the whole matrix, the fit of the grid is what
+ * there is. */
 #include "quant/quantizer.h"
 
 #include <math.h>
