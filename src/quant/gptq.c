@@ -248,28 +248,50 @@ static nb_status start(nb_recursion *c, nb_err *err)
     return moves && move == NB_MOVE_STEPWISE ? nb_gptq_move_stepwise(c, err) : NB_OK;
 }
 
+nb_status nb_gptq_is_whole(const nb_mat *out, bool *whole, nb_err *err)
+{
+    nb_grid grid;
+    NB_TRY(nb_grid_of(&grid, out, err));
+    *whole = grid.whole || nb_mat_shares(out);
+    return NB_OK;
+}
+
+static nb_status recurse(nb_recursion *c, nb_err *err)
+{
+    const nb_gptq_job *job = c->job;
+    NB_TRY(start(c, err));
+    if (job->phase == NB_GPTQ_POLISH)
+        return NB_OK;
+    if (!c->dynamic && !job->keep_scales)
+        fit_first(c);
+    return run(c, err);
+}
+
 nb_status nb_gptq_encode(const nb_gptq_job *job, nb_err *err)
 {
-    nb_recursion c = {.job = job, .n_rows = job->out->n_rows, .n = job->out->n_cols};
+    nb_recursion c = {
+        .job = job, .n_rows = job->out->n_rows, .n = job->out->n_cols, .code = job->code};
     assert(job->feedback->n == c.n);
     NB_TRY(nb_grid_of(&c.grid, job->out, err));
     /* One span is known whole from the start; and some formats want to see the matrix. */
     c.dynamic =
         job->options->dynamic && !c.grid.whole && c.grid.span_len < c.n && !job->keep_scales;
     assert(!c.dynamic || job->options->order != NB_ORDER_DESC);
+    const bool polishes =
+        job->options->polish > 0 && !job->feedback->blind && job->phase != NB_GPTQ_RECURSE;
     nb_status s = NB_OK;
     NB_TRY_GOTO(s, NB_ALLOC(&c.t, c.n_rows * c.n, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&c.code, c.n_rows * c.n, err));
-    NB_TRY_GOTO(s, start(&c, err));
-    if (!c.dynamic && !job->keep_scales)
-        fit_first(&c);
-    NB_TRY_GOTO(s, run(&c, err));
-    if (job->options->polish > 0 && !job->feedback->blind)
+    if (job->code == NULL)
+        NB_TRY_GOTO(s, NB_ALLOC(&c.code, c.n_rows * c.n, err));
+    NB_TRY_GOTO(s, recurse(&c, err));
+    if (polishes)
         NB_TRY_GOTO(s, nb_gptq_polish(&c, err));
-    nb_pool_run(job->la->pool, n_chunks(c.n_rows), put_chunk, &c);
+    if (job->phase != NB_GPTQ_RECURSE)
+        nb_pool_run(job->la->pool, n_chunks(c.n_rows), put_chunk, &c);
 done:
     nb_free(c.moved);
     nb_free(c.t);
-    nb_free(c.code);
+    if (job->code == NULL)
+        nb_free(c.code);
     return s;
 }

@@ -66,6 +66,11 @@ static inline double nb_moments_h(const nb_moments *m, int64_t i, int64_t j)
     const int64_t a = i < j ? i : j, b = i < j ? j : i;
     return nb_sym_row(m->h, a)[b] + (m->more != NULL ? nb_sym_row(m->more, a)[b] : 0);
 }
+/* The same on the diagonal, also where h and more rest. */
+static inline double nb_moments_diag(const nb_moments *m, int64_t i)
+{
+    return nb_sym_diag(m->h, i) + (m->more != NULL ? nb_sym_diag(m->more, i) : 0);
+}
 /* Of D = sum of (x0 - x) x^T. */
 static inline double nb_moments_mismatch(const nb_moments *m, int64_t i, int64_t j)
 {
@@ -85,21 +90,28 @@ typedef struct {
     bool blind;        /* H was not usable: M is 0, so that codes are rounded to nearest */
     double scale;      /* H was multiplied by this power of two */
     double damp;       /* what it took */
+    double mean;       /* of the diagonal of H, scaled: damping is a share of it */
 } nb_feedback;
 
 nb_status nb_feedback_init(nb_feedback *f, int64_t n, nb_err *err);
 void nb_feedback_free(nb_feedback *f);
+/* The factor alone, which nb_feedback_make makes anew: where there is no room for it beside what
+ * comes next. */
+void nb_feedback_drop_factor(nb_feedback *f);
 /* Orders, shrinks, damps and factors H, for a grid with spans of span_len columns. Damping grows
  * until the factor exists. May be called again. */
 nb_status nb_feedback_make(nb_feedback *f, nb_algebra *la, const nb_moments *moments,
                            const nb_gptq_options *options, double shrink, int64_t span_len,
                            nb_err *err);
-/* full [n][n] = H' in `order`, both triangles, in binary32: what nb_feedback_make factored. `work`
- * is another matrix of that size. */
-void nb_feedback_full(const nb_feedback *f, nb_algebra *la, const nb_moments *moments,
-                      double shrink, nb_sym *work, float *full);
+/* full [n][n] = H' in `order`, both triangles, in binary32: what nb_feedback_make factored. */
+nb_status nb_feedback_full(const nb_feedback *f, nb_algebra *la, const nb_moments *moments,
+                           double shrink, float *full, nb_err *err);
 
 /* ---- one matrix ---- */
+
+/* Polishing takes as much room as the recursion, and can come after it when all rows are through.
+ */
+typedef enum { NB_GPTQ_ALL, NB_GPTQ_RECURSE, NB_GPTQ_POLISH } nb_gptq_phase;
 
 typedef struct {
     nb_algebra *la;
@@ -109,11 +121,18 @@ typedef struct {
     double shrink, strength;
     const float *weight; /* [out->n_rows][out->n_cols] */
     nb_mat *out;
-    bool keep_scales; /* out has scales already */
+    bool keep_scales;  /* out has scales already */
+    const float *full; /* nb_feedback_full, for polishing; NULL: it is made */
+    nb_gptq_phase phase;
+    uint8_t *code; /* [n_rows][n_cols]: from the recursion, which then leaves the codes of `out`
+                      alone, to polishing */
 } nb_gptq_job;
 
-/* Chooses the codes of one matrix, and its scales. On failure `out` is unspecified. */
+/* Chooses the codes of one matrix, and its scales. On failure `out` is unspecified. Rows do not
+ * depend on each other: a matrix may be given in strips, unless nb_gptq_is_whole. */
 nb_status nb_gptq_encode(const nb_gptq_job *job, nb_err *err);
+/* Whether scales of `out` depend on all of its rows. */
+nb_status nb_gptq_is_whole(const nb_mat *out, bool *whole, nb_err *err);
 
 /* ---- for gptq*.c ---- */
 

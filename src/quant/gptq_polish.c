@@ -10,8 +10,8 @@
 
 typedef struct {
     nb_recursion *c;
-    float *full; /* H', [n][n] */
-    float *e;    /* [n_rows][n] */
+    const float *full; /* H', [n][n] */
+    float *e;          /* [n_rows][n] */
 } polishing;
 
 static void value_at(const nb_recursion *c, int64_t r, int64_t col, nb_grid_group *group,
@@ -85,13 +85,15 @@ nb_status nb_gptq_polish(nb_recursion *c, nb_err *err)
     const nb_gptq_job *job = c->job;
     nb_algebra *la = job->la;
     polishing p = {.c = c};
-    nb_sym work = {0};
+    float *full = NULL;
     uint8_t *scratch = NULL;
     nb_status s = NB_OK;
-    NB_TRY_GOTO(s, nb_sym_init(&work, c->n, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&p.full, c->n * c->n, err));
-    nb_feedback_full(job->feedback, la, job->moments, job->shrink, &work, p.full);
-    nb_sym_free(&work);
+    p.full = job->full;
+    if (p.full == NULL) {
+        NB_TRY_GOTO(s, NB_ALLOC(&full, c->n * c->n, err));
+        NB_TRY_GOTO(s, nb_feedback_full(job->feedback, la, job->moments, job->shrink, full, err));
+        p.full = full;
+    }
     NB_TRY_GOTO(s, NB_ALLOC(&p.e, c->n_rows * c->n, err));
     NB_TRY_GOTO(
         s,
@@ -110,8 +112,7 @@ nb_status nb_gptq_polish(nb_recursion *c, nb_err *err)
     nb_matmul(la->kernels, la->pool, &gradient, scratch);
     nb_pool_run(la->pool, (c->n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS, sweep_chunk, &p);
 done:
-    nb_sym_free(&work);
-    nb_free(p.full);
+    nb_free(full);
     nb_free(p.e);
     nb_free(scratch);
     return s;

@@ -24,7 +24,7 @@ static const double strengths[] = {0, 0.25, 0.5, 0.75, 1};
 /* A linear layer as far as it is encoded: all of it, or a sample of its rows. */
 typedef struct {
     const char *name;
-    const float *weight; /* [out->n_rows][n] */
+    nb_rows rows; /* [out->n_rows][n] */
     nb_mat *out;
 } part;
 
@@ -35,20 +35,35 @@ typedef struct {
     const part *parts; /* of these two, what is being encoded */
     nb_mat sample_out[NB_GROUP_LINEARS];
     float *sample_weight[NB_GROUP_LINEARS]; /* NULL: all rows are the sample */
+    bool rests; /* h and held_h: there is room for one matrix of their size at a time */
     nb_feedback feedback;
-    float *e;           /* [largest n_rows][n] */
+    int64_t strip;      /* rows that are taken at a time */
+    float *w, *e;       /* [strip][n] */
     double *row_loss;   /* [largest n_rows] */
-    float *d, *product; /* with a move: D [n][n], w D [largest n_rows][n] */
+    float *d, *product; /* with a move: D [n][n], w D [strip][n] */
     uint8_t *scratch;   /* of that product */
 } group;
+
+static nb_status rows_of(const group *g, const part *p, int64_t row, int64_t n, const float **out,
+                         nb_err *err)
+{
+    return nb_rows_get(&p->rows, g->job->stats->n_cols, row, n, g->w, out, err);
+}
+
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
 
 /* ---- losses ---- */
 
 typedef struct {
-    group *g;
-    int l;
+    const group *g;
+    const nb_mat *out;
     const nb_moments *on;
     double scale;
+    const float *w; /* of the rows from `row` on */
+    int64_t row;
 } losing;
 
 static void error_row(void *context, int64_t r, int thread)
@@ -56,10 +71,9 @@ static void error_row(void *context, int64_t r, int thread)
     (void)thread;
     const losing *x = context;
     const int64_t n = x->g->job->stats->n_cols;
-    const nb_mat *out = x->g->parts[x->l].out;
-    const float *w = x->g->parts[x->l].weight + r * n;
+    const float *w = x->w + r * n;
     float *e = x->g->e + r * n;
-    out->fmt->decode_row(out, r, e);
+    x->out->fmt->decode_row(x->out, x->row + r, e);
     for (int64_t j = 0; j < n; j++)
         e[j] = w[j] - e[j];
 }
@@ -81,54 +95,77 @@ static double sum(const double *x, int64_t n)
     return s;
 }
 
-/* 2 w D e^T over all rows: what the loss has besides e H e^T where x is not x0. */
-static double mismatch_loss(const losing *x)
+/* *total += w D e^T over the rows at hand. */
+static void add_mismatch(const losing *x, int64_t n_rows, double *total)
 {
-    group *g = x->g;
-    const int64_t n = g->job->stats->n_cols, n_rows = g->parts[x->l].out->n_rows;
-    nb_algebra *la = g->job->la;
-    nb_pool_run(la->pool, n, mismatch_row, (void *)x);
+    const group *g = x->g;
+    const int64_t n = g->job->stats->n_cols;
     const nb_matmul_job product = {
         .c = g->product,
         .ldc = n,
         .m = n_rows,
         .n = n,
         .depth = n,
-        .a = {g->parts[x->l].weight, n, 1},
+        .a = {x->w, n, 1},
         .b = {g->d, n, 1},
     };
-    nb_matmul(la->kernels, la->pool, &product, g->scratch);
-    double total = 0;
+    nb_matmul(g->job->la->kernels, g->job->la->pool, &product, g->scratch);
     for (int64_t r = 0; r < n_rows; r++) {
         double row = 0;
         for (int64_t j = 0; j < n; j++)
             row += (double)g->product[r * n + j] * (double)g->e[r * n + j];
-        total += row;
+        *total += row;
     }
-    return 2 * total / x->scale;
 }
 
-/* e H e^T over all rows of linear l as it is encoded; `full` has with it what a move works on. */
-static nb_status loss_of(group *g, int l, const nb_moments *on, double *plain, double *full,
-                         nb_err *err)
+/* e H e^T over all rows of a linear as it is encoded; `full` has with it what a move works on,
+ * 2 w D e^T: what the loss has besides where x is not x0. */
+static nb_status loss_of(group *g, const part *p, const nb_moments *on, const nb_sym *h,
+                         double *plain, double *full, nb_err *err)
 {
-    losing x = {.g = g, .l = l, .on = on, .scale = g->feedback.scale};
-    const int64_t n_rows = g->parts[l].out->n_rows;
-    nb_pool_run(g->job->la->pool, n_rows, error_row, &x);
-    NB_TRY(nb_sym_loss_rows(g->job->la, on->h, g->e, n_rows, g->row_loss, err));
+    losing x = {.g = g, .out = p->out, .on = on, .scale = g->feedback.scale};
+    const int64_t n_rows = p->out->n_rows;
+    nb_pool *pool = g->job->la->pool;
+    double mismatch = 0;
+    if (g->o.move != NB_MOVE_NONE)
+        nb_pool_run(pool, g->job->stats->n_cols, mismatch_row, &x);
+    for (x.row = 0; x.row < n_rows; x.row += g->strip) {
+        const int64_t m = smaller(g->strip, n_rows - x.row);
+        NB_TRY(rows_of(g, p, x.row, m, &x.w, err));
+        nb_pool_run(pool, m, error_row, &x);
+        NB_TRY(nb_sym_loss_rows(g->job->la, h, g->e, m, g->row_loss + x.row, err));
+        if (g->o.move != NB_MOVE_NONE)
+            add_mismatch(&x, m, &mismatch);
+    }
     *plain = *full = sum(g->row_loss, n_rows);
     if (g->o.move != NB_MOVE_NONE)
-        *full += mismatch_loss(&x);
+        *full += 2 * mismatch / x.scale;
     return NB_OK;
 }
 
-static nb_status powers_of(group *g, const nb_sym *h, double *power, nb_err *err)
+static nb_status power_of(group *g, const part *p, const nb_sym *h, double *power, nb_err *err)
 {
-    for (int l = 0; l < g->job->n; l++) {
-        const int64_t n_rows = g->parts[l].out->n_rows;
-        NB_TRY(nb_sym_loss_rows(g->job->la, h, g->parts[l].weight, n_rows, g->row_loss, err));
-        power[l] = sum(g->row_loss, n_rows);
+    const int64_t n_rows = p->out->n_rows;
+    for (int64_t row = 0; row < n_rows; row += g->strip) {
+        const int64_t m = smaller(g->strip, n_rows - row);
+        const float *w;
+        NB_TRY(rows_of(g, p, row, m, &w, err));
+        NB_TRY(nb_sym_loss_rows(g->job->la, h, w, m, g->row_loss + row, err));
     }
+    *power = sum(g->row_loss, n_rows);
+    return NB_OK;
+}
+
+/* *use is h, in memory: woken into *woken where it rests, for which the factor has to go. */
+static nb_status wake(group *g, const nb_sym *h, nb_sym *woken, const nb_sym **use, nb_err *err)
+{
+    *woken = (nb_sym){0};
+    *use = h;
+    if (!nb_sym_rests(h))
+        return NB_OK;
+    nb_feedback_drop_factor(&g->feedback);
+    NB_TRY(nb_sym_wake(woken, h, err));
+    *use = woken;
     return NB_OK;
 }
 
@@ -137,21 +174,95 @@ static double relative(double loss, double power)
     return power > 0 ? loss / power : 0;
 }
 
+static nb_status powers_of(group *g, const nb_sym *of, double *power, nb_err *err)
+{
+    nb_sym woken;
+    const nb_sym *h;
+    NB_TRY(wake(g, of, &woken, &h, err));
+    nb_status s = NB_OK;
+    for (int l = 0; l < g->job->n && s == NB_OK; l++)
+        s = power_of(g, &g->parts[l], h, &power[l], err);
+    nb_sym_free(&woken);
+    return s;
+}
+
 /* Of each linear, relative to its power; *total: the full ones added. */
 static nb_status losses_of(group *g, const nb_moments *on, const double *power, double *out,
                            double *total, nb_err *err)
 {
+    nb_sym woken;
+    const nb_sym *h;
+    NB_TRY(wake(g, on->h, &woken, &h, err));
+    nb_status s = NB_OK;
     *total = 0;
-    for (int l = 0; l < g->job->n; l++) {
-        double plain, full;
-        NB_TRY(loss_of(g, l, on, &plain, &full, err));
+    for (int l = 0; l < g->job->n && s == NB_OK; l++) {
+        double plain = 0, full = 0;
+        s = loss_of(g, &g->parts[l], on, h, &plain, &full, err);
         out[l] = relative(plain, power[l]);
         *total += relative(full, power[l]);
     }
-    return NB_OK;
+    nb_sym_free(&woken);
+    return s;
 }
 
 /* ---- encoding ---- */
+
+/* A matrix strip by strip, in one phase. */
+static nb_status encode_strips(group *g, const part *p, nb_gptq_job job, nb_err *err)
+{
+    const int64_t n = p->out->n_cols, n_rows = p->out->n_rows;
+    bool whole;
+    NB_TRY(nb_gptq_is_whole(p->out, &whole, err));
+    float *all = NULL;
+    if (whole && p->rows.all == NULL && n_rows > g->strip)
+        NB_TRY(NB_ALLOC(&all, n_rows * n, err));
+    const int64_t strip = whole ? n_rows : g->strip;
+    uint8_t *const code = job.code;
+    nb_status s = NB_OK;
+    for (int64_t row = 0; row < n_rows && s == NB_OK; row += strip) {
+        const int64_t m = smaller(strip, n_rows - row);
+        nb_mat out = whole ? *p->out : nb_mat_rows(p->out, row, m);
+        job.out = &out;
+        job.code = code != NULL ? code + row * n : NULL;
+        s = nb_rows_get(&p->rows, n, row, m, all != NULL ? all : g->w, &job.weight, err);
+        if (s == NB_OK)
+            s = nb_gptq_encode(&job, err);
+        if (whole)
+            *p->out = out; /* what is one for all rows */
+    }
+    nb_free(all);
+    return s;
+}
+
+/* With H' for polishing, made once for all strips. Where moments rest, the factor and H' are not
+ * in memory together: all rows take the recursion, then all are polished. */
+static nb_status encode_part(group *g, const part *p, nb_gptq_job job, nb_err *err)
+{
+    const int64_t n = p->out->n_cols;
+    float *full = NULL;
+    uint8_t *code = NULL;
+    nb_status s = NB_OK;
+    const bool polishes = g->o.polish > 0 && !g->feedback.blind, twice = polishes && g->rests;
+    if (twice) {
+        NB_TRY_GOTO(s, NB_ALLOC(&code, p->out->n_rows * n, err));
+        job.code = code;
+        job.phase = NB_GPTQ_RECURSE;
+        NB_TRY_GOTO(s, encode_strips(g, p, job, err));
+        nb_feedback_drop_factor(&g->feedback);
+        job.phase = NB_GPTQ_POLISH;
+    }
+    if (polishes) {
+        NB_TRY_GOTO(s, NB_ALLOC(&full, n * n, err));
+        NB_TRY_GOTO(s,
+                    nb_feedback_full(&g->feedback, g->job->la, job.moments, job.shrink, full, err));
+        job.full = full;
+    }
+    NB_TRY_GOTO(s, encode_strips(g, p, job, err));
+done:
+    nb_free(full);
+    nb_free(code);
+    return s == NB_OK ? s : nb_context(err, "%s", p->name);
+}
 
 static nb_status encode(group *g, const nb_moments *by, double shrink, double strength,
                         bool keep_scales, nb_err *err)
@@ -161,7 +272,8 @@ static nb_status encode(group *g, const nb_moments *by, double shrink, double st
         const part *p = &g->parts[l];
         nb_grid grid;
         NB_TRY(nb_grid_of(&grid, p->out, err));
-        if (made_for < 0 || (g->o.order == NB_ORDER_GROUP && made_for != grid.span_len))
+        if (made_for < 0 || (g->o.order == NB_ORDER_GROUP && made_for != grid.span_len) ||
+            g->feedback.r.a == NULL)
             NB_TRY(
                 nb_feedback_make(&g->feedback, g->job->la, by, &g->o, shrink, grid.span_len, err));
         made_for = grid.span_len;
@@ -172,12 +284,9 @@ static nb_status encode(group *g, const nb_moments *by, double shrink, double st
             .moments = by,
             .shrink = shrink,
             .strength = strength,
-            .weight = p->weight,
-            .out = p->out,
             .keep_scales = keep_scales,
         };
-        if (nb_gptq_encode(&job, err) != NB_OK)
-            return nb_context(err, "%s", p->name);
+        NB_TRY(encode_part(g, p, job, err));
     }
     return NB_OK;
 }
@@ -258,12 +367,16 @@ static nb_status take_sample(group *g, int l, nb_err *err)
     if (n_rows <= SAMPLE_ROWS)
         return NB_OK;
     NB_TRY(NB_ALLOC(&g->sample_weight[l], SAMPLE_ROWS * n, err));
-    for (int64_t i = 0; i < SAMPLE_ROWS; i++)
-        memcpy(g->sample_weight[l] + i * n, all->weight + i * n_rows / SAMPLE_ROWS * n,
-               (size_t)n * sizeof(float));
+    for (int64_t i = 0; i < SAMPLE_ROWS; i++) {
+        float *to = g->sample_weight[l] + i * n;
+        const float *from;
+        NB_TRY(nb_rows_get(&all->rows, n, i * n_rows / SAMPLE_ROWS, 1, to, &from, err));
+        if (from != to)
+            memcpy(to, from, (size_t)n * sizeof(float));
+    }
     g->sample_out[l] = *all->out;
     g->sample_out[l].n_rows = SAMPLE_ROWS;
-    g->sample[l].weight = g->sample_weight[l];
+    g->sample[l].rows = (nb_rows){.all = g->sample_weight[l]};
     g->sample[l].out = &g->sample_out[l];
     return NB_OK;
 }
@@ -273,22 +386,29 @@ static nb_status open_group(group *g, bool sampled, nb_err *err)
     const int64_t n = g->job->stats->n_cols;
     int64_t n_rows = 0;
     for (int l = 0; l < g->job->n; l++) {
-        g->all[l] = (part){.name = g->job->linear[l].name,
-                           .weight = g->job->linear[l].weight,
-                           .out = g->job->linear[l].out};
+        const float *weight = g->job->linear[l].weight;
+        g->all[l] =
+            (part){.name = g->job->linear[l].name,
+                   .rows = weight != NULL ? (nb_rows){.all = weight} : g->job->linear[l].rows,
+                   .out = g->job->linear[l].out};
         n_rows = g->all[l].out->n_rows > n_rows ? g->all[l].out->n_rows : n_rows;
         if (sampled)
             NB_TRY(take_sample(g, l, err));
     }
+    g->strip = nb_strip_rows(n_rows, n);
     NB_TRY(nb_feedback_init(&g->feedback, n, err));
-    NB_TRY(NB_ALLOC(&g->e, n_rows * n, err));
+    for (int l = 0; l < g->job->n && g->w == NULL; l++) {
+        if (g->all[l].rows.all == NULL)
+            NB_TRY(NB_ALLOC(&g->w, g->strip * n, err));
+    }
+    NB_TRY(NB_ALLOC(&g->e, g->strip * n, err));
     NB_TRY(NB_ALLOC(&g->row_loss, n_rows, err));
     if (g->o.move == NB_MOVE_NONE)
         return NB_OK;
     NB_TRY(NB_ALLOC(&g->d, n * n, err));
-    NB_TRY(NB_ALLOC(&g->product, n_rows * n, err));
+    NB_TRY(NB_ALLOC(&g->product, g->strip * n, err));
     return NB_ALLOC(&g->scratch,
-                    nb_matmul_scratch_bytes(n_rows, n, n, nb_pool_n_threads(g->job->la->pool)),
+                    nb_matmul_scratch_bytes(g->strip, n, n, nb_pool_n_threads(g->job->la->pool)),
                     err);
 }
 
@@ -297,6 +417,7 @@ static void close_group(group *g)
     nb_feedback_free(&g->feedback);
     for (int l = 0; l < NB_GROUP_LINEARS; l++)
         nb_free(g->sample_weight[l]);
+    nb_free(g->w);
     nb_free(g->e);
     nb_free(g->row_loss);
     nb_free(g->d);
@@ -323,7 +444,7 @@ static void tell(const group *g, const best *b, nb_group_result *result)
 nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result, nb_err *err)
 {
     const nb_input_stats *stats = job->stats;
-    group g = {.job = job};
+    group g = {.job = job, .rests = nb_sym_rests(&stats->h)};
     NB_TRY(nb_gptq_options_parse(&g.o, job->method, err));
     const bool held = stats->held_h.n > 0 && stats->n_held > 0;
     const nb_moments choosing = {.h = &stats->h, .cross = stats->cross};

@@ -55,6 +55,7 @@ void nb_sym_free(nb_sym *s)
 {
     nb_free(s->a);
     nb_free(s->row_at);
+    nb_free(s->diag);
     *s = (nb_sym){0};
 }
 
@@ -71,6 +72,52 @@ void nb_sym_add(nb_sym *to, const nb_sym *from)
     const int64_t n = n_doubles(to->n);
     for (int64_t i = 0; i < n; i++)
         to->a[i] += from->a[i];
+}
+
+/* ---- resting ---- */
+
+int64_t nb_sym_rest_rows(int64_t n)
+{
+    return n_doubles(n);
+}
+
+nb_status nb_sym_rest(nb_sym *s, const nb_spill *file, nb_err *err)
+{
+    double *diag;
+    assert(s->a != NULL && file->row_bytes == sizeof *s->a);
+    NB_TRY(NB_ALLOC(&diag, s->n, err));
+    for (int64_t i = 0; i < s->n; i++)
+        diag[i] = nb_sym_row(s, i)[i];
+    const nb_status status = nb_spill_write(file, 0, n_doubles(s->n), s->a, err);
+    if (status != NB_OK) {
+        nb_free(diag);
+        return status;
+    }
+    nb_free(s->a);
+    s->a = NULL;
+    s->diag = diag;
+    s->file = file;
+    return NB_OK;
+}
+
+nb_status nb_sym_wake(nb_sym *to, const nb_sym *from, nb_err *err)
+{
+    assert(nb_sym_rests(from));
+    NB_TRY(nb_sym_init(to, from->n, err));
+    const nb_status status = nb_spill_read(from->file, 0, n_doubles(from->n), to->a, err);
+    if (status != NB_OK)
+        nb_sym_free(to);
+    return status;
+}
+
+nb_status nb_sym_band(const nb_sym *s, int64_t band, double *room, const double **rows, nb_err *err)
+{
+    const int64_t first = band * NB_SYM_BLOCK, width = s->n - first;
+    const int64_t at = s->row_at[first] + first;
+    *rows = nb_sym_rests(s) ? room : s->a + at;
+    if (!nb_sym_rests(s))
+        return NB_OK;
+    return nb_spill_read(s->file, at, min64(width, NB_SYM_BLOCK) * width, room, err);
 }
 
 void nb_algebra_free(nb_algebra *la)

@@ -10,6 +10,7 @@
 #define NB_QUANT_HESSIAN_H
 
 #include "base/bytes.h"
+#include "base/spill.h"
 #include "kernel/matmul.h"
 
 #define NB_SYM_BLOCK 128
@@ -20,7 +21,9 @@
 typedef struct {
     int64_t n;
     double *a;
-    int64_t *row_at; /* [n]: element (i, j), j >= i, is a[row_at[i] + j] */
+    int64_t *row_at;      /* [n]: element (i, j), j >= i, is a[row_at[i] + j] */
+    const nb_spill *file; /* where it rests: `a` is NULL then */
+    double *diag;         /* [n], of a matrix that rests */
 } nb_sym;
 
 int64_t nb_sym_bytes(int64_t n);
@@ -34,6 +37,29 @@ static inline double *nb_sym_row(const nb_sym *s, int64_t i)
 void nb_sym_copy(nb_sym *to, const nb_sym *from); /* of equal n */
 /* to += from, element by element. */
 void nb_sym_add(nb_sym *to, const nb_sym *from);
+
+/* A matrix that has no room beside others can rest in a file of nb_sym_rest_rows(n) rows of 8
+ * bytes, which has to stay open. Its diagonal remains; what is below wants a matrix in memory. */
+int64_t nb_sym_rest_rows(int64_t n);
+nb_status nb_sym_rest(nb_sym *s, const nb_spill *file, nb_err *err);
+static inline bool nb_sym_rests(const nb_sym *s)
+{
+    return s->file != NULL;
+}
+static inline bool nb_sym_is_empty(const nb_sym *s)
+{
+    return s->a == NULL && s->file == NULL;
+}
+/* *to: a copy in memory of a matrix that rests. Free it as any other. */
+nb_status nb_sym_wake(nb_sym *to, const nb_sym *from, nb_err *err);
+/* A band, 128 b the first of its rows: (*rows)[i * (n - 128 b) + j] is element (128 b + i, 128 b +
+ * j). Of a matrix that rests it is read into `room` [NB_SYM_BLOCK * n]. */
+nb_status nb_sym_band(const nb_sym *s, int64_t band, double *room, const double **rows,
+                      nb_err *err);
+static inline double nb_sym_diag(const nb_sym *s, int64_t i)
+{
+    return nb_sym_rests(s) ? s->diag[i] : nb_sym_row(s, i)[i];
+}
 
 /* What the functions below run on. `scratch` grows as needed, to about 1 KiB for each column (sums:
  * 4 KiB), and is freed by nb_algebra_free. */

@@ -178,8 +178,9 @@ static nb_status add_products(nb_input_stats *s, nb_algebra *la, const float *x,
                               int64_t n_rows, bool apart, nb_err *err)
 {
     const int64_t n = s->n_cols;
-    if (s->h.a != NULL)
-        NB_TRY(nb_sym_add_rows(la, apart ? &s->held_h : &s->h, x, n, n_rows, err));
+    nb_sym *h = apart ? &s->held_h : &s->h;
+    if (h->a != NULL)
+        NB_TRY(nb_sym_add_rows(la, h, x, n, n_rows, err));
     if (s->cross != NULL)
         NB_TRY(nb_cross_add_rows(la, apart ? s->held_cross : s->cross, n, x0, x, n, n_rows, err));
     return NB_OK;
@@ -221,15 +222,27 @@ static nb_status add_weighted(nb_input_stats *s, nb_algebra *la, const float *x,
     return NB_OK;
 }
 
+static nb_status add_moments(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
+                             const float *weights, int64_t n_rows, bool apart, nb_err *err)
+{
+    if (weights != NULL && (s->h.a != NULL || s->cross != NULL || apart))
+        return add_weighted(s, la, x, x0, weights, n_rows, apart, err);
+    return add_products(s, la, x, x0, n_rows, apart, err);
+}
+
+nb_status nb_input_stats_add_held(nb_input_stats *s, nb_algebra *la, const float *x,
+                                  const float *weights, int64_t n_rows, nb_err *err)
+{
+    return add_moments(s, la, x, NULL, weights, n_rows, true, err);
+}
+
 nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
                              const float *weights, int64_t n_rows, bool held_out, nb_err *err)
 {
     const int64_t n = s->n_cols;
-    const bool apart = held_out && s->held_h.a != NULL;
-    if (weights != NULL && (s->h.a != NULL || s->cross != NULL))
-        NB_TRY(add_weighted(s, la, x, x0, weights, n_rows, apart, err));
-    else
-        NB_TRY(add_products(s, la, x, x0, n_rows, apart, err));
+    const bool apart = held_out && (s->held_h.a != NULL || s->held_later);
+    if (!apart || !s->held_later)
+        NB_TRY(add_moments(s, la, x, x0, weights, n_rows, apart, err));
     if (s->mean_abs != NULL) {
         sums job = {s, x, weights, n_rows};
         nb_pool_run(la->pool, (n + SUM_COLS - 1) / SUM_COLS, sum_columns, &job);

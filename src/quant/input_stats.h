@@ -25,6 +25,10 @@ void nb_input_stats_free(nb_input_stats *s);
  * the sample are as without. */
 nb_status nb_input_stats_add(nb_input_stats *s, nb_algebra *la, const float *x, const float *x0,
                              const float *weights, int64_t n_rows, bool held_out, nb_err *err);
+/* With held_later, once the others are through and held_h has been made: sums of second moments of
+ * held-out rows, the same rows in the same pieces. */
+nb_status nb_input_stats_add_held(nb_input_stats *s, nb_algebra *la, const float *x,
+                                  const float *weights, int64_t n_rows, nb_err *err);
 /* Without held-out sequences there is nothing to choose by: their sums are dropped. Sums of
  * magnitudes become means. Call once, after the last rows. */
 void nb_input_stats_finish(nb_input_stats *s);

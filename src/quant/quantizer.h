@@ -11,6 +11,7 @@
 #include "numeric/grid.h"
 #include "quant/hessian.h"
 #include "quant/input_range.h"
+#include "quant/rows.h"
 
 /* What calibration has to gather before a method can choose: a mask. */
 typedef enum {
@@ -25,13 +26,15 @@ typedef enum {
     NB_STAT_RANGE = 128,   /* the values themselves, for static scales of activations */
 } nb_stat;
 
-/* The statistics of one group's inputs. What was not asked for is empty. Sums run over the tokens
- * of the calibration set in order, pieces as nb_sym_add_rows has them, sequence by sequence. */
+/* The statistics of one group's inputs. What was not asked for is empty; h and held_h may rest
+ * where there are no cross sums (nb_sym_rest). Sums run over the tokens of the calibration set in
+ * order, pieces as nb_sym_add_rows has them, sequence by sequence. */
 typedef struct {
     int64_t n_cols;
-    nb_sym h;      /* of the tokens that choose codes */
-    double *cross; /* [n_cols][n_cols]: row of x0, column of x; NULL: none */
-    nb_sym held_h; /* of held-out tokens; empty when there are none */
+    nb_sym h;        /* of the tokens that choose codes */
+    double *cross;   /* [n_cols][n_cols]: row of x0, column of x; NULL: none */
+    nb_sym held_h;   /* of held-out tokens; empty when there are none */
+    bool held_later; /* held_h is summed in a pass of its own, because both have no room */
     double *held_cross;
     int64_t n_tokens, n_held;
     double *mean_abs, *mean_square; /* [n_cols], over n_tokens + n_held */
@@ -76,7 +79,8 @@ typedef struct {
     int n;
     struct {
         const char *name;
-        const float *weight; /* [n_rows][n_cols], finite */
+        const float *weight; /* [n_rows][n_cols], finite; NULL: */
+        nb_rows rows;        /* gives them */
         int64_t n_rows;
         nb_mat *out; /* planned: format, groups and room; filled by the call */
     } linear[NB_GROUP_LINEARS];

@@ -75,30 +75,51 @@ static void encode_chunk(void *context, int64_t chunk, int thread)
            end < t->out->n_rows ? end : t->out->n_rows);
 }
 
+static void encode_strip(nb_algebra *la, rtn_task *task, bool settles)
+{
+    nb_mat *out = task->out;
+    for (int64_t r = 0; r < out->n_rows && settles; r++)
+        out->fmt->survey_row(out, r, task->weight + r * out->n_cols);
+    if (settles)
+        out->fmt->settle(out);
+    nb_pool_run(la->pool, (out->n_rows + task->rows_a_chunk - 1) / task->rows_a_chunk, encode_chunk,
+                task);
+}
+
+/* Strip by strip, unless scales depend on all rows. */
 static nb_status encode_linear(const nb_group_job *job, int i, const float *importance, nb_err *err)
 {
     nb_mat *out = job->linear[i].out;
+    const int64_t n = out->n_cols;
     nb_grid grid;
     const bool search = searches(job->method, out);
     if (search && nb_grid_of(&grid, out, err) != NB_OK)
         return nb_context(err, "%s", job->linear[i].name);
-    const bool whole = search && grid.whole;
-    if (!search && nb_mat_shares(out)) {
-        for (int64_t r = 0; r < out->n_rows; r++)
-            out->fmt->survey_row(out, r, job->linear[i].weight + r * out->n_cols);
-        out->fmt->settle(out);
-    }
+    const bool whole = (search && grid.whole) || nb_mat_shares(out);
+    const float *all = job->linear[i].weight;
+    const nb_rows rows = all != NULL ? (nb_rows){.all = all} : job->linear[i].rows;
+    const int64_t strip = whole || rows.all != NULL ? out->n_rows : nb_strip_rows(out->n_rows, n);
+    float *room = NULL;
+    if (rows.all == NULL)
+        NB_TRY(NB_ALLOC(&room, strip * n, err));
+    nb_mat view;
     rtn_task task = {
-        .out = out,
+        .out = &view,
         .grid = search ? &grid : NULL,
-        .weight = job->linear[i].weight,
         .importance = importance,
-        .rows_a_chunk = whole ? out->n_rows : CHUNK_ROWS,
+        .rows_a_chunk = search && grid.whole ? strip : CHUNK_ROWS,
     };
-    if (out->n_rows > 0)
-        nb_pool_run(job->la->pool, (out->n_rows + task.rows_a_chunk - 1) / task.rows_a_chunk,
-                    encode_chunk, &task);
-    return NB_OK;
+    nb_status s = NB_OK;
+    for (int64_t row = 0; row < out->n_rows && s == NB_OK; row += strip) {
+        view = nb_mat_rows(out, row, out->n_rows - row < strip ? out->n_rows - row : strip);
+        s = nb_rows_get(&rows, n, row, view.n_rows, room, &task.weight, err);
+        if (s == NB_OK)
+            encode_strip(job->la, &task, !search && nb_mat_shares(out));
+        if (whole)
+            *out = view; /* what is one for all rows */
+    }
+    nb_free(room);
+    return s;
 }
 
 static nb_status rtn_encode_group(const nb_group_job *job, nb_group_result *result, nb_err *err)

@@ -444,3 +444,54 @@ nb_status nb_streams_sweep(nb_streams *s, int i, nb_input_stats *const stats[NB_
         s->stream[i].hash = 0;
     return for_pieces(s, sweep_piece, &job, err);
 }
+
+/* ---- statistics alone ---- */
+
+typedef struct {
+    nb_point point;
+    nb_input_stats *stats;
+    bool held;
+} gathering;
+
+static nb_status rows_at_point(nb_streams *s, const piece *p, nb_point point, const float **rows,
+                               nb_err *err)
+{
+    const nb_stream *t = &s->stream[0];
+    const nb_layer *layer = &s->frame.layers[0];
+    nb_work *w = &s->work;
+    const bool before = point == NB_AT_ATTN;
+    if (point == NB_AT_O || point == NB_AT_DOWN) {
+        float *to = point == NB_AT_O ? w->att : w->gate;
+        *rows = to;
+        return nb_spill_read_on(s->la->pool, point == NB_AT_O ? &t->att : &t->act, p->row, p->n, to,
+                                err);
+    }
+    NB_TRY(nb_spill_read_on(s->la->pool, &t->x[before ? s->layer % 2 : (s->layer + 1) % 2], p->row,
+                            p->n, w->x, err));
+    norm(s, before ? layer->attn_norm : layer->ffn_norm, p->n);
+    *rows = w->h;
+    return NB_OK;
+}
+
+static nb_status gather_piece(nb_streams *s, const piece *p, void *context, nb_err *err)
+{
+    const gathering *job = context;
+    const float *rows;
+    if (job->held && !p->seq->held)
+        return NB_OK;
+    NB_TRY(rows_at_point(s, p, job->point, &rows, err));
+    if (!job->held)
+        return add_stats(s, job->point, job->stats, p, rows, NULL, err);
+    if (s->guide != NULL)
+        NB_TRY(nb_guide_weights(s->guide, s->layer, job->point, p->row, p->n, s->weights, err));
+    NB_TRY(nb_input_stats_add_held(job->stats, s->la, rows, s->guide != NULL ? s->weights : NULL,
+                                   p->n, err));
+    return tell(s, 0, err);
+}
+
+nb_status nb_streams_gather(nb_streams *s, nb_point point, nb_input_stats *stats, bool held,
+                            nb_err *err)
+{
+    gathering job = {point, stats, held};
+    return for_pieces(s, gather_piece, &job, err);
+}

@@ -66,6 +66,10 @@ nb_status nb_streams_check(nb_streams *s, int i, uint64_t *hash, nb_err *err);
  * into `stats` (NULL: nowhere), those of stream 1 as x0. The linears that lie before the point must
  * be in the slots. */
 nb_status nb_streams_to_point(nb_streams *s, nb_point point, nb_input_stats *stats, nb_err *err);
+/* The statistics of a point that stream 0 has been taken to, from what lies on disk: the same sums,
+ * with no weights in memory beside them. With `held`, those of stats->held_later. */
+nb_status nb_streams_gather(nb_streams *s, nb_point point, nb_input_stats *stats, bool held,
+                            nb_err *err);
 /* From the last point to the end of the block. */
 nb_status nb_streams_to_end(nb_streams *s, nb_err *err);
 /* Takes stream i alone through the whole block, with statistics at all points where stats[point] is

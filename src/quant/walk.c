@@ -73,7 +73,7 @@ static nb_status encode_point(nb_walker *w, nb_point point, const nb_input_stats
     for (int j = first; j < end; j++) {
         if (!nb_walker_quantizes(w, j) && w->weight[j].values == NULL)
             continue;
-        if (w->weight[j].values == NULL)
+        if (w->weight[j].values == NULL && !nb_walker_reads_rows(w, point, j))
             NB_TRY(nb_walker_load_floats(w, j, err));
         NB_TRY(nb_walker_room(w, j, err));
         in_group[j] =
@@ -91,6 +91,7 @@ static nb_status encode_point(nb_walker *w, nb_point point, const nb_input_stats
             of_job[job.n] = j;
             job.linear[job.n].name = w->job->plan->weights[w->index[j]].name;
             job.linear[job.n].weight = w->weight[j].values;
+            job.linear[job.n].rows = nb_walker_rows(w, j);
             job.linear[job.n].n_rows = w->job->plan->weights[w->index[j]].n_rows;
             job.linear[job.n++].out = &w->made[j].mat;
         }
@@ -267,12 +268,15 @@ static nb_status walk_quantized(nb_walker *w, nb_err *err)
         NB_TRY(nb_walker_transform(w, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
         const nb_point point = (nb_point)p;
-        const bool wanted = w->point_needs[p] != 0;
+        const bool rests = w->rests[p] && (w->point_needs[p] & NB_STAT_HESSIAN) != 0;
+        const bool wanted = w->point_needs[p] != 0 && !rests;
         if (wanted)
             NB_TRY(start_stats(w, point, w->point_needs[p], err));
         NB_TRY(nb_streams_to_point(&w->streams, point, wanted ? &w->stats[p] : NULL, err));
         if (p > 0)
             nb_walker_drop_linears(w, (nb_point)(p - 1));
+        if (rests)
+            NB_TRY(nb_walker_gather(w, point, err));
         NB_TRY(end_sums(w, point, err));
         nb_walker_settle_ranges(w, point);
         NB_TRY(encode_point(w, point, &w->stats[p], err));
@@ -334,12 +338,15 @@ nb_status nb_walk(const nb_walk_job *job, nb_walk_result *out, nb_err *err)
     nb_walker w = {.job = job,
                    .result = out,
                    .guide = NB_GUIDE_NONE,
+                   .resting = {NB_SPILL_CLOSED, NB_SPILL_CLOSED},
                    .la = {.kernels = job->kernels, .pool = job->pool}};
     for (int i = 0; i < 2; i++)
         w.streams.stream[i] =
             (nb_stream){{NB_SPILL_CLOSED, NB_SPILL_CLOSED}, NB_SPILL_CLOSED, NB_SPILL_CLOSED, 0};
     const nb_status s = run(&w, err);
     end_stats(&w);
+    for (int i = 0; i < 2; i++)
+        nb_spill_close(&w.resting[i]);
     for (int j = 0; j < NB_N_LINEARS; j++) {
         nb_walker_drop_floats(&w, j);
         nb_loaded_free(&w.made[j]);

@@ -128,10 +128,12 @@ static nb_status sum_errors(nb_walker *w, int j, const nb_input_stats *stats, co
     double loss[PREDICT_ROWS];
     const nb_mat *made = &w->made[j].mat;
     const int64_t n = made->n_cols;
+    const nb_rows rows = nb_walker_rows(w, j);
     *sum = 0;
     for (int64_t row = 0; row < made->n_rows; row += PREDICT_ROWS) {
         const int64_t left = made->n_rows - row, m = left < PREDICT_ROWS ? left : PREDICT_ROWS;
-        const float *weight = w->weight[j].values + row * n;
+        const float *weight;
+        NB_TRY(nb_rows_get(&rows, n, row, m, e + PREDICT_ROWS * n, &weight, err));
         for (int64_t r = 0; r < m; r++)
             made->fmt->decode_row(made, row + r, e + r * n);
         for (int64_t i = 0; i < m * n; i++)
@@ -150,17 +152,21 @@ nb_status nb_walker_predict(nb_walker *w, nb_point point, int j, const nb_input_
     double sum;
     *kl = NAN;
     /* What chose the codes would flatter them. */
-    const bool held = stats->held_h.a != NULL;
+    const bool held = !nb_sym_is_empty(&stats->held_h);
     const nb_sym *h = held ? &stats->held_h : &stats->h;
-    const int64_t n = held                 ? stats->n_held
-                      : stats->h.a != NULL ? stats->n_tokens
-                                           : stats->n_tokens + stats->n_held;
-    if (!w->job->guided || n == 0 || (h->a == NULL && stats->mean_square == NULL))
+    const int64_t n = held                          ? stats->n_held
+                      : !nb_sym_is_empty(&stats->h) ? stats->n_tokens
+                                                    : stats->n_tokens + stats->n_held;
+    if (!w->job->guided || n == 0 || (nb_sym_is_empty(h) && stats->mean_square == NULL))
         return NB_OK;
-    NB_TRY(NB_ALLOC(&e, PREDICT_ROWS * stats->n_cols, err));
+    nb_sym woken = {0};
+    NB_TRY(NB_ALLOC(&e, 2 * PREDICT_ROWS * stats->n_cols, err));
+    nb_status s = nb_sym_rests(h) ? nb_sym_wake(&woken, h, err) : NB_OK;
     const uint64_t env = nb_fpenv_enter();
-    const nb_status s = sum_errors(w, j, stats, h, e, &sum, err);
+    if (s == NB_OK)
+        s = sum_errors(w, j, stats, woken.a != NULL ? &woken : h, e, &sum, err);
     nb_fpenv_leave(env);
+    nb_sym_free(&woken);
     nb_free(e);
     if (s == NB_OK)
         *kl = nb_guide_mean(&w->guide, w->layer, point) * sum / (2 * (double)n);

@@ -15,8 +15,7 @@ static double total_of(const nb_input_stats *s, int64_t c)
 {
     if (s->square != NULL)
         return s->square[c];
-    return s->mean_square != NULL ? s->mean_square[c] * (double)s->n_tokens
-                                  : nb_sym_row(&s->h, c)[c];
+    return s->mean_square != NULL ? s->mean_square[c] * (double)s->n_tokens : nb_sym_diag(&s->h, c);
 }
 
 /* Where there is one sum for all tokens: what is held out, and what is left without it. */
@@ -41,7 +40,11 @@ nb_status nb_walker_look(nb_walker *w, nb_point point, nb_err *err)
     const nb_input_stats *s = &w->stats[point];
     nb_coverage *out = &w->coverage[point];
     *out = (nb_coverage){0};
-    if (s->held_h.a != NULL && s->n_tokens > 0)
+    if (nb_sym_rests(&s->held_h) && s->n_tokens > 0) /* their diagonals are there */
+        *out = (nb_coverage){.known = true,
+                             .of = nb_calib_coverage_of_squares(
+                                 s->h.diag, s->n_tokens, s->held_h.diag, s->n_held, s->n_cols)};
+    else if (s->held_h.a != NULL && s->n_tokens > 0)
         *out = (nb_coverage){
             .known = true,
             .of = nb_calib_coverage_of_moments(&s->h, s->n_tokens, &s->held_h, s->n_held)};
@@ -70,15 +73,16 @@ static json_t *coverage_json(const nb_coverage *c)
 
 typedef struct {
     const nb_mat *made;
-    const float *was;
-    float *room; /* [n_threads][n_cols] */
+    int64_t begin, end; /* rows at hand */
+    const float *was;   /* of them */
+    float *room;        /* [n_threads][n_cols] */
     nb_error_sum *sums;
 } differences;
 
 static void sum_row(const differences *d, int64_t row, float *is)
 {
     const int64_t n = d->made->n_cols;
-    const float *was = d->was + row * n;
+    const float *was = d->was + (row - d->begin) * n;
     nb_error_sum *sum = &d->sums[row];
     d->made->fmt->decode_row(d->made, row, is);
     for (int64_t c = 0; c < n; c++) {
@@ -92,8 +96,8 @@ static void sum_row(const differences *d, int64_t row, float *is)
 static void sum_rows(void *context, int64_t chunk, int thread)
 {
     const differences *d = context;
-    const int64_t begin = chunk * ROWS_PER_CHUNK;
-    for (int64_t r = begin; r < begin + ROWS_PER_CHUNK && r < d->made->n_rows; r++)
+    const int64_t begin = d->begin + chunk * ROWS_PER_CHUNK;
+    for (int64_t r = begin; r < begin + ROWS_PER_CHUNK && r < d->end; r++)
         sum_row(d, r, d->room + thread * d->made->n_cols);
 }
 
@@ -101,15 +105,26 @@ static void sum_rows(void *context, int64_t chunk, int thread)
 static nb_status weight_error(nb_walker *w, int j, nb_error_sum *out, nb_err *err)
 {
     const nb_mat *made = &w->made[j].mat;
-    differences d = {.made = made, .was = w->weight[j].values};
+    const int64_t n = made->n_cols, strip = nb_strip_rows(made->n_rows, n);
+    const nb_rows rows = nb_walker_rows(w, j);
+    differences d = {.made = made};
+    float *was = NULL;
     nb_status s;
     *out = (nb_error_sum){0};
     NB_TRY_GOTO(s, NB_ALLOC(&d.room, nb_pool_n_threads(w->job->pool) * made->n_cols, err));
     NB_TRY_GOTO(s, NB_ALLOC(&d.sums, made->n_rows, err));
-    nb_pool_run(w->job->pool, (made->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, sum_rows, &d);
+    if (rows.all == NULL)
+        NB_TRY_GOTO(s, NB_ALLOC(&was, strip * n, err));
+    for (d.begin = 0; d.begin < made->n_rows; d.begin = d.end) {
+        d.end = d.begin + strip < made->n_rows ? d.begin + strip : made->n_rows;
+        const int64_t m = d.end - d.begin;
+        NB_TRY_GOTO(s, nb_rows_get(&rows, n, d.begin, m, was, &d.was, err));
+        nb_pool_run(w->job->pool, (m + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, sum_rows, &d);
+    }
     for (int64_t r = 0; r < made->n_rows; r++)
         nb_error_sum_add(out, &d.sums[r]);
 done:
+    nb_free(was);
     nb_free(d.room);
     nb_free(d.sums);
     return s;
@@ -151,19 +166,21 @@ static double square_of(const float *x, int64_t n)
 }
 
 typedef struct {
-    float *x, *errors, *y;
+    float *x, *errors, *y, *was;
     uint8_t *scratch;
 } room;
 
 /* Sums of squares of what outputs are, and of what they are off by. */
-static void sum_outputs(nb_walker *w, int j, const room *to, int64_t m, double *power,
-                        double *square)
+static nb_status sum_outputs(nb_walker *w, int j, const room *to, int64_t m, double *power,
+                             double *square, nb_err *err)
 {
+    const nb_rows rows = nb_walker_rows(w, j);
     const nb_mat *made = &w->made[j].mat;
     const int64_t n = made->n_cols;
     for (int64_t row = 0; row < made->n_rows; row += OUTPUTS) {
         const int64_t left = made->n_rows - row, n_out = left < OUTPUTS ? left : OUTPUTS;
-        const float *was = w->weight[j].values + row * n;
+        const float *was;
+        NB_TRY(nb_rows_get(&rows, n, row, n_out, to->was, &was, err));
         nb_matmul_job product = {.c = to->y,
                                  .ldc = n_out,
                                  .m = m,
@@ -181,6 +198,7 @@ static void sum_outputs(nb_walker *w, int j, const room *to, int64_t m, double *
         nb_matmul(w->job->kernels, w->job->pool, &product, to->scratch);
         *square += square_of(to->y, m * n_out);
     }
+    return NB_OK;
 }
 
 /* |X (W - W')^T|^2 / |X W^T|^2 over rows X of the sample; NaN where that is no number. */
@@ -199,13 +217,16 @@ static nb_status output_error(nb_walker *w, int j, const nb_input_stats *stats, 
     NB_TRY_GOTO(s, NB_ALLOC(&to.errors, OUTPUTS * n, err));
     NB_TRY_GOTO(s, NB_ALLOC(&to.y, MOST_ROWS * OUTPUTS, err));
     NB_TRY_GOTO(s, NB_ALLOC(&to.scratch, n_scratch, err));
+    if (w->weight[j].values == NULL)
+        NB_TRY_GOTO(s, NB_ALLOC(&to.was, OUTPUTS * n, err));
     double power = 0, square = 0;
-    sum_outputs(w, j, &to, take_rows(to.x, stats), &power, &square);
+    NB_TRY_GOTO(s, sum_outputs(w, j, &to, take_rows(to.x, stats), &power, &square, err));
     *out = power > 0 && isfinite(power) ? square / power : NAN;
 done:
     nb_free(to.x);
     nb_free(to.errors);
     nb_free(to.y);
+    nb_free(to.was);
     nb_free(to.scratch);
     return s;
 }

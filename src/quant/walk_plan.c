@@ -40,36 +40,6 @@ int64_t nb_walker_point_shape(const nb_config *c, nb_point point, int64_t *n_row
     return cols[point];
 }
 
-/* The program, its tables, and what the encoder keeps beside the statistics. */
-#define BASE_BYTES ((int64_t)48 << 20)
-
-/* At the point where most is held: statistics, weights as floats and as codes, and what an encoder
- * makes of them: a factor, its feedback in binary32, and errors of the weights. */
-static int64_t point_memory(const nb_walker *w, nb_point point)
-{
-    int64_t n_rows;
-    const int64_t n_cols = nb_walker_point_shape(&w->config, point, &n_rows);
-    const int64_t stats = nb_input_stats_bytes(n_cols, w->needs);
-    const int64_t factor = (w->needs & NB_STAT_HESSIAN) != 0 ? nb_sym_bytes(n_cols) * 3 / 2 : 0;
-    const int64_t weighted = w->job->guided ? nb_input_stats_weighted_bytes(n_cols, w->needs) : 0;
-    return stats + weighted + factor + n_rows * n_cols * (4 + 4 + 2);
-}
-
-static int64_t block_memory(const nb_walker *w)
-{
-    int64_t all = 0, most = 0;
-    for (int p = 0; p < NB_N_POINTS; p++) {
-        int64_t n_rows;
-        const int64_t n_cols = nb_walker_point_shape(&w->config, (nb_point)p, &n_rows);
-        most = larger(most, point_memory(w, (nb_point)p));
-        if (w->job->transform != NULL)
-            all += n_rows * n_cols * 4 + nb_input_stats_bytes(n_cols, w->transform_needs);
-        else if (!w->quantized_flow)
-            all += nb_input_stats_bytes(n_cols, w->needs) + n_rows * n_cols * 2;
-    }
-    return all + most;
-}
-
 /* Forward and backward are three times forward. */
 static nb_status estimate_tuning(nb_walker *w, int64_t longest, double block_flops, nb_err *err)
 {
@@ -183,18 +153,10 @@ nb_status nb_walker_set_up(nb_walker *w, nb_err *err)
     const int n_streams = w->has_other ? 2 : 1;
     NB_TRY(estimate_flops(w, longest, err)); /* counts the memory of tuning */
     NB_TRY(nb_walker_plan_guide(w, err));
-    const int64_t rest =
-        BASE_BYTES + larger(w->plan.memory + block_memory(w), w->guide_plan.memory);
-    w->plan.max_rows = NB_STREAMS_ROWS;
-    for (;; w->plan.max_rows /= 2) {
-        w->plan.memory = rest + nb_streams_memory(&w->config, longest, w->plan.max_rows, n_streams,
-                                                  nb_pool_n_threads(job->pool));
-        if (job->memory == 0 || w->plan.memory <= job->memory || w->plan.max_rows == 128)
-            break;
-    }
+    nb_walker_plan_memory(w, longest, n_streams);
     w->plan.disk =
         nb_streams_disk(&w->config, n_tokens, n_streams, w->quantized_flow && !w->by_block) +
-        job->plan->bytes + w->guide_plan.disk;
+        job->plan->bytes + w->guide_plan.disk + nb_walker_resting_bytes(w);
     if (job->memory != 0 && w->plan.memory > job->memory)
         return nb_fail(err, NB_LIMIT,
                        "method %s needs about %lld MB here, and --memory is %lld MB: fewer threads "

@@ -69,16 +69,24 @@ static void widen_rows(void *context, int64_t chunk, int thread)
         job->from->fmt->decode_row(job->from, r, job->to + r * n);
 }
 
-static nb_status refuse_nonfinite(const nb_walker *w, const nb_weight *from, const float *x,
-                                  nb_err *err)
+/* n_rows rows from `row` on. */
+static nb_status refuse_nonfinite(const nb_walker *w, const nb_weight *from, int64_t row,
+                                  int64_t n_rows, const float *x, nb_err *err)
 {
-    for (int64_t i = 0; i < from->n_rows * from->n_cols; i++) {
+    for (int64_t i = 0; i < n_rows * from->n_cols; i++) {
         if (!isfinite(x[i]))
             return nb_fail(err, NB_DATA, "%s: tensor '%.200s' holds %g at [%lld, %lld]",
                            nb_store_path(w->job->store), from->name, (double)x[i],
-                           (long long)(i / from->n_cols), (long long)(i % from->n_cols));
+                           (long long)(row + i / from->n_cols), (long long)(i % from->n_cols));
     }
     return NB_OK;
+}
+
+static void widen(const nb_walker *w, const nb_mat *from, float *to)
+{
+    widening job = {.from = from, .to = to};
+    nb_pool_run(w->job->pool, (from->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, widen_rows,
+                &job);
 }
 
 /* Weight j in full precision; the source's matrix stays in w->source. */
@@ -93,10 +101,35 @@ nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err)
         NB_TRY(NB_ALLOC(&f->values, from->n_rows * from->n_cols, err));
         f->n = from->n_rows * from->n_cols;
     }
-    widening job = {.from = &w->source.mat, .to = f->values};
-    nb_pool_run(w->job->pool, (from->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, widen_rows,
-                &job);
-    return refuse_nonfinite(w, from, f->values, err);
+    widen(w, &w->source.mat, f->values);
+    return refuse_nonfinite(w, from, 0, from->n_rows, f->values, err);
+}
+
+static nb_status read_rows(void *context, int64_t row, int64_t n, float *out, nb_err *err)
+{
+    const nb_walker_place *at = context;
+    const nb_weight *from = source_of(at->w, at->j);
+    NB_TRY(nb_store_read_rows(at->w->job->store, from, row, n, &at->w->source, err));
+    widen(at->w, &at->w->source.mat, out);
+    return refuse_nonfinite(at->w, from, row, n, out, err);
+}
+
+nb_rows nb_walker_rows(nb_walker *w, int j)
+{
+    w->place[j] = (nb_walker_place){w, j};
+    return (nb_rows){.all = w->weight[j].values, .read = read_rows, .context = &w->place[j]};
+}
+
+/* Weights up to this many values are held: they are read once then. */
+#define HELD_VALUES ((int64_t)16 << 20)
+
+bool nb_walker_reads_rows(const nb_walker *w, nb_point point, int j)
+{
+    const nb_weight *from = source_of(w, j);
+    return w->weight[j].values == NULL && w->job->tune == NULL && nb_walker_quantizes(w, j) &&
+           nb_walker_method(w, j)->quantizer->encode_group != NULL &&
+           (w->rests[point] || from->n_rows * from->n_cols > HELD_VALUES) &&
+           nb_store_reads_rows(w->job->store, from);
 }
 
 void nb_walker_drop_floats(nb_walker *w, int j)

@@ -19,7 +19,13 @@ typedef struct {
     nb_calib_coverage of;
 } nb_coverage;
 
+struct nb_walker;
 typedef struct {
+    struct nb_walker *w;
+    int j;
+} nb_walker_place;
+
+typedef struct nb_walker {
     const nb_walk_job *job;
     nb_walk_result *result;
     nb_walk_plan plan;
@@ -39,6 +45,9 @@ typedef struct {
     nb_floats weight[NB_N_LINEARS]; /* where they are held: of the group at hand, or, with a
                                     transform, of the block */
     nb_loaded source, made[NB_N_LINEARS];
+    nb_walker_place place[NB_N_LINEARS]; /* for rows that are read as they are needed */
+    bool rests[NB_N_POINTS];             /* second moments of the point rest in a file */
+    nb_spill resting[2];                 /* those that choose codes; those held out */
     nb_input_stats stats[NB_N_POINTS];
     nb_coverage coverage[NB_N_POINTS]; /* of the block at hand */
     double done, started;
@@ -63,6 +72,14 @@ nb_status nb_walker_load_norms(nb_walker *w, nb_err *err);
 /* Weight j in full precision into w->weight[j]; refuses what is not finite. */
 nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err);
 void nb_walker_drop_floats(nb_walker *w, int j);
+/* The same a few rows at a time: from w->weight[j], where it is held, or from the source. */
+nb_rows nb_walker_rows(nb_walker *w, int j);
+/* Whether codes of weight j at a point are to be chosen without holding it: it is large, or there
+ * is little memory, and what chooses them can do that. */
+bool nb_walker_reads_rows(const nb_walker *w, nb_point point, int j);
+/* The statistics of a point where second moments rest: stream 0 is there, and no weights are in
+ * memory. */
+nb_status nb_walker_gather(nb_walker *w, nb_point point, nb_err *err);
 /* Weight j, in full precision and as it was made. */
 void nb_walker_forget(nb_walker *w, int j);
 
@@ -98,6 +115,11 @@ void nb_walker_mark_made(nb_walker *w, int64_t n);
 
 /* walk_plan.c: what the job asks for, and w->plan. */
 nb_status nb_walker_set_up(nb_walker *w, nb_err *err);
+/* walk_memory.c: steps as large, and as few points at rest, as the job's limit on memory allows;
+ * w->plan.memory may be above it even so. */
+void nb_walker_plan_memory(nb_walker *w, int64_t longest, int n_streams);
+/* Of the files in which second moments rest. */
+int64_t nb_walker_resting_bytes(const nb_walker *w);
 /* Columns at a point, and rows of all linears that read there. */
 int64_t nb_walker_point_shape(const nb_config *c, nb_point point, int64_t *n_rows);
 

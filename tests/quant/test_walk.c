@@ -59,17 +59,21 @@ static void threads_and_instruction_sets_give_the_same_bytes(void **state)
     walk_world_close(&w);
 }
 
-/* Less memory means smaller steps: the bytes stay, down to steps of 128 tokens. And what is too
- * little is refused at once, with both numbers. */
+/* Less memory means smaller steps: the bytes stay, down to steps of 128 tokens. Still less, and
+ * second moments rest in files while other things are in memory, at more and more points: the bytes
+ * stay, of all that was computed from them. And what is too little is refused at once, with both
+ * numbers. */
 static void memory_gives_the_same_bytes_or_is_refused(void **state)
 {
     (void)state;
-    static const char *const methods[] = {"gptq:fit=absmax,polish=0", "qronos:fit=absmax,polish=0"};
+    static const char *const methods[] = {"gptq:fit=absmax,polish=1", "qronos:fit=absmax,polish=0"};
     walk_world w;
     walk_world_how long_ones = small;
     long_ones.n_seqs = 2;
     long_ones.length = 300;
     long_ones.model.n_ctx = 512;
+    long_ones.model.d_model = 192; /* enough for second moments to weigh more than strips of them */
+    long_ones.model.d_ff = 288;
     walk_world_open(&w, "memory", &long_ones);
     for (int i = 0; i < 2; i++) {
         walk_how how = {.method = methods[i]};
@@ -87,8 +91,14 @@ static void memory_gives_the_same_bytes_or_is_refused(void **state)
             assert_string_equal(o.digest, all.digest);
             least = o.plan.memory;
         }
-        how.memory = least - 1;
-        walk(&o, &w, &how);
+        int n_rested = 0;
+        for (how.memory = least - 1; walk(&o, &w, &how), o.status == NB_OK; n_rested++) {
+            assert_true(o.plan.memory <= how.memory);
+            assert_string_equal(o.digest, all.digest);
+            least = o.plan.memory;
+            how.memory = least - 1;
+        }
+        assert_true(i == 1 ? n_rested == 0 : n_rested >= 1);
         assert_int_equal(o.status, NB_LIMIT);
         assert_int_equal(o.n_calls, 0);
         char number[40];
