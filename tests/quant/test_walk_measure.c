@@ -223,5 +223,5 @@ int main(void)
         cmocka_unit_test(threads_tell_the_same),
         cmocka_unit_test(nothing_held_out_is_not_compared),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
