@@ -80,6 +80,8 @@ static nb_status estimate_flops(nb_walker *w, int64_t longest, nb_err *err)
     double per_token = w->quantized_flow ? block * n_sweeps + sums : block + sums;
     if (job->transform != NULL)
         per_token += (w->quantized_flow ? block : 0) + first_sums;
+    if ((w->needs & NB_STAT_RANGE) != 0 && (w->by_block || job->tune != NULL))
+        per_token += block; /* ranges once the block is tuned */
     w->plan.flops = tokens * per_token * (double)w->config.n_layers;
     return w->by_block || w->job->tune != NULL ? estimate_tuning(w, longest, block, err) : NB_OK;
 }
