@@ -58,7 +58,7 @@ static nb_status gather(check *c, int64_t n_ctx, nb_err *err)
 
 /* ---- memory ---- */
 
-/* The program and its tables, with room to spare: with 557 MB taken, 625 are told. */
+/* The program and its tables, with room to spare. */
 #define BASE_BYTES 64e6
 
 /* About what scoring takes: both models packed, and the buffers of up to MAX_HYBRIDS + 1 scorers.
