@@ -64,6 +64,7 @@ static const nb_opt advise_options[] = {
 typedef struct {
     const char *path;
     nb_advise_shape shape;
+    nb_advise_source source;
     nb_candidate candidates[NB_N_CANDIDATES];
     nb_advise_request request;
     nb_advise_machine machine; /* zeros: not measured */
@@ -83,9 +84,25 @@ static nb_status read_config(advising *a, const char *path, nb_err *err)
 {
     json_t *config;
     NB_TRY(nb_json_load(&config, path, CONFIG_LIMIT, err));
-    const nb_status s = nb_advise_shape_read(&a->shape, config, err);
+    nb_status s = nb_advise_shape_read(&a->shape, config, err);
+    if (s == NB_OK)
+        s = nb_advise_source_read(&a->source, &a->shape, config, err);
     json_decref(config);
     return s == NB_OK ? s : nb_context(err, "%s", path);
+}
+
+/* Where the tensor files are there, they say what they take. */
+static void weigh_files(advising *a)
+{
+    nb_store *store;
+    nb_err ignored = {0};
+    if (nb_store_open(&store, a->path, &ignored) != NB_OK)
+        return;
+    const double bytes = (double)nb_store_file_bytes(store);
+    a->source.as.active_bytes *= bytes / (double)a->source.as.bytes;
+    a->source.as.bytes = nb_store_file_bytes(store);
+    a->source.as.bpw = 8 * bytes / (double)nb_advise_params(&a->shape);
+    nb_store_close(store);
 }
 
 /* A folder needs no more than its config.json. */
@@ -101,15 +118,19 @@ static nb_status read_shape(advising *a, nb_err *err)
         if (s == NB_OK)
             s = read_config(a, (const char *)path.data, err);
         nb_buf_free(&path);
+        if (s == NB_OK && a->source.quantized)
+            weigh_files(a);
         return s;
     }
     nb_store *store;
     nb_config config;
     NB_TRY(nb_store_open(&store, a->path, err));
     const nb_status s = nb_config_read(store, &config, err);
-    nb_store_close(store);
-    if (s == NB_OK)
+    if (s == NB_OK) {
         nb_advise_shape_of(&a->shape, &config);
+        nb_advise_source_of(&a->source, &a->shape, store);
+    }
+    nb_store_close(store);
     return s;
 }
 
@@ -146,6 +167,8 @@ static void print_head(const advising *a, nb_out *out)
                     nb_human_count(nb_advise_active_params(s)).text, (long long)s->n_active,
                     (long long)s->n_experts);
     nb_out_text(out, "%s\n", s->runs ? "" : "; nibble does not run it yet, its numbers stand");
+    if (a->source.quantized)
+        nb_out_text(out, "it is quantized already: %s\n", a->source.what);
     nb_out_text(out, "memory %s, %lld tokens of context, batch %lld, activations about %s\n\n",
                 nb_human_bytes(a->request.memory).text, (long long)a->request.ctx,
                 (long long)a->request.batch,
@@ -159,6 +182,26 @@ static nb_status speed_cell(nb_table *t, const advising *a, double v, nb_err *er
     return nb_table_cell(t, err, "%.*f", v < 10 ? 2 : v < 100 ? 1 : 0, v);
 }
 
+static nb_status print_candidate(const advising *a, const nb_candidate *c, nb_table *t, nb_err *err)
+{
+    const int64_t memory = memory_of(a, c);
+    const bool gains = c == &a->source.as || nb_advise_gains(&a->source, c);
+    NB_TRY(nb_table_cell(t, err, "%s", c->scheme));
+    NB_TRY(nb_table_cell(t, err, "%s", nb_human_bytes(c->bytes).text));
+    NB_TRY(nb_table_cell(t, err, "%.2f", c->bpw));
+    NB_TRY(nb_table_cell(t, err, "%s", nb_human_bytes(memory).text));
+    NB_TRY(nb_table_cell(t, err, "%s",
+                         memory > a->request.memory ? "no"
+                         : gains                    ? "yes"
+                                                    : "no gain"));
+    NB_TRY(nb_table_cell(t, err, "%s", nb_compute_name(c->compute)));
+    NB_TRY(
+        speed_cell(t, a, nb_advise_decode(&a->shape, c, &a->machine, a->request.ctx, a->kv), err));
+    NB_TRY(speed_cell(t, a, nb_advise_prefill(&a->shape, c, &a->machine), err));
+    NB_TRY(nb_table_cell(t, err, "%s%.4f", c->loss.measured ? "" : "~", c->loss.kl));
+    return nb_table_cell(t, err, "%s", nb_loss_name(nb_loss_of(c->loss.kl)));
+}
+
 static nb_status print_candidates(const advising *a, nb_out *out, nb_err *err)
 {
     static const char *const heads[] = {"scheme", ">file",   ">bpw",          ">memory",
@@ -166,32 +209,17 @@ static nb_status print_candidates(const advising *a, nb_out *out, nb_err *err)
                                         ">KL*",   "loss*"};
     nb_table t = {0};
     NB_TRY(nb_table_begin(&t, heads, 10, err));
+    if (a->source.quantized)
+        NB_TRY(print_candidate(a, &a->source.as, &t, err));
     for (int i = 0; i < NB_N_CANDIDATES; i++) {
-        const nb_candidate *c = &a->candidates[i];
-        if (!c->possible)
-            continue;
-        const int64_t memory = memory_of(a, c);
-        NB_TRY(nb_table_cell(&t, err, "%s", c->scheme));
-        NB_TRY(nb_table_cell(&t, err, "%s", nb_human_bytes(c->bytes).text));
-        NB_TRY(nb_table_cell(&t, err, "%.2f", c->bpw));
-        NB_TRY(nb_table_cell(&t, err, "%s", nb_human_bytes(memory).text));
-        NB_TRY(nb_table_cell(&t, err, "%s", memory <= a->request.memory ? "yes" : "no"));
-        NB_TRY(nb_table_cell(&t, err, "%s", nb_compute_name(c->compute)));
-        NB_TRY(speed_cell(&t, a, nb_advise_decode(&a->shape, c, &a->machine, a->request.ctx, a->kv),
-                          err));
-        NB_TRY(speed_cell(&t, a, nb_advise_prefill(&a->shape, c, &a->machine), err));
-        if (isnan(c->kl)) {
-            NB_TRY(nb_table_cell(&t, err, "%s", ""));
-            NB_TRY(nb_table_cell(&t, err, "%s", ""));
-        } else {
-            NB_TRY(nb_table_cell(&t, err, "%.4f", c->kl));
-            NB_TRY(nb_table_cell(&t, err, "%s", nb_loss_name(nb_loss_of(c->kl))));
-        }
+        if (a->candidates[i].possible)
+            NB_TRY(print_candidate(a, &a->candidates[i], &t, err));
     }
     NB_TRY(nb_table_print(&t, out, err));
     nb_out_text(out,
-                "* measured on SmolLM2-135M, not promised for this model (%s); larger models "
-                "lose less, methods with calibration too\n\n",
+                "* measured on SmolLM2-135M, not promised for this model (%s); ~ predicted from "
+                "schemes that were measured; larger models lose less, methods with calibration "
+                "too\n\n",
                 NB_ADVISE_KL_SOURCE);
     return NB_OK;
 }
@@ -235,8 +263,12 @@ static void print_advice(const advising *a, nb_out *out)
     command_of(a, command, sizeof command);
     nb_out_text(out, "advice: %s%s%s\n  %s\n", nb_leaf_name(v->leaf), v->scheme[0] != 0 ? ", " : "",
                 v->scheme, v->because);
+    if (v->scheme[0] != 0 && isfinite(v->loss.kl))
+        nb_out_text(out, "  by %s a KL of %s%.4f on SmolLM2-135M, %s\n",
+                    v->method[0] != 0 ? v->method : "rtn", v->loss.measured ? "" : "about ",
+                    v->loss.kl, v->loss.measured ? "measured" : "predicted, not measured");
     nb_out_text(out, "  cache %s: %s\n", v->kv, v->kv_because);
-    if (!v->fits_16 && v->nodes_16 < 1000000000)
+    if (!v->fits_16 && !a->source.quantized && v->nodes_16 < 1000000000)
         nb_out_text(out, "  in 16 bits it takes %lld machines of this memory, in 4 bits %lld\n",
                     (long long)v->nodes_16, (long long)v->nodes_4);
     if (command[0] != 0)
@@ -260,13 +292,23 @@ static json_t *candidate_json(const advising *a, const nb_candidate *c)
                          "its groups do not divide every row");
     const int64_t memory = memory_of(a, c);
     return json_pack(
-        "{s:s, s:b, s:I, s:f, s:I, s:b, s:s, s:o, s:o, s:o, s:o}", "scheme", c->scheme, "possible",
-        1, "bytes", (json_int_t)c->bytes, "bpw", c->bpw, "memory_bytes", (json_int_t)memory, "fits",
-        memory <= a->request.memory, "compute", nb_compute_name(c->compute), "decode_tok_s",
+        "{s:s, s:b, s:I, s:f, s:I, s:b, s:s, s:o, s:o, s:f, s:b, s:s}", "scheme", c->scheme,
+        "possible", 1, "bytes", (json_int_t)c->bytes, "bpw", c->bpw, "memory_bytes",
+        (json_int_t)memory, "fits", memory <= a->request.memory, "compute",
+        nb_compute_name(c->compute), "decode_tok_s",
         speed_json(a, nb_advise_decode(&a->shape, c, &a->machine, a->request.ctx, a->kv)),
         "prefill_tok_s", speed_json(a, nb_advise_prefill(&a->shape, c, &a->machine)),
-        "kl_smollm2_135m", isnan(c->kl) ? json_null() : json_real(c->kl), "loss_smollm2_135m",
-        isnan(c->kl) ? json_null() : json_string(nb_loss_name(nb_loss_of(c->kl))));
+        "kl_smollm2_135m", c->loss.kl, "kl_measured", (int)c->loss.measured, "loss_smollm2_135m",
+        nb_loss_name(nb_loss_of(c->loss.kl)));
+}
+
+/* null: 16 bits or more. */
+static json_t *source_json(const advising *a)
+{
+    json_t *o = a->source.quantized ? candidate_json(a, &a->source.as) : json_null();
+    if (a->source.quantized)
+        json_object_set_new(o, "what", nb_json_any_text(a->source.what, strlen(a->source.what)));
+    return o;
 }
 
 static json_t *cache_json(const advising *a)
@@ -291,11 +333,12 @@ static json_t *advice_json(const advising *a)
     const nb_advice *v = &a->advice;
     char command[1200];
     command_of(a, command, sizeof command);
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:b, s:I, s:I, s:o}", "leaf",
-                     nb_leaf_name(v->leaf), "scheme", v->scheme, "method", v->method, "because",
-                     v->because, "kv", v->kv, "kv_because", v->kv_because, "fits_16", v->fits_16,
-                     "nodes_16", (json_int_t)v->nodes_16, "nodes_4", (json_int_t)v->nodes_4,
-                     "command",
+    return json_pack("{s:s, s:s, s:s, s:o, s:b, s:s, s:s, s:s, s:b, s:I, s:I, s:o}", "leaf",
+                     nb_leaf_name(v->leaf), "scheme", v->scheme, "method", v->method,
+                     "kl_smollm2_135m", isfinite(v->loss.kl) ? json_real(v->loss.kl) : json_null(),
+                     "kl_measured", (int)v->loss.measured, "because", v->because, "kv", v->kv,
+                     "kv_because", v->kv_because, "fits_16", v->fits_16, "nodes_16",
+                     (json_int_t)v->nodes_16, "nodes_4", (json_int_t)v->nodes_4, "command",
                      command[0] != 0 ? nb_json_any_text(command, strlen(command)) : json_null());
 }
 
@@ -310,14 +353,15 @@ static nb_status print_json(const advising *a, nb_out *out, nb_err *err)
         limits = json_pack("{s:f, s:f, s:f}", "read_gb_s", a->machine.read / 1e9, "int8_gop_s",
                            a->machine.int8_ops / 1e9, "fma_gflop_s", a->machine.fma_ops / 1e9);
     json_t *line = json_pack(
-        "{s:o, s:s, s:b, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:s, s:o}", "path",
+        "{s:o, s:s, s:b, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:s, s:o}", "path",
         nb_json_any_text(a->path, strlen(a->path)), "model_type", s->type, "runs", (int)s->runs,
-        "parameters", (json_int_t)nb_advise_params(s), "active_parameters",
-        (json_int_t)nb_advise_active_params(s), "memory_limit_bytes", (json_int_t)a->request.memory,
-        "ctx", (json_int_t)a->request.ctx, "batch", (json_int_t)a->request.batch,
-        "activation_bytes", (json_int_t)nb_advise_activation_bytes(s, a->request.batch), "kv",
-        cache_json(a), "limits", limits, "candidates", candidates, "kl_source", NB_ADVISE_KL_SOURCE,
-        "advice", advice_json(a));
+        "source", source_json(a), "parameters", (json_int_t)nb_advise_params(s),
+        "active_parameters", (json_int_t)nb_advise_active_params(s), "memory_limit_bytes",
+        (json_int_t)a->request.memory, "ctx", (json_int_t)a->request.ctx, "batch",
+        (json_int_t)a->request.batch, "activation_bytes",
+        (json_int_t)nb_advise_activation_bytes(s, a->request.batch), "kv", cache_json(a), "limits",
+        limits, "candidates", candidates, "kl_source", NB_ADVISE_KL_SOURCE, "advice",
+        advice_json(a));
     return nb_out_json(out, line, err);
 }
 
@@ -345,7 +389,7 @@ static nb_status run_advise(const nb_args *args, nb_out *out, nb_err *err)
     NB_TRY(read_shape(&a, err));
     NB_TRY(nb_advise_candidates(a.candidates, &a.shape, err));
     NB_TRY(measure(&a, args, err));
-    nb_advise_decide(&a.advice, &a.shape, a.candidates, &a.request);
+    nb_advise_decide(&a.advice, &a.shape, a.candidates, &a.source, &a.request);
     (void)nb_kv_format_named(a.advice.kv, &a.kv);
     if (out->json)
         return print_json(&a, out, err);

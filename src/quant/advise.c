@@ -3,7 +3,6 @@
 
 #include "quant/planned_bytes.h"
 
-#include <math.h>
 #include <string.h>
 
 /* ---- parts ---- */
@@ -97,31 +96,6 @@ int64_t nb_advise_activation_bytes(const nb_advise_shape *s, int64_t batch)
 
 /* ---- schemes ---- */
 
-static const struct {
-    const char *scheme;
-    int bits;
-    double kl; /* quality-measured.md's protocol: NB_ADVISE_KL_SOURCE */
-} known[NB_N_CANDIDATES] = {
-    {"BF16", 16, 0},
-    {"W8A16", 8, 0.0033},
-    {"W8A8", 8, 0.0289},
-    {"FP8", 8, 0.0280},
-    {"Q8_0", 8, NAN},
-    {"Q5_1", 5, NAN},
-    {"Q5_0", 5, NAN},
-    {"Q4_1", 4, NAN},
-    {"W4A16:g32,asym", 4, 0.2584},
-    {"W4A16:g32", 4, 0.3845},
-    {"IQ4_NL", 4, 0.1973},
-    {"Q4_0", 4, 0.2903},
-    {"W4A16:g64", 4, 0.4715},
-    {"NF4", 4, 0.2727},
-    {"W4A16:g128", 4, NAN},
-    {"W3A16:g64,asym", 3, 1.3299},
-    {"W3A16:g128", 3, NAN},
-    {"W2A16:g32,asym", 2, 7.6177},
-};
-
 const char *nb_loss_name(nb_loss loss)
 {
     static const char *const names[] = {"none", "small", "visible", "large", "broken"};
@@ -178,14 +152,14 @@ static double head_bytes(const nb_advise_shape *s, const nb_scheme *scheme, doub
     return 36.0 * (double)s->vocab_size + 72 * n_tensors;
 }
 
-static nb_status fill(nb_candidate *c, const nb_advise_shape *s, int i, nb_err *err)
+static nb_status fill(nb_candidate *c, const nb_advise_shape *s, const char *name, nb_err *err)
 {
     nb_scheme scheme;
     part parts[MAX_PARTS];
-    const bool plain = known[i].bits == 16;
-    *c = (nb_candidate){.scheme = known[i].scheme, .bits = known[i].bits, .kl = known[i].kl};
+    const bool plain = strcmp(name, "BF16") == 0;
+    *c = (nb_candidate){.scheme = name};
     if (!plain)
-        NB_TRY(nb_scheme_parse(&scheme, known[i].scheme, err));
+        NB_TRY(nb_scheme_parse(&scheme, name, err));
     c->possible = true;
     double bytes = 0, n_linears = 0, n_tensors = 0;
     nb_weight like = {.fmt = &nb_format_bf16};
@@ -211,11 +185,24 @@ static nb_status fill(nb_candidate *c, const nb_advise_shape *s, int i, nb_err *
     return NB_OK;
 }
 
+nb_status nb_advise_candidate_like(nb_candidate *out, const nb_advise_shape *s, const char *scheme,
+                                   nb_err *err)
+{
+    const nb_status status = fill(out, s, scheme, err);
+    out->scheme = "";
+    return status;
+}
+
 nb_status nb_advise_candidates(nb_candidate out[NB_N_CANDIDATES], const nb_advise_shape *s,
                                nb_err *err)
 {
-    for (int i = 0; i < NB_N_CANDIDATES; i++)
-        NB_TRY(fill(&out[i], s, i, err));
+    for (int i = 0; i < NB_N_CANDIDATES; i++) {
+        int bits;
+        const char *scheme = nb_advise_scheme(i, &bits);
+        NB_TRY(fill(&out[i], s, scheme, err));
+        out[i].bits = bits;
+        out[i].loss = nb_advise_loss_of(scheme, "rtn");
+    }
     return NB_OK;
 }
 

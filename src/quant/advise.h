@@ -42,13 +42,26 @@ const char *nb_loss_name(nb_loss loss);
 /* Of a mean KL: below 0.005, 0.05, 0.3, 1, and above. */
 nb_loss nb_loss_of(double kl);
 
+/* Mean KL divergence, on SmolLM2-135M (NB_ADVISE_KL_SOURCE): measured, or predicted from what was
+ * measured of schemes like it. */
+typedef struct {
+    double kl;
+    bool measured;
+} nb_advise_loss;
+
+/* advise_kl.c, whose numbers are those of advise_kl.def. By "rtn", "gptq", "autoround"; NAN for a
+ * scheme that is no candidate. */
+nb_advise_loss nb_advise_loss_of(const char *scheme, const char *method);
+/* Of integers in groups (0: of a whole row), by rtn or by a method that learned from a text. */
+nb_advise_loss nb_advise_loss_like(int bits, bool zeros, int64_t group, bool calibrated);
+
 /* A way to keep the weights. */
 typedef struct {
-    const char *scheme; /* "BF16", or as --scheme takes it */
-    int bits;           /* of a weight's code */
-    double kl;          /* measured on SmolLM2-135M (NB_ADVISE_KL_SOURCE); NAN: not measured */
-    bool possible;      /* groups divide the rows */
-    int64_t bytes;      /* of the tensor files, about */
+    const char *scheme;  /* "BF16", or as --scheme takes it */
+    int bits;            /* of a weight's code */
+    nb_advise_loss loss; /* by rtn */
+    bool possible;       /* groups divide the rows */
+    int64_t bytes;       /* of the tensor files, about */
     double bpw;
     double active_bytes; /* that one token reads of the weights */
     nb_compute compute;
@@ -58,9 +71,29 @@ typedef struct {
 #define NB_ADVISE_KL_SOURCE                                                                        \
     "SmolLM2-135M-Instruct off-grid, round to nearest, WikiText-2 test, 16 windows of 2048"
 #define NB_N_CANDIDATES 18
+/* The name of candidate i, and the width of its codes. */
+const char *nb_advise_scheme(int i, int *bits);
 /* Fills them all, widest first. */
 nb_status nb_advise_candidates(nb_candidate out[NB_N_CANDIDATES], const nb_advise_shape *s,
                                nb_err *err);
+
+/* The same of any scheme, without its loss. NB_USAGE: it is none. */
+nb_status nb_advise_candidate_like(nb_candidate *out, const nb_advise_shape *s, const char *scheme,
+                                   nb_err *err);
+
+/* What the model is already. */
+typedef struct {
+    bool quantized;  /* false: 16 bits or more, and nothing else here is set */
+    bool bits_known; /* else they are taken for 4 */
+    char what[120];  /* "gptq, 4 bits in groups of 128" */
+    nb_candidate as; /* what it takes as it is */
+} nb_advise_source;
+
+/* From the quantization_config of a config.json; sizes are about. NB_DATA names the key. */
+nb_status nb_advise_source_read(nb_advise_source *out, const nb_advise_shape *s,
+                                const json_t *config, nb_err *err);
+/* From the files themselves. */
+void nb_advise_source_of(nb_advise_source *out, const nb_advise_shape *s, const nb_store *store);
 
 /* What the machine can do; 0: not measured. */
 typedef struct {
@@ -90,7 +123,8 @@ typedef struct {
 } nb_advise_request;
 
 typedef enum {
-    NB_LEAF_KEEP,         /* 16 bits fit and nothing may be lost: do not quantize */
+    NB_LEAF_KEEP,         /* 16 bits fit and nothing may be lost, or it is quantized already and
+                             fits: do not quantize */
     NB_LEAF_8_BIT,        /* 8-bit first, PTQ first */
     NB_LEAF_8_BIT_SERVER, /* many sequences at once: activations of 8 bits as well */
     NB_LEAF_4_BIT,
@@ -110,18 +144,25 @@ typedef struct {
     nb_leaf leaf;
     const char *scheme;  /* "" for none */
     const char *method;  /* "" for none */
+    nb_advise_loss loss; /* of scheme by method; NAN for none */
     const char *because; /* a sentence */
     const char *kv;      /* "f16" or "int8" */
     const char *kv_because;
-    bool fits_16;              /* the model as it is */
+    bool fits_16;              /* in 16 bits */
+    bool fits_source;          /* as it is, where that is quantized */
     int64_t nodes_16, nodes_4; /* machines of this memory that BF16 and 4 bits need */
 } nb_advice;
 
 /* Weights, cache of batch * ctx tokens, activations, and the program. */
 int64_t nb_advise_memory(const nb_advise_shape *s, const nb_candidate *c, int64_t ctx,
                          int64_t batch, nb_kv_format kv);
+/* Weights and cache are chosen together: an INT8 cache is taken, too, where it makes room for
+ * weights that lose less. Of a model that is quantized already, nothing is advised that is not
+ * smaller than it. */
 void nb_advise_decide(nb_advice *out, const nb_advise_shape *s,
                       const nb_candidate candidates[NB_N_CANDIDATES],
-                      const nb_advise_request *request);
+                      const nb_advise_source *source, const nb_advise_request *request);
+/* Whether a candidate has a point: source is NULL or not quantized, or larger by a twentieth. */
+bool nb_advise_gains(const nb_advise_source *source, const nb_candidate *c);
 
 #endif

@@ -4,6 +4,7 @@
  * nothing at all where nothing is needed. */
 #include "quant/advise.h"
 
+#include <math.h>
 #include <string.h>
 
 #define SERVER_BATCH 8 /* sequences from which on a step is bound by computing */
@@ -45,14 +46,26 @@ static nb_kv_format advise_kv(nb_advice *out, int64_t ctx)
 typedef struct {
     const nb_advise_shape *shape;
     const nb_candidate *candidates;
+    const nb_advise_source *source;
     const nb_advise_request *request;
     nb_kv_format kv;
 } question;
 
-static bool fits(const question *q, const nb_candidate *c)
+static bool has_room(const question *q, const nb_candidate *c)
 {
     return c->possible && nb_advise_memory(q->shape, c, q->request->ctx, q->request->batch,
                                            q->kv) <= q->request->memory;
+}
+
+bool nb_advise_gains(const nb_advise_source *source, const nb_candidate *c)
+{
+    return source == NULL || !source->quantized ||
+           (double)c->bytes < 0.95 * (double)source->as.bytes;
+}
+
+static bool fits(const question *q, const nb_candidate *c)
+{
+    return has_room(q, c) && nb_advise_gains(q->source, c);
 }
 
 /* Of the names the first that fits, else the first whose groups divide the rows: the last of a list
@@ -101,7 +114,7 @@ static void answer(nb_advice *out, nb_leaf leaf, const char *scheme, const char 
     out->because = because;
 }
 
-static void for_inference(nb_advice *out, const question *q)
+static void by_bits(nb_advice *out, const question *q)
 {
     const nb_accuracy accuracy = q->request->accuracy;
     const nb_candidate *w8 = find(q->candidates, "W8A16"), *w8a8 = find(q->candidates, "W8A8");
@@ -136,6 +149,24 @@ static void for_inference(nb_advice *out, const question *q)
                "nothing fits: a smaller model, a shorter context, more memory or more machines");
 }
 
+/* What is quantized already is only made smaller, where it has to be or was asked to be: what it
+ * has lost stays lost, and larger codes would bring nothing back. */
+static void for_inference(nb_advice *out, const question *q)
+{
+    const nb_accuracy accuracy = q->request->accuracy;
+    const bool kept = accuracy == NB_ACCURACY_EXACT || accuracy == NB_ACCURACY_HIGH;
+    by_bits(out, q);
+    if (out->fits_source && (kept || out->leaf == NB_LEAF_NODES))
+        answer(out, NB_LEAF_KEEP, "", "",
+               "it is quantized already, and fits: quantizing again only loses");
+    else if (q->source != NULL && q->source->quantized && out->scheme[0] != 0)
+        out->because = out->fits_source
+                           ? "smaller than what it is now, as was asked for; quantize the original "
+                             "if there is one: what is lost already stays lost"
+                           : "it is quantized already, and does not fit; quantize the original if "
+                             "there is one: what is lost already stays lost";
+}
+
 /* Bytes a parameter: AdamW in mixed precision keeps weight, gradient, master copy and two moments;
  * QAT keeps the same; QLoRA a frozen 4-bit base and adapters of about one hundredth. */
 #define FULL_BYTES 16.0
@@ -164,19 +195,46 @@ static void for_training(nb_advice *out, const question *q)
                "not even a 4-bit base with adapters fits: a smaller model, or more machines");
 }
 
+/* ---- weights and cache together ---- */
+
+static void decide(nb_advice *out, question *q)
+{
+    const nb_candidate *bf16 = find(q->candidates, "BF16");
+    out->fits_16 = has_room(q, bf16);
+    out->fits_source = q->source != NULL && q->source->quantized && has_room(q, &q->source->as);
+    out->nodes_16 = nodes_of(q, bf16);
+    out->nodes_4 = nodes_of(q, of_bits(q, 4));
+    if (q->request->purpose == NB_FOR_TRAINING)
+        for_training(out, q);
+    else
+        for_inference(out, q);
+    out->loss = nb_advise_loss_of(out->scheme, out->method[0] != 0 ? out->method : "rtn");
+}
+
+/* What an answer loses; nothing that fits is the worst. */
+static double loss_of(const nb_advice *a)
+{
+    return a->leaf == NB_LEAF_NODES ? INFINITY : a->leaf == NB_LEAF_KEEP ? 0 : a->loss.kl;
+}
+
+/* What an INT8 cache may cost by itself. */
+#define CACHE_LOSS 0.005
+
 void nb_advise_decide(nb_advice *out, const nb_advise_shape *s,
                       const nb_candidate candidates[NB_N_CANDIDATES],
-                      const nb_advise_request *request)
+                      const nb_advise_source *source, const nb_advise_request *request)
 {
     *out = (nb_advice){0};
-    question q = {.shape = s, .candidates = candidates, .request = request};
+    question q = {.shape = s, .candidates = candidates, .source = source, .request = request};
     q.kv = advise_kv(out, request->ctx);
-    const nb_candidate *bf16 = find(candidates, "BF16");
-    out->fits_16 = fits(&q, bf16);
-    out->nodes_16 = nodes_of(&q, bf16);
-    out->nodes_4 = nodes_of(&q, of_bits(&q, 4));
-    if (request->purpose == NB_FOR_TRAINING)
-        for_training(out, &q);
-    else
-        for_inference(out, &q);
+    decide(out, &q);
+    if (q.kv == NB_KV_INT8 || request->purpose == NB_FOR_TRAINING)
+        return;
+    nb_advice with = {.kv = "int8",
+                      .kv_because = "it makes room for weights that lose less: beside an F16 cache "
+                                    "these would not fit"};
+    q.kv = NB_KV_INT8;
+    decide(&with, &q);
+    if (loss_of(&with) + CACHE_LOSS < loss_of(out))
+        *out = with;
 }

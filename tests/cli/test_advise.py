@@ -11,7 +11,7 @@ LLAMA2_7B = {"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096
              "max_position_embeddings": 4096}
 MIXTRAL = dict(LLAMA2_7B, model_type="mixtral", intermediate_size=14336, num_key_value_heads=8,
                num_local_experts=8, num_experts_per_tok=2)
-KEYS = ["path", "model_type", "runs", "parameters", "active_parameters", "memory_limit_bytes", "ctx",
+KEYS = ["path", "model_type", "runs", "source", "parameters", "active_parameters", "memory_limit_bytes", "ctx",
         "batch", "activation_bytes", "kv", "limits", "candidates", "kl_source", "advice"]
 
 
@@ -48,7 +48,7 @@ class Advise(lib.Case):
                            ("4-bit", ["--memory", "6500M"]),
                            ("4-bit-first", ["--accuracy", "balanced", "--memory", "16G"]),
                            ("3-bit", ["--accuracy", "small", "--memory", "16G"]),
-                           ("2-bit", ["--memory", "4800M"]),
+                           ("2-bit", ["--memory", "3900M"]),
                            ("nodes", ["--memory", "1G"]),
                            ("train-full", ["--for", "training", "--memory", "150G"]),
                            ("train-qat", ["--for", "training", "--memory", "150G", "--accuracy",
@@ -98,6 +98,54 @@ class Advise(lib.Case):
             self.assertEqual(line["parameters"], model.n_parameters())
             self.assertEqual(line["candidates"], lines[0]["candidates"])
             self.assertEqual(line["kv"], lines[0]["kv"])
+
+    def test_weights_and_cache_are_chosen_together(self):
+        """Beside an F16 cache nothing fits into 4.5 GB; an INT8 one leaves room for 3 bits."""
+        a = self.advise(self.config(LLAMA2_7B), "--memory", "4500000000")["advice"]
+        self.assertEqual((a["kv"], a["scheme"]), ("int8", "W3A16:g64,asym"))
+        self.assertIn("makes room", a["kv_because"])
+
+    def test_every_candidate_has_a_number(self):
+        a = self.advise(self.config(LLAMA2_7B), "--memory", "7G")
+        numbers = {c["scheme"]: (c["kl_smollm2_135m"], c["kl_measured"]) for c in a["candidates"]}
+        self.assertEqual(numbers["W8A16"], (0.0033, True))
+        self.assertFalse(numbers["W4A16:g128"][1])
+        self.assertGreater(numbers["W4A16:g128"][0], numbers["W4A16:g64"][0])
+        advice = a["advice"]
+        self.assertEqual(advice["method"], "gptq")
+        self.assertLess(advice["kl_smollm2_135m"], numbers[advice["scheme"]][0])
+        text = self.ok("advise", self.config(LLAMA2_7B), "--memory", "7G", "--no-measure")
+        self.assertIn("by gptq a KL of", text)
+        self.assertIn("~", text)
+
+    def test_what_is_quantized_already_is_not_made_larger(self):
+        gptq = dict(LLAMA2_7B, quantization_config={"quant_method": "gptq", "bits": 4,
+                                                    "group_size": 128})
+        a = self.advise(self.config(gptq), "--memory", "16G")
+        self.assertEqual(a["source"]["what"], "gptq, 4 bits in groups of 128")
+        self.assertEqual((a["advice"]["leaf"], a["advice"]["command"]), ("keep", None))
+        text = self.ok("advise", self.config(gptq), "--memory", "16G", "--no-measure")
+        self.assertIn("quantized already: gptq, 4 bits", text)
+        self.assertIn("no gain", text)
+        a = self.advise(self.config(gptq), "--memory", "4500000000")
+        self.assertEqual(a["advice"]["scheme"], "W3A16:g64,asym")
+        self.assertIn("quantize the original", a["advice"]["because"])
+        bad = dict(gptq, quantization_config={"quant_method": "gptq", "bits": "four"})
+        self.assertIn("bits", self.fails(1, "advise", self.config(bad), "--no-measure"))
+
+    def test_files_that_are_quantized_say_what_they_take(self):
+        model = lib.TinyModel(n_layers=2)
+        file = lib.write_gguf(self.path("m.gguf"), model, "q4_0")
+        folder = self.path("w4")
+        self.ok("quantize", lib.write_hf(self.path("hf"), model, "bf16"), "-o", folder, "--scheme",
+                "W4A16:g32")
+        for path, word, tensors in ((file, "q4_0", file),
+                                    (folder, "compressed-tensors, 4 bits in groups of 32",
+                                     os.path.join(folder, "model.safetensors"))):
+            a = self.advise(path, "--memory", "1G")
+            self.assertIn(word, a["source"]["what"])
+            self.assertEqual(a["source"]["bytes"], os.path.getsize(tensors))
+            self.assertEqual(a["advice"]["leaf"], "keep")
 
     def test_text_says_where_losses_come_from(self):
         text = self.ok("advise", self.config(LLAMA2_7B), "--memory", "16G", "--no-measure")

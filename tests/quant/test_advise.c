@@ -164,13 +164,13 @@ static nb_advice ask(const char *config, nb_purpose purpose, nb_accuracy accurac
     nb_advice out;
     assert_int_equal(nb_advise_candidates(candidates, &s, &err), NB_OK);
     const nb_advise_request request = {purpose, accuracy, (int64_t)(gb * 1e9), ctx, batch};
-    nb_advise_decide(&out, &s, candidates, &request);
+    nb_advise_decide(&out, &s, candidates, NULL, &request);
+    const nb_kv_format kv = strcmp(out.kv, "int8") == 0 ? NB_KV_INT8 : NB_KV_F16;
     /* What is advised fits, where it is about fitting. */
     for (int i = 0; i < NB_N_CANDIDATES && purpose == NB_FOR_INFERENCE; i++) {
         if (strcmp(candidates[i].scheme, out.scheme) == 0)
             assert_true(candidates[i].possible &&
-                        nb_advise_memory(&s, &candidates[i], ctx, batch,
-                                         ctx > 8192 ? NB_KV_INT8 : NB_KV_F16) <= request.memory);
+                        nb_advise_memory(&s, &candidates[i], ctx, batch, kv) <= request.memory);
     }
     return out;
 }
@@ -191,13 +191,13 @@ static void every_leaf_is_reached(void **state)
         {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 20, 1, NB_LEAF_8_BIT, "W8A16"},
         {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 60, 16, NB_LEAF_8_BIT_SERVER, "W8A8"},
         {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 7, 1, NB_LEAF_4_BIT, "W4A16:g32,asym"},
-        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 6.2, 1, NB_LEAF_4_BIT, "W4A16:g128"},
+        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 5.15, 1, NB_LEAF_4_BIT, "W4A16:g128"},
         {NB_FOR_INFERENCE, NB_ACCURACY_BALANCED, 20, 1, NB_LEAF_4_BIT_FIRST, "W4A16:g32,asym"},
         {NB_FOR_INFERENCE, NB_ACCURACY_BALANCED, 7, 1, NB_LEAF_4_BIT, "W4A16:g32,asym"},
         {NB_FOR_INFERENCE, NB_ACCURACY_SMALL, 20, 1, NB_LEAF_3_BIT, "W3A16:g64,asym"},
-        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 5.7, 1, NB_LEAF_3_BIT, "W3A16:g64,asym"},
-        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 5, 1, NB_LEAF_2_BIT, "W2A16:g32,asym"},
-        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 4, 1, NB_LEAF_NODES, ""},
+        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 4.8, 1, NB_LEAF_3_BIT, "W3A16:g64,asym"},
+        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 4.1, 1, NB_LEAF_2_BIT, "W2A16:g32,asym"},
+        {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 3.5, 1, NB_LEAF_NODES, ""},
         {NB_FOR_TRAINING, NB_ACCURACY_HIGH, 160, 1, NB_LEAF_TRAIN_FULL, "W8A16"},
         {NB_FOR_TRAINING, NB_ACCURACY_BALANCED, 160, 1, NB_LEAF_TRAIN_QAT, "W4A16:g32,asym"},
         {NB_FOR_TRAINING, NB_ACCURACY_HIGH, 16, 1, NB_LEAF_TRAIN_QLORA, "NF4"},
@@ -232,6 +232,159 @@ static void long_contexts_get_a_smaller_cache(void **state)
         assert_string_equal(a.kv, known[i].kv);
         assert_non_null(strstr(a.kv_because, known[i].word));
     }
+}
+
+/* Of weights and cache the cache gives way first: beside an F16 cache the weights would lose more,
+ * or not fit at all. Where both fit it stays, and where nothing may be lost, too. */
+static void weights_and_cache_are_chosen_together(void **state)
+{
+    (void)state;
+    nb_advice a = ask(LLAMA2_7B, NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 6.2, 4096, 1);
+    assert_string_equal(a.kv, "int8");
+    assert_string_equal(a.scheme, "W4A16:g32,asym");
+    assert_non_null(strstr(a.kv_because, "makes room"));
+    a = ask(LLAMA2_7B, NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 7, 4096, 1);
+    assert_string_equal(a.kv, "f16");
+    assert_string_equal(a.scheme, "W4A16:g32,asym");
+    a = ask(LLAMA2_7B, NB_FOR_INFERENCE, NB_ACCURACY_HIGH, 8.5, 4096, 1);
+    assert_string_equal(a.kv, "int8");
+    assert_string_equal(a.scheme, "W8A16");
+    a = ask(LLAMA2_7B, NB_FOR_INFERENCE, NB_ACCURACY_EXACT, 15, 4096, 1);
+    assert_string_equal(a.kv, "f16");
+    assert_string_equal(a.scheme, "W8A16");
+}
+
+/* Every candidate has a number; what was not measured lies where its neighbours put it. */
+static void losses_are_measured_or_predicted(void **state)
+{
+    (void)state;
+    int n_predicted = 0;
+    for (int i = 0; i < NB_N_CANDIDATES; i++) {
+        int bits;
+        const char *scheme = nb_advise_scheme(i, &bits);
+        const nb_advise_loss rtn = nb_advise_loss_of(scheme, "rtn");
+        assert_true(isfinite(rtn.kl) && rtn.kl >= 0);
+        n_predicted += !rtn.measured;
+        static const char *const methods[] = {"gptq", "autoround"};
+        for (int m = 0; m < 2; m++)
+            assert_true(nb_advise_loss_of(scheme, methods[m]).kl <= rtn.kl);
+    }
+    assert_true(n_predicted > 0 && n_predicted < NB_N_CANDIDATES);
+    const double g64 = nb_advise_loss_of("W4A16:g64", "rtn").kl;
+    const double g128 = nb_advise_loss_of("W4A16:g128", "rtn").kl;
+    const double q4 = nb_advise_loss_of("Q4_0", "rtn").kl;
+    const double q5 = nb_advise_loss_of("Q5_0", "rtn").kl;
+    const double q8 = nb_advise_loss_of("Q8_0", "rtn").kl;
+    assert_true(g128 > g64 && g128 < nb_advise_loss_of("W3A16:g128", "rtn").kl);
+    assert_true(q8 < q5 && q5 < q4);
+    assert_true(isnan(nb_advise_loss_of("W4A16:g31", "rtn").kl));
+    /* Fewer bits and longer groups lose more, whatever the numbers are. */
+    for (int bits = 2; bits <= 8; bits++) {
+        const double one = nb_advise_loss_like(bits, false, 32, false).kl;
+        assert_true(nb_advise_loss_like(bits, false, 64, false).kl > one);
+        assert_true(nb_advise_loss_like(bits, false, 0, false).kl > one);
+        assert_true(bits == 2 || nb_advise_loss_like(bits - 1, false, 32, false).kl > one);
+        assert_true(bits == 8 || nb_advise_loss_like(bits, false, 32, true).kl < one);
+    }
+}
+
+static nb_advise_source source_of(const char *config, nb_status status, const char *word)
+{
+    json_t *j;
+    nb_err err = {0};
+    nb_advise_source source;
+    assert_int_equal(nb_json_parse(&j, config, strlen(config), &err), NB_OK);
+    const nb_advise_shape s = shape_of(LLAMA2_7B);
+    assert_int_equal(nb_advise_source_read(&source, &s, j, &err), status);
+    if (strstr(status == NB_OK ? source.what : err.text, word) == NULL)
+        fail_msg("'%s' does not say %s", status == NB_OK ? source.what : err.text, word);
+    json_decref(j);
+    return source;
+}
+
+/* The words of the configs that are about, and the sizes of the schemes that are like them. */
+static void what_is_quantized_already_is_seen(void **state)
+{
+    (void)state;
+    nb_candidate like;
+    nb_err err = {0};
+    const nb_advise_shape s = shape_of(LLAMA2_7B);
+    const struct {
+        const char *config, *word, *scheme;
+        int bits;
+    } known[] = {
+        {"{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4,"
+         " \"group_size\": 128}}",
+         "gptq, 4 bits in groups of 128", "W4A16:g128", 4},
+        {"{\"quantization_config\": {\"quant_method\": \"awq\", \"w_bit\": 4,"
+         " \"group_size\": 64, \"zero_point\": true}}",
+         "awq, 4 bits in groups of 64", "W4A16:g64,asym", 4},
+        {"{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 8,"
+         " \"group_size\": -1}}",
+         "gptq, 8 bits", "W8A16", 8},
+        {"{\"quantization_config\": {\"quant_method\": \"bitsandbytes\","
+         " \"load_in_4bit\": true}}",
+         "bitsandbytes, 4 bits", "NF4", 4},
+        {"{\"quantization_config\": {\"quant_method\": \"fp8\"}}", "fp8, 8 bits", "FP8", 8},
+        {"{\"quantization_config\": {\"quant_method\": \"compressed-tensors\","
+         " \"config_groups\": {\"group_0\": {\"weights\": {\"num_bits\": 3,"
+         " \"group_size\": 64, \"symmetric\": false}}}}}",
+         "compressed-tensors, 3 bits in groups of 64", "W3A16:g64,asym", 3},
+        {"{\"quantization_config\": {\"quant_method\": \"novel\"}}", "4 bits as it seems",
+         "W4A16:channel", 4},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        const nb_advise_source source = source_of(known[i].config, NB_OK, known[i].word);
+        assert_true(source.quantized);
+        assert_int_equal(source.as.bits, known[i].bits);
+        assert_int_equal(nb_advise_candidate_like(&like, &s, known[i].scheme, &err), NB_OK);
+        assert_int_equal(source.as.bytes, like.bytes);
+        assert_true(isfinite(source.as.loss.kl) && !source.as.loss.measured);
+    }
+    assert_false(source_of("{}", NB_OK, "").quantized);
+    assert_false(source_of("{\"quantization_config\": null}", NB_OK, "").quantized);
+    source_of("{\"quantization_config\": []}", NB_DATA, "quantization_config");
+    source_of("{\"quantization_config\": {\"quant_method\": 4}}", NB_DATA, "quant_method");
+    source_of("{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": -4}}", NB_DATA,
+              "quantization_config: key 'bits'");
+    source_of("{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4,"
+              " \"group_size\": 1e99}}",
+              NB_DATA, "group_size");
+    source_of("{\"quantization_config\": {\"quant_method\": \"compressed-tensors\","
+              " \"config_groups\": {\"g\": 4}}}",
+              NB_DATA, "config_groups");
+}
+
+/* Nothing larger, whatever is asked for; nothing at all where it fits and little may be lost. */
+static void what_is_quantized_is_only_made_smaller(void **state)
+{
+    (void)state;
+    nb_err err = {0};
+    nb_candidate candidates[NB_N_CANDIDATES];
+    const nb_advise_shape s = shape_of(LLAMA2_7B);
+    const nb_advise_source q4 = source_of(
+        "{\"quantization_config\": {\"quant_method\": \"gptq\", \"bits\": 4, \"group_size\": 64}}",
+        NB_OK, "gptq");
+    bool kept = false, smaller = false, none = false;
+    assert_int_equal(nb_advise_candidates(candidates, &s, &err), NB_OK);
+    for (int accuracy = NB_ACCURACY_EXACT; accuracy <= NB_ACCURACY_SMALL; accuracy++) {
+        for (int64_t memory = 1000000000; memory < 40000000000; memory += 500000000) {
+            nb_advice a;
+            const nb_advise_request request = {NB_FOR_INFERENCE, (nb_accuracy)accuracy, memory,
+                                               4096, 1};
+            nb_advise_decide(&a, &s, candidates, &q4, &request);
+            for (int i = 0; i < NB_N_CANDIDATES; i++) {
+                if (strcmp(candidates[i].scheme, a.scheme) == 0)
+                    assert_true(candidates[i].bytes < q4.as.bytes);
+            }
+            if (a.fits_source && accuracy <= NB_ACCURACY_HIGH)
+                assert_int_equal(a.leaf, NB_LEAF_KEEP);
+            kept = kept || a.leaf == NB_LEAF_KEEP;
+            smaller = smaller || a.scheme[0] != 0;
+            none = none || a.leaf == NB_LEAF_NODES;
+        }
+    }
+    assert_true(kept && smaller && none);
 }
 
 /* Two machines in BF16, one in 4 bits: the case of a mixture of experts. */
@@ -355,7 +508,7 @@ static void the_largest_config_stays_a_number(void **state)
     assert_true(nb_advise_kv_bytes(&s, NB_KV_F32) > 0);
     const nb_advise_request request = {NB_FOR_INFERENCE, NB_ACCURACY_HIGH, INT64_MAX - 1, 1 << 24,
                                        1 << 16};
-    nb_advise_decide(&a, &s, candidates, &request);
+    nb_advise_decide(&a, &s, candidates, NULL, &request);
     assert_int_equal(a.leaf, NB_LEAF_NODES);
 }
 
@@ -367,6 +520,10 @@ int main(void)
         cmocka_unit_test(sizes_are_those_of_a_plan),
         cmocka_unit_test(every_leaf_is_reached),
         cmocka_unit_test(long_contexts_get_a_smaller_cache),
+        cmocka_unit_test(weights_and_cache_are_chosen_together),
+        cmocka_unit_test(losses_are_measured_or_predicted),
+        cmocka_unit_test(what_is_quantized_already_is_seen),
+        cmocka_unit_test(what_is_quantized_is_only_made_smaller),
         cmocka_unit_test(machines_are_counted),
         cmocka_unit_test(speeds_are_shares_of_limits),
         cmocka_unit_test(configs_are_refused_by_name),
