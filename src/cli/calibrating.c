@@ -149,22 +149,6 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
     return s;
 }
 
-/* OUT.nibble-work, beside the output. */
-static nb_status open_dir(nb_calibrating *c, const char *output, bool fresh, nb_err *err)
-{
-    nb_buf path = {0};
-    size_t n = strlen(output);
-    while (n > 1 && output[n - 1] == '/')
-        n--;
-    nb_status s = nb_buf_format(&path, err, "%.*s.nibble-work", (int)n, output);
-    if (s == NB_OK)
-        s = nb_workdir_open(&c->dir, (const char *)path.data, err);
-    nb_buf_free(&path);
-    if (s == NB_OK && fresh)
-        nb_workdir_clear(&c->dir);
-    return s;
-}
-
 /* ---- the walk ---- */
 
 static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *flags,
@@ -213,8 +197,8 @@ static nb_status open_idle(nb_calibrating *c, const nb_calibrating_flags *flags,
 
 nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *flags,
                               const nb_plan *plan, nb_store *store, const nb_method *method,
-                              const nb_runtime *rt, const char *output, bool dry, nb_out *out,
-                              nb_err *err)
+                              const nb_runtime *rt, const char *folder, bool fresh, bool dry,
+                              nb_out *out, nb_err *err)
 {
     *c = NB_CALIBRATING_NONE;
     bool can_do_without;
@@ -246,7 +230,10 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
     if (dry)
         return NB_OK;
     NB_TRY(nb_model_digest(nb_store_path(store), c->model_sha256, err));
-    return open_dir(c, output, flags->fresh, err);
+    NB_TRY(nb_workdir_open(&c->dir, folder, err));
+    if (fresh)
+        nb_workdir_clear(&c->dir);
+    return NB_OK;
 }
 
 typedef struct {

@@ -52,11 +52,12 @@ void nb_calibrating_flags_free(nb_calibrating_flags *f);
 nb_status nb_calibrating_read_set(nb_calib_set *set, nb_calib_score *score,
                                   const nb_calibrating_flags *flags, nb_store *store, nb_out *out,
                                   nb_err *err);
-/* Reads the set, and plans: without a working folder when `dry`. */
+/* Reads the set, and plans: without the working folder `folder` when `dry`. What an earlier run has
+ * left there goes when `fresh`. */
 nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *flags,
                               const nb_plan *plan, nb_store *store, const nb_method *method,
-                              const nb_runtime *rt, const char *output, bool dry, nb_out *out,
-                              nb_err *err);
+                              const nb_runtime *rt, const char *folder, bool fresh, bool dry,
+                              nb_out *out, nb_err *err);
 /* The walk: c->result then names the weights that wait in c->dir. */
 nb_status nb_calibrating_run(nb_calibrating *c, const nb_calibrating_flags *flags,
                              const nb_plan *plan, nb_store *store, const nb_method *method,

@@ -99,16 +99,13 @@ static double token_flops(const nb_config *c, int64_t window)
     return (double)c->n_layers * block + 2.0 * (double)c->d_model * (double)c->vocab_size;
 }
 
-/* What is done with a logit once it is there, on one thread: exponentials, divergence, hash. */
-#define SECONDS_A_LOGIT 1.2e-9
-
 static nb_status predict_seconds(double *out, double flops, double n_logits, const nb_runtime *rt,
                                  nb_err *err)
 {
     double rate;
     NB_TRY(nb_pace_measure(&rt->kernels, rt->pool, &rate, err));
     *out = flops / (rate * NB_PACE_OF_FORWARD) +
-           n_logits * SECONDS_A_LOGIT / nb_pool_n_threads(rt->pool);
+           n_logits * NB_PACE_LOGIT_SECONDS / nb_pool_n_threads(rt->pool);
     return NB_OK;
 }
 
@@ -162,6 +159,7 @@ static nb_status open_models(check *c, nb_err *err)
     nb_status s;
     NB_TRY_GOTO(s, nb_store_open(&base, c->request->source, err));
     NB_TRY_GOTO(s, nb_store_open(&made, c->request->output, err));
+    NB_TRY_GOTO(s, nb_finite_repeat(c->request->finite, base, err));
     NB_TRY_GOTO(s, nb_config_read(base, &config, err));
     NB_TRY_GOTO(s, gather(c, config.n_ctx, err));
     const int64_t needed =
@@ -268,7 +266,7 @@ static nb_status measure(check *c, nb_err *err)
     const int64_t n_rounds = (c->base.model.config.n_layers + MAX_HYBRIDS - 1) / MAX_HYBRIDS;
     nb_progress_begin(c->out, &c->bar, "checking", "steps", n_windows + n_rounds);
     nb_status s = score_whole(c, err);
-    if (s == NB_OK)
+    if (s == NB_OK && !c->request->whole_only)
         s = score_layers(c, err);
     nb_progress_end(c->out, &c->bar);
     return s;
@@ -284,7 +282,8 @@ static json_t *number_json(double v)
 static json_t *layers_json(const check *c)
 {
     json_t *list = json_array();
-    for (int64_t i = 0; list != NULL && i < c->base.model.config.n_layers; i++) {
+    for (int64_t i = 0; list != NULL && c->layer_kl != NULL && i < c->base.model.config.n_layers;
+         i++) {
         json_t *o =
             json_pack("{s:I, s:o}", "layer", (json_int_t)i, "kl_mean", number_json(c->layer_kl[i]));
         if (json_array_append_new(list, o) != 0) {

@@ -5,6 +5,7 @@
 
 #include "cli/runtime.h"
 #include "quant/calib_set.h"
+#include "quant/finite.h"
 
 /* Tokens that are scored in one piece, at most; single blocks are measured on one such piece.
  * Longer ones would cost more memory for caches than the quantizing itself takes. */
@@ -12,9 +13,11 @@
 
 typedef struct {
     const char *source, *output;
+    const nb_finite *finite; /* what of the source is taken for zeros */
     const nb_calib_set *set;
     int64_t n_sequences; /* held-out sequences, at most; 0: no check */
     int64_t memory;      /* bytes that the program may take; 0: what the machine has */
+    bool whole_only;     /* no blocks by themselves */
 } nb_check_request;
 
 /* What a check will take. */

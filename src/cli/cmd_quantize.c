@@ -22,7 +22,8 @@ static const nb_opt quantize_options[] = {
      .kind = NB_OPT_TEXT,
      .value = "METHOD",
      .preset = "rtn",
-     .help = "how codes are chosen: rtn (round to nearest)"},
+     .help = "how codes are chosen: rtn (round to nearest; rtn:search is the default of mixtures), "
+             "hqq, gptq, gptaq, qronos, autoround"},
     {.name = "tune",
      .kind = NB_OPT_TEXT,
      .value = "METHOD",
@@ -81,13 +82,21 @@ static const nb_opt quantize_options[] = {
     {0},
 };
 
+/* A mixture is measured with what it is written with. */
+static const char *method_text(const nb_args *args)
+{
+    const bool mixes =
+        nb_args_given(args, "bpw") || nb_args_given(args, "size") || nb_args_given(args, "max-kl");
+    return mixes && !nb_args_given(args, "method") ? "rtn:search" : nb_args_text(args, "method");
+}
+
 static nb_status run_quantize(const nb_args *args, nb_out *out, nb_err *err)
 {
     nb_method method;
     nb_recipe_flags recipes = {0};
     nb_calibrating_flags flags = {0};
     const bool zero = strcmp(nb_args_text(args, "nonfinite"), "zero") == 0;
-    NB_TRY(nb_method_parse(&method, nb_args_text(args, "method"), err));
+    NB_TRY(nb_method_parse(&method, method_text(args), err));
     nb_status s = nb_recipe_flags_read(&recipes, args, &method, err);
     if (s == NB_OK)
         s = nb_calibrating_flags_read(&flags, args, err);

@@ -1,8 +1,8 @@
 /* See mixing.h. */
 #include "cli/mixing.h"
 
-#include "quant/digest.h"
-#include "quant/mixture.h"
+#include "quant/pace.h"
+#include "quant/rewrite.h"
 #include "quant/target.h"
 #include "quant/wrapping.h"
 
@@ -15,39 +15,14 @@
 /* Each layer is measured on pieces of so many tokens, the choice on more and longer ones. */
 #define PIECE_TOKENS 512
 #define FINAL_TOKENS 4096
-
-typedef struct {
-    nb_recipe_flags *f;
-    const nb_calibrating_flags *flags;
-    const nb_plan_request *request;
-    nb_store *store;
-    const nb_runtime *rt;
-    nb_out *out;
-    nb_calib_set set;
-    nb_calib_seq *pieces; /* of the set */
-    int64_t n_pieces, n_tokens;
-    nb_workdir dir;
-    char key[NB_SHA256_HEX];
-    nb_sensitivity table;
-    nb_mixture mixture;
-    nb_progress bar;
-    double done;
-    const char *target; /* "bpw" */
-    double kl;          /* measured */
-    int uniform;        /* that it was compared with; -1: none */
-    double uniform_kl;
-    int64_t uniform_bytes;
-    int64_t budget; /* bytes that were allowed; 0: not said in bytes */
-    bool uniform_won;
-    double predicted_kl;
-    int64_t bytes;
-} mixing;
+/* Outputs that --max-kl may take, the last one of the best candidates. */
+#define MAX_OUTPUTS 4
 
 /* ---- pieces of the calibration set ---- */
 
 /* Takes pieces of `piece` tokens in turn from the sequences that are held out, then from the
  * others, until there are n_tokens. */
-static nb_status take_pieces(mixing *m, int64_t n_tokens, int64_t piece, bool only_held,
+static nb_status take_pieces(nb_mixing *m, int64_t n_tokens, int64_t piece, bool only_held,
                              nb_err *err)
 {
     const nb_calib_set *set = &m->set;
@@ -77,91 +52,27 @@ static nb_status take_pieces(mixing *m, int64_t n_tokens, int64_t piece, bool on
     return NB_OK;
 }
 
-/* ---- what is kept ---- */
-
-static nb_status make_key(mixing *m, nb_err *err)
+static nb_status take_layer_pieces(nb_mixing *m, nb_err *err)
 {
-    char digest[NB_SHA256_HEX];
-    nb_buf text = {0};
-    NB_TRY(nb_model_digest(nb_store_path(m->store), digest, err));
-    nb_status s = nb_buf_format(&text, err, "%s %s %s %d %d", nb_version(), digest, m->set.sha256,
-                                (int)m->request->to, (int)m->request->layout);
-    for (int64_t i = 0; i < m->n_pieces && s == NB_OK; i++)
-        s = nb_buf_format(&text, err, " %lld+%lld",
-                          (long long)(m->pieces[i].ids - m->set.seq[0].ids),
-                          (long long)m->pieces[i].n);
-    if (s == NB_OK)
-        nb_sha256_hex(text.data, text.len, m->key);
-    nb_buf_free(&text);
-    return s;
+    return take_pieces(m, m->f->n_tokens, PIECE_TOKENS, false, err);
 }
 
-static nb_status keep(void *context, const nb_sensitivity *t, nb_err *err)
+static nb_status take_final_pieces(nb_mixing *m, nb_err *err)
 {
-    mixing *m = context;
-    json_t *rows;
-    NB_TRY(nb_sensitivity_json(t, &rows, err));
-    json_t *state = json_pack("{s:s, s:o}", "key", m->key, "layers", rows);
-    const nb_status s = state == NULL ? nb_fail(err, NB_MEMORY, "no memory for the state")
-                                      : nb_workdir_put_state(&m->dir, state, err);
-    json_decref(state);
-    return s;
-}
-
-static nb_status take_kept(mixing *m, nb_err *err)
-{
-    json_t *state;
-    bool damaged;
-    NB_TRY(nb_workdir_get_state(&m->dir, &state, &damaged, err));
-    const char *key = json_string_value(json_object_get(state, "key"));
-    if (key != NULL && strcmp(key, m->key) == 0)
-        nb_sensitivity_take(&m->table, json_object_get(state, "layers"));
-    json_decref(state);
-    return NB_OK;
-}
-
-static nb_status folder_of(const char *output, nb_buf *path, nb_err *err)
-{
-    size_t n = strlen(output);
-    while (n > 1 && output[n - 1] == '/')
-        n--;
-    return nb_buf_format(path, err, "%.*s.nibble-mix", (int)n, output);
-}
-
-static nb_status open_dir(mixing *m, const char *output, nb_err *err)
-{
-    nb_buf path = {0};
-    nb_status s = folder_of(output, &path, err);
-    if (s == NB_OK)
-        s = nb_workdir_open(&m->dir, (const char *)path.data, err);
-    nb_buf_free(&path);
-    if (s == NB_OK && m->flags->fresh)
-        nb_workdir_clear(&m->dir);
-    return s;
-}
-
-void nb_mixing_done(const char *output)
-{
-    nb_buf path = {0};
-    nb_workdir dir = NB_WORKDIR_CLOSED;
-    nb_err ignored = {0};
-    if (folder_of(output, &path, &ignored) == NB_OK &&
-        nb_workdir_open(&dir, (const char *)path.data, &ignored) == NB_OK)
-        nb_workdir_close(&dir, true);
-    nb_buf_free(&path);
+    return take_pieces(m, FINAL_TOKENS, m->set.length, m->set.n_held > 0, err);
 }
 
 /* ---- measuring ---- */
 
 static bool show(void *context, double flops)
 {
-    mixing *m = context;
+    nb_mixing *m = context;
     m->done += flops;
     nb_progress_update(m->out, &m->bar, (int64_t)(m->done / 1e6));
     return !nb_interrupted();
 }
 
-static nb_swapped_job job_of(mixing *m)
+static nb_swapped_job job_of(nb_mixing *m)
 {
     return (nb_swapped_job){.store = m->store,
                             .pool = m->rt->pool,
@@ -174,7 +85,59 @@ static nb_swapped_job job_of(mixing *m)
                             .context = m};
 }
 
-static nb_status measure_layers(mixing *m, nb_err *err)
+static int64_t n_missing(const nb_sensitivity *t)
+{
+    int64_t n = 0;
+    for (int64_t at = 0; at < t->n_linears * t->n_candidates; at++)
+        n += t->to[at] != NULL && isnan(t->kl[at]);
+    return n;
+}
+
+/* Adds what it takes to run the original and to measure `flops_a_token` in n divergences. */
+static nb_status add_plan(nb_mixing *m, double flops_a_token, int64_t n, double *n_logits,
+                          nb_err *err)
+{
+    nb_config config;
+    nb_swapped_plan plan;
+    const nb_swapped_job job = job_of(m);
+    NB_TRY(nb_config_read(m->store, &config, err));
+    NB_TRY(nb_swapped_estimate(&plan, &job, err));
+    const double whole = plan.block_flops * (double)config.n_layers + plan.head_flops;
+    if (flops_a_token == 0)
+        flops_a_token = whole * (double)n;
+    m->plan.flops += (double)m->n_tokens * (whole + flops_a_token);
+    m->plan.memory = plan.memory > m->plan.memory ? plan.memory : m->plan.memory;
+    m->plan.disk = plan.disk > m->plan.disk ? plan.disk : m->plan.disk;
+    *n_logits += (double)(n + 1) * (double)m->n_tokens * (double)config.vocab_size;
+    return NB_OK;
+}
+
+/* The layers that are not measured yet, then the choice and its rival. */
+static nb_status predict(nb_mixing *m, nb_err *err)
+{
+    double n_logits = 0, rate, encoding = 0;
+    nb_swapped_plan plan;
+    NB_TRY(take_final_pieces(m, err));
+    NB_TRY(add_plan(m, 0, m->f->mix == NB_MIX_KL ? 4 : 2, &n_logits, err));
+    NB_TRY(take_layer_pieces(m, err));
+    const nb_swapped_job job = job_of(m);
+    NB_TRY(nb_swapped_estimate(&plan, &job, err));
+    const int64_t missing = n_missing(&m->table);
+    if (missing > 0)
+        NB_TRY(add_plan(m, nb_sensitivity_flops(&m->table, &plan, 1), missing, &n_logits, err));
+    const int n_threads = nb_pool_n_threads(m->rt->pool);
+    for (int c = 0; c < m->table.n_candidates && missing > 0; c++) {
+        double seconds;
+        NB_TRY(nb_rewrite_estimate(&m->table.plan[c], &m->table.method, n_threads, &seconds, err));
+        encoding += seconds;
+    }
+    NB_TRY(nb_pace_measure(&m->rt->kernels, m->rt->pool, &rate, err));
+    m->plan.seconds = m->plan.flops / (rate * NB_PACE_OF_FORWARD) +
+                      n_logits * NB_PACE_LOGIT_SECONDS / n_threads + encoding;
+    return NB_OK;
+}
+
+static nb_status measure_layers(nb_mixing *m, nb_err *err)
 {
     nb_swapped *s = NULL;
     nb_swapped_plan plan;
@@ -183,14 +146,11 @@ static nb_status measure_layers(mixing *m, nb_err *err)
     const double flops = nb_sensitivity_flops(&m->table, &plan, m->n_tokens);
     if (flops == 0)
         return NB_OK;
-    nb_out_note(m->out, "measuring %lld layers in %d formats on %lld tokens: about %.0f Tflop",
-                (long long)m->table.n_linears, m->table.n_candidates, (long long)m->n_tokens,
-                flops / 1e12);
     m->done = 0;
     nb_progress_begin(m->out, &m->bar, "measuring", "Mflop", (int64_t)(flops / 1e6));
     nb_status status = nb_swapped_open(&s, &job, err);
     if (status == NB_OK)
-        status = nb_sensitivity_measure(&m->table, s, keep, m, err);
+        status = nb_sensitivity_measure(&m->table, s, nb_mixing_keep, m, err);
     nb_swapped_close(s);
     nb_progress_end(m->out, &m->bar);
     if (status == NB_INTERRUPTED)
@@ -202,7 +162,7 @@ static nb_status measure_layers(mixing *m, nb_err *err)
 /* ---- choosing ---- */
 
 /* Bytes of the tensor files that a recipe gives. */
-static nb_status file_bytes(mixing *m, const nb_recipe *recipe, int64_t *bytes, nb_err *err)
+static nb_status file_bytes(nb_mixing *m, const nb_recipe *recipe, int64_t *bytes, nb_err *err)
 {
     nb_plan plan = {0};
     nb_wrapping wrapping = {0};
@@ -224,7 +184,7 @@ static nb_status file_bytes(mixing *m, const nb_recipe *recipe, int64_t *bytes, 
     return s;
 }
 
-static nb_status mixed_file_bytes(mixing *m, int64_t *bytes, nb_err *err)
+static nb_status mixed_file_bytes(nb_mixing *m, int64_t *bytes, nb_err *err)
 {
     nb_recipe recipe = {0};
     nb_status s = nb_mixture_recipe(&m->mixture, &m->table.method, &recipe, err);
@@ -236,7 +196,7 @@ static nb_status mixed_file_bytes(mixing *m, int64_t *bytes, nb_err *err)
 
 /* What a file holds besides codes and scales (embeddings, names) depends a little on the choice:
  * the budget is corrected until the file fits. */
-static nb_status choose_by_size(mixing *m, nb_err *err)
+static nb_status choose_by_size(nb_mixing *m, nb_err *err)
 {
     int64_t file;
     nb_err ignored = {0};
@@ -261,7 +221,7 @@ static nb_status choose_by_size(mixing *m, nb_err *err)
     return nb_mixture_by_kl(&m->mixture, INFINITY, err);
 }
 
-static nb_status choose_by_bpw(mixing *m, nb_err *err)
+static nb_status choose_by_bpw(nb_mixing *m, nb_err *err)
 {
     const double bytes = m->f->bpw / 8 * (double)m->table.n_params;
     if (nb_mixture_least_bpw(&m->mixture) > m->f->bpw)
@@ -272,20 +232,21 @@ static nb_status choose_by_bpw(mixing *m, nb_err *err)
     return nb_mixture_by_bytes(&m->mixture, m->budget, err);
 }
 
-/* The least bytes whose measured divergence stays below: what is predicted is corrected by what is
- * measured. */
-static nb_status choose_by_kl(mixing *m, nb_swapped *s, nb_err *err)
+/* The least bytes whose measured divergence stays below the bound: what is predicted is corrected
+ * by what is measured. */
+static nb_status choose_by_kl(nb_mixing *m, nb_swapped *s, nb_err *err)
 {
-    double bound = m->f->max_kl;
-    for (int k = 0; k < 6; k++) {
+    double predicted = m->bound;
+    for (int k = 0; k < 6 && m->n_outputs < MAX_OUTPUTS - 1; k++) {
         nb_err why = {0};
-        if (nb_mixture_by_kl(&m->mixture, bound, &why) != NB_OK)
+        if (nb_mixture_by_kl(&m->mixture, predicted, &why) != NB_OK)
             break;
         NB_TRY(nb_mixture_measure(&m->mixture, s, &m->kl, err));
-        if (m->kl <= m->f->max_kl)
+        if (m->kl <= m->bound)
             return NB_OK;
-        bound *= 0.95 * m->f->max_kl / m->kl;
+        predicted *= 0.95 * m->bound / m->kl;
     }
+    m->best = true;
     NB_TRY(nb_mixture_by_bytes(&m->mixture, INT64_MAX, err));
     NB_TRY(nb_mixture_measure(&m->mixture, s, &m->kl, err));
     if (m->kl <= m->f->max_kl)
@@ -296,10 +257,11 @@ static nb_status choose_by_kl(mixing *m, nb_swapped *s, nb_err *err)
 }
 
 /* Never worse than the same format everywhere, within the same bytes. */
-static nb_status compare_uniform(mixing *m, nb_swapped *s, nb_err *err)
+static nb_status compare_uniform(nb_mixing *m, nb_swapped *s, nb_err *err)
 {
     m->bytes = nb_mixture_bytes(&m->mixture);
     m->predicted_kl = nb_mixture_kl(&m->mixture);
+    m->uniform_won = false;
     m->uniform = nb_mixture_uniform(&m->mixture, m->bytes > m->budget ? m->bytes : m->budget);
     if (m->uniform < 0)
         return NB_OK;
@@ -317,15 +279,15 @@ static nb_status compare_uniform(mixing *m, nb_swapped *s, nb_err *err)
     return status;
 }
 
-static nb_status choose(mixing *m, nb_err *err)
+static nb_status choose(nb_mixing *m, nb_err *err)
 {
     nb_swapped *s = NULL;
     if (m->f->mix == NB_MIX_BPW)
         NB_TRY(choose_by_bpw(m, err));
     if (m->f->mix == NB_MIX_SIZE)
         NB_TRY(choose_by_size(m, err));
-    NB_TRY(take_pieces(m, FINAL_TOKENS, m->set.length, m->set.n_held > 0, err));
-    nb_swapped_job job = job_of(m);
+    NB_TRY(take_final_pieces(m, err));
+    const nb_swapped_job job = job_of(m);
     m->done = 0;
     nb_progress_begin(m->out, &m->bar, "measuring the mixture", "Mflop", 0);
     nb_status status = nb_swapped_open(&s, &job, err);
@@ -339,109 +301,225 @@ static nb_status choose(mixing *m, nb_err *err)
     return status;
 }
 
-/* ---- the recipe, and what is told of it ---- */
+/* ---- the recipe ---- */
 
-static nb_status write_recipe(mixing *m, nb_err *err)
+static nb_status uniform_rule(const nb_mixing *m, nb_recipe *out, const char *reason, nb_err *err)
+{
+    nb_recipe_free(out);
+    return nb_recipe_add(out, "*", &m->table.scheme[m->uniform], m->f->method, reason, err);
+}
+
+static nb_status write_recipe(nb_mixing *m, nb_err *err)
 {
     char reason[NB_RECIPE_MAX_REASON];
-    if (!m->uniform_won)
+    if (!m->uniform_won) {
+        nb_recipe_free(&m->f->recipe);
         return nb_mixture_recipe(&m->mixture, m->f->method, &m->f->recipe, err);
+    }
     snprintf(reason, sizeof reason, "no mixture of these bytes was better: KL %.4g against %.4g",
              m->uniform_kl, m->kl);
-    return nb_recipe_add(&m->f->recipe, "*", &m->table.scheme[m->uniform], m->f->method, reason,
-                         err);
+    return uniform_rule(m, &m->f->recipe, reason, err);
 }
 
-static void tell(const mixing *m)
-{
-    const double n = (double)m->table.n_params / 8;
-    nb_out_note(m->out,
-                "mixture: %.3f bits per weight, KL %.4g on %lld held-out tokens (%.4g by "
-                "the sum over layers)",
-                (double)m->bytes / n, m->kl, (long long)m->n_tokens, m->predicted_kl);
-    if (m->uniform >= 0)
-        nb_out_note(m->out, "%s everywhere: %.3f bits per weight, KL %.4g%s",
-                    m->table.scheme[m->uniform].name, (double)m->uniform_bytes / n, m->uniform_kl,
-                    m->uniform_won ? ": no worse, so that is written" : "");
-    if (m->flags->transform != NULL)
-        nb_out_note(m->out, "layers were measured without the transform");
-}
+/* ---- without measuring ---- */
 
-static nb_status make_report(const mixing *m, json_t **out, nb_err *err)
+/* The first candidate from `c` on that has a plan for this layer. */
+static int fitting(const nb_sensitivity *t, int64_t linear, int c)
 {
-    json_t *rows;
-    const double n = (double)m->table.n_params / 8;
-    NB_TRY(nb_sensitivity_json(&m->table, &rows, err));
-    *out = json_pack("{s:s, s:f, s:s, s:f, s:f, s:f, s:I, s:s, s:o}", "target", m->target, "value",
-                     m->f->mix == NB_MIX_BPW    ? m->f->bpw
-                     : m->f->mix == NB_MIX_SIZE ? (double)m->f->size
-                                                : m->f->max_kl,
-                     "measured_with", "rtn:search", "bpw", (double)m->bytes / n, "kl", m->kl,
-                     "predicted_kl", m->predicted_kl, "held_out_tokens", (json_int_t)m->n_tokens,
-                     "chosen", m->uniform_won ? "uniform" : "mixture", "layers", rows);
-    if (*out != NULL && m->uniform >= 0 &&
-        json_object_set_new(*out, "uniform",
-                            json_pack("{s:s, s:f, s:f}", "scheme", m->table.scheme[m->uniform].name,
-                                      "bpw", (double)m->uniform_bytes / n, "kl", m->uniform_kl)) !=
-            0) {
-        json_decref(*out);
-        *out = NULL;
+    for (int k = 0; k < t->n_candidates; k++) {
+        const int at = (c + k) % t->n_candidates;
+        if (t->to[nb_sensitivity_at(t, linear, at)] != NULL)
+            return at;
     }
-    return *out != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
+    return c;
 }
 
-static nb_status run(mixing *m, const char *output, nb_mixing *result, nb_err *err)
+static nb_status stand_in_recipe(const nb_mixing *m, int candidate, nb_recipe *out, nb_err *err)
 {
-    static const char *const targets[] = {"", "bpw", "size", "max-kl"};
-    m->target = targets[m->f->mix];
-    const char *candidates = m->f->candidates != NULL          ? m->f->candidates
-                             : m->request->to == NB_STORE_GGUF ? GGUF_CANDIDATES
-                                                               : FOLDER_CANDIDATES;
+    const nb_sensitivity *t = &m->table;
+    nb_recipe_free(out);
+    for (int64_t i = 0; i < t->n_linears; i++) {
+        char name[128];
+        snprintf(name, sizeof name, "%.*s", (int)(strlen(t->from[i]->name) - strlen(".weight")),
+                 t->from[i]->name);
+        NB_TRY(nb_recipe_add(out, name, &t->scheme[fitting(t, i, candidate)], m->f->method, NULL,
+                             err));
+    }
+    return NB_OK;
+}
+
+/* The largest candidate that the budget allows, or the smallest one. */
+static nb_status stand_in(nb_mixing *m, nb_err *err)
+{
+    int smallest = 0, best = -1;
+    int64_t least = INT64_MAX, most = -1;
+    for (int c = 0; c < m->table.n_candidates; c++) {
+        int64_t bytes;
+        NB_TRY(stand_in_recipe(m, c, &m->f->recipe, err));
+        NB_TRY(file_bytes(m, &m->f->recipe, &bytes, err));
+        const bool fits = m->f->mix == NB_MIX_SIZE  ? bytes <= m->f->size
+                          : m->f->mix == NB_MIX_BPW ? nb_mixture_uniform_bytes(&m->mixture, c) <=
+                                                          m->f->bpw / 8 * (double)m->table.n_params
+                                                    : true;
+        if (bytes < least) {
+            least = bytes;
+            smallest = c;
+        }
+        if (fits && bytes > most) {
+            most = bytes;
+            best = c;
+        }
+    }
+    if (m->f->mix == NB_MIX_SIZE && best < 0)
+        return nb_fail(err, NB_LIMIT,
+                       "--size %lld: the smallest of these candidates gives %lld bytes",
+                       (long long)m->f->size, (long long)least);
+    best = best >= 0 ? best : smallest;
+    m->stand_in = m->table.scheme[best].name;
+    return stand_in_recipe(m, best, &m->f->recipe, err);
+}
+
+/* From what an earlier run has measured, as a real one would choose, but for the last look. */
+static nb_status choose_dry(nb_mixing *m, nb_err *err)
+{
+    if (m->f->mix == NB_MIX_BPW)
+        NB_TRY(choose_by_bpw(m, err));
+    else if (!nb_sensitivity_complete(&m->table))
+        return stand_in(m, err);
+    if (!nb_sensitivity_complete(&m->table))
+        return stand_in(m, err);
+    if (m->f->mix == NB_MIX_SIZE)
+        NB_TRY(choose_by_size(m, err));
+    if (m->f->mix == NB_MIX_KL)
+        NB_TRY(nb_mixture_by_kl(&m->mixture, m->f->max_kl, err));
+    m->bytes = nb_mixture_bytes(&m->mixture);
+    m->predicted_kl = nb_mixture_kl(&m->mixture);
+    return write_recipe(m, err);
+}
+
+/* ---- all of it ---- */
+
+static nb_status check_flags(const nb_mixing *m, const char *output, bool dry, nb_err *err)
+{
     if (nb_target_turns(m->request->layout))
         return nb_fail(err, NB_USAGE, "--%s mixes formats, and %s has one for all layers",
                        m->target, nb_target_name(m->request));
     if (m->flags->set.options.n_paths == 0)
         return nb_fail(err, NB_USAGE, "--%s measures on a text: --calib FILE names one", m->target);
-    if (output == NULL)
+    if (output == NULL && !dry)
         return nb_fail(err, NB_USAGE, "--%s keeps what it measures beside the output: -o OUT",
                        m->target);
-    NB_TRY(nb_sensitivity_init(&m->table, m->store, m->request, candidates, err));
+    if (m->f->mix == NB_MIX_KL && m->flags->check == 0)
+        return nb_fail(err, NB_USAGE,
+                       "--max-kl is about the output, which --check measures: --check 0 cannot be "
+                       "combined with it");
+    return NB_OK;
+}
+
+/* What is measured with: the method itself where it works on rows alone. */
+static nb_status init_table(nb_mixing *m, nb_err *err)
+{
+    nb_method method = *m->f->method;
+    nb_buf text = {0};
+    const char *candidates = m->f->candidates != NULL          ? m->f->candidates
+                             : m->request->to == NB_STORE_GGUF ? GGUF_CANDIDATES
+                                                               : FOLDER_CANDIDATES;
+    if (method.quantizer->encode_rows == NULL)
+        NB_TRY(nb_method_parse(&method, "rtn:search", err));
+    NB_TRY(nb_method_spell(&method, &text, err));
+    snprintf(m->measured_with, sizeof m->measured_with, "%.*s", (int)text.len,
+             (const char *)text.data);
+    nb_buf_free(&text);
+    return nb_sensitivity_init(&m->table, m->store, m->request, candidates, &method, err);
+}
+
+static nb_status run(nb_mixing *m, const char *output, bool dry, nb_err *err)
+{
+    static const char *const targets[] = {"", "bpw", "size", "max-kl"};
+    m->target = targets[m->f->mix];
+    m->bound = m->f->max_kl;
+    NB_TRY(check_flags(m, output, dry, err));
+    NB_TRY(init_table(m, err));
     NB_TRY(nb_calibrating_read_set(&m->set, NULL, m->flags, m->store, m->out, err));
-    NB_TRY(take_pieces(m, m->f->n_tokens, PIECE_TOKENS, false, err));
-    NB_TRY(make_key(m, err));
-    NB_TRY(open_dir(m, output, err));
-    NB_TRY(take_kept(m, err));
+    NB_TRY(take_layer_pieces(m, err));
+    NB_TRY(nb_mixing_open_kept(m, output, dry, err));
+    NB_TRY(predict(m, err));
+    if (dry) {
+        NB_TRY(nb_mixture_init(&m->mixture, &m->table, err));
+        return choose_dry(m, err);
+    }
+    nb_mixing_tell_plan(m, m->out);
     NB_TRY(measure_layers(m, err));
     NB_TRY(nb_mixture_init(&m->mixture, &m->table, err));
     NB_TRY(choose(m, err));
-    tell(m);
-    NB_TRY(write_recipe(m, err));
-    return make_report(m, &result->report, err);
+    nb_mixing_tell_choice(m, m->out);
+    return write_recipe(m, err);
 }
 
-nb_status nb_mixing_run(nb_mixing *result, nb_recipe_flags *f, const nb_calibrating_flags *flags,
+nb_status nb_mixing_run(nb_mixing *m, nb_recipe_flags *f, const nb_calibrating_flags *flags,
                         const nb_plan_request *request, nb_store *store, const nb_runtime *rt,
-                        const char *output, nb_out *out, nb_err *err)
+                        const char *output, bool dry, nb_out *out, nb_err *err)
 {
-    mixing m = {.f = f,
-                .flags = flags,
-                .request = request,
-                .store = store,
-                .rt = rt,
-                .out = out,
-                .dir = NB_WORKDIR_CLOSED,
-                .uniform = -1};
-    const nb_status s = run(&m, output, result, err);
-    nb_mixture_free(&m.mixture);
-    nb_sensitivity_free(&m.table);
-    nb_workdir_close(&m.dir, false);
-    nb_calib_set_free(&m.set);
-    nb_free(m.pieces);
-    return s;
+    *m = NB_MIXING_NONE;
+    m->f = f;
+    m->flags = flags;
+    m->request = request;
+    m->store = store;
+    m->rt = rt;
+    m->out = out;
+    m->output_kl = m->output_uniform_kl = NAN;
+    return run(m, output, dry, err);
 }
 
-void nb_mixing_free(nb_mixing *m)
+/* ---- what outputs say ---- */
+
+nb_status nb_mixing_judge(nb_mixing *m, double kl, bool *again, nb_err *err)
 {
-    json_decref(m->report);
-    *m = (nb_mixing){0};
+    m->n_outputs++;
+    m->output_kl = kl;
+    *again = m->f->mix == NB_MIX_KL && !(kl <= m->f->max_kl);
+    if (!*again)
+        return NB_OK;
+    const double had = m->uniform_won ? m->uniform_kl : m->kl;
+    if (m->best || m->n_outputs == MAX_OUTPUTS)
+        return nb_fail(err, NB_LIMIT,
+                       "--max-kl %g: the output of the best of these candidates has %.4g, at %.4g "
+                       "bits per weight; nothing was written",
+                       m->f->max_kl, kl, nb_mixture_bpw(&m->mixture));
+    nb_out_note(m->out, "the output has KL %.4g, %.2f times what was measured before: once more",
+                kl, kl / had);
+    m->bound = 0.95 * had * m->f->max_kl / kl;
+    return NB_OK;
+}
+
+nb_status nb_mixing_choose_again(nb_mixing *m, nb_err *err)
+{
+    NB_TRY(choose(m, err));
+    nb_mixing_tell_choice(m, m->out);
+    return write_recipe(m, err);
+}
+
+nb_status nb_mixing_rival(nb_mixing *m, bool *any, nb_err *err)
+{
+    *any = m->uniform >= 0 && !m->uniform_won;
+    return *any ? uniform_rule(m, &m->uniform_recipe, "no mixture of these bytes was better", err)
+                : NB_OK;
+}
+
+bool nb_mixing_compare(nb_mixing *m, double kl)
+{
+    m->output_uniform_kl = kl;
+    m->uniform_won = kl <= m->output_kl;
+    return m->uniform_won;
+}
+
+void nb_mixing_close(nb_mixing *m, bool done)
+{
+    nb_mixture_free(&m->mixture);
+    nb_sensitivity_free(&m->table);
+    nb_workdir_close(&m->dir, done);
+    nb_calib_set_free(&m->set);
+    nb_recipe_free(&m->uniform_recipe);
+    nb_free(m->pieces);
+    *m = NB_MIXING_NONE;
 }

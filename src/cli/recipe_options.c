@@ -59,7 +59,7 @@ static nb_status read(nb_recipe_flags *f, const nb_args *args, nb_err *err)
     if (f->mix == NB_MIX_NONE && (f->candidates != NULL || nb_args_given(args, "mix-tokens")))
         return nb_fail(err, NB_USAGE, "--%s is for mixtures: --bpw, --size or --max-kl",
                        f->candidates != NULL ? "candidates" : "mix-tokens");
-    if (f->print && !nb_args_flag(args, "dry-run"))
+    if (f->print && f->mix == NB_MIX_NONE && !nb_args_flag(args, "dry-run"))
         return nb_fail(err, NB_USAGE,
                        "--print-recipe goes with --dry-run; a run keeps its rules in the report");
     if (strcmp(way, "scheme") == 0)

@@ -15,7 +15,8 @@
              "name none"},                                                                         \
         {.name = "print-recipe",                                                                   \
          .kind = NB_OPT_FLAG,                                                                      \
-         .help = "with --dry-run: print the rules, and nothing else, as --recipe takes them"},     \
+         .help = "print the rules, and nothing else, as --recipe takes them: with --dry-run, or "  \
+                 "those of a mixture once it is measured; no model is written"},                   \
         {.name = "bpw",                                                                            \
          .kind = NB_OPT_FLOAT,                                                                     \
          .value = "BITS",                                                                          \

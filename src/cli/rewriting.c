@@ -1,8 +1,6 @@
 /* See rewriting.h. */
 #include "cli/rewriting.h"
 
-#include "quant/digest.h"
-
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -96,156 +94,6 @@ static nb_status check_output(const nb_rewriting *r, nb_err *err)
     return NB_OK;
 }
 
-/* ---- doing ---- */
-
-typedef struct {
-    nb_out *out;
-    nb_progress bar;
-} progress;
-
-static bool show_progress(void *context, int64_t done, int64_t total)
-{
-    progress *p = context;
-    (void)total;
-    nb_progress_update(p->out, &p->bar, done);
-    return !nb_interrupted();
-}
-
-/* What the output has lost, on text that is held out of the calibration. */
-static nb_check_request check_request(const nb_rewriting *r)
-{
-    return (nb_check_request){.source = r->source,
-                              .output = r->output,
-                              .set = &r->calibrating.set,
-                              .n_sequences = r->flags->check,
-                              .memory = r->flags->memory};
-}
-
-static nb_status check(nb_rewriting *r, nb_out *out, nb_err *err)
-{
-    if (!r->calibrating.wanted && !r->calibrating.checks)
-        return NB_OK;
-    const nb_check_request request = check_request(r);
-    return nb_check_run(&r->evaluation, &request, &r->runtime, out, err);
-}
-
-/* What that will take. Where it does not fit, it will be left out. */
-static nb_status plan_check(nb_rewriting *r, nb_out *out, nb_err *err)
-{
-    if (!r->calibrating.wanted && !r->calibrating.checks)
-        return NB_OK;
-    const nb_check_request request = check_request(r);
-    return nb_check_estimate(&r->check_plan, &request, r->store, r->bytes, &r->runtime, r->dry_run,
-                             out, err);
-}
-
-/* The calibration set and what everything will take. */
-static nb_status prepare(nb_rewriting *r, nb_out *out, nb_err *err)
-{
-    if (r->flags == NULL)
-        return NB_OK;
-    NB_TRY(nb_calibrating_open(&r->calibrating, r->flags, &r->plan, r->store, r->method,
-                               &r->runtime, r->output, r->dry_run, out, err));
-    NB_TRY(plan_check(r, out, err));
-    const int64_t limit = r->flags->memory, needed = nb_rewriting_memory(r);
-    if (limit > 0 && needed > limit)
-        return nb_fail(err, NB_LIMIT,
-                       "writing the output needs about %lld MB here, and --memory "
-                       "is %lld MB",
-                       (long long)((needed + (1 << 20) - 1) >> 20), (long long)(limit >> 20));
-    return NB_OK;
-}
-
-static nb_status calibrate(nb_rewriting *r, nb_out *out, nb_err *err)
-{
-    nb_calibrating *c = &r->calibrating;
-    nb_calibrating_print_set(c, out);
-    if (!c->wanted)
-        return NB_OK;
-    NB_TRY(nb_calibrating_run(c, r->flags, &r->plan, r->store, r->method, &r->runtime, out, err));
-    nb_calibrating_print_coverage(c, out);
-    for (int64_t i = 0; i < r->plan.n; i++) {
-        if (c->result.act_scale[i] != 0)
-            r->plan.weights[i].act.scale = c->result.act_scale[i];
-    }
-    return NB_OK;
-}
-
-static nb_status dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
-{
-    nb_sink *sink;
-    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, NULL, false, err));
-    r->bytes = nb_sink_planned_bytes(sink);
-    nb_sink_abort(sink);
-    NB_TRY(prepare(r, out, err));
-    NB_TRY(nb_rewrite_estimate(&r->plan, r->method, nb_pool_n_threads(r->runtime.pool), &r->seconds,
-                               err));
-    r->seconds += r->calibrating.seconds + r->check_plan.seconds;
-    if (out->json)
-        return nb_rewriting_print_json(r, out, err);
-    nb_rewriting_print_head(r, out);
-    nb_calibrating_print_set(&r->calibrating, out);
-    NB_TRY(nb_rewriting_print_table(r, out, err));
-    nb_rewriting_print_end(r, out);
-    return NB_OK;
-}
-
-static nb_status really_run(nb_rewriting *r, nb_nonfinite nonfinite, nb_out *out, nb_err *err)
-{
-    const double start = nb_clock();
-    nb_sink *sink;
-    if (nb_path_exists(r->output) && !nb_args_flag(r->args, "force"))
-        return nb_fail(err, NB_USAGE, "%s: exists already (--force replaces it)", r->output);
-    /* Opened in earnest and given up again: what stands in the way shows now, not after hours. */
-    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, r->output,
-                                 nb_args_flag(r->args, "force"), err));
-    r->bytes = nb_sink_planned_bytes(sink);
-    nb_sink_abort(sink);
-    NB_TRY(prepare(r, out, err));
-    if (!out->json)
-        nb_rewriting_print_head(r, out);
-    NB_TRY(calibrate(r, out, err));
-    NB_TRY(nb_wrapping_open_sink(&sink, &r->wrapping, &r->plan, r->output,
-                                 nb_args_flag(r->args, "force"), err));
-    r->bytes = nb_sink_planned_bytes(sink);
-    int64_t source_bytes = 0;
-    for (int64_t i = 0; i < r->plan.n; i++)
-        source_bytes += r->plan.from[i] != NULL ? r->plan.from[i]->bytes : 0;
-    progress p = {.out = out};
-    const nb_rewrite_options options = {.method = r->method,
-                                        .nonfinite = nonfinite,
-                                        .made = r->calibrating.result.made,
-                                        .dir = &r->calibrating.dir,
-                                        .progress = show_progress,
-                                        .context = &p};
-    nb_progress_begin(out, &p.bar, r->plan.request.scheme != NULL ? "quantizing" : "converting",
-                      "bytes", source_bytes);
-    nb_status s = nb_rewrite(r->store, &r->plan, sink, r->runtime.pool, &options, &r->result, err);
-    nb_progress_end(out, &p.bar);
-    nb_calibrating_add_errors(&r->calibrating, &r->result.quantized);
-    if (s == NB_OK && nb_interrupted())
-        s = nb_fail_interrupted(err);
-    if (s != NB_OK) {
-        nb_sink_abort(sink);
-        return s;
-    }
-    NB_TRY(nb_sink_commit(sink, err));
-    r->seconds = nb_clock() - start;
-    if (r->plan.request.scheme != NULL) {
-        NB_TRY(nb_model_digest(r->output, r->sha256, err));
-        NB_TRY(check(r, out, err));
-        NB_TRY(nb_rewriting_write_report(r, err));
-    }
-    if (r->calibrating.wanted)
-        nb_workdir_close(&r->calibrating.dir, true);
-    if (r->mixing.report != NULL)
-        nb_mixing_done(r->output);
-    if (out->json)
-        return nb_rewriting_print_json(r, out, err);
-    nb_rewriting_print_end(r, out);
-    return NB_OK;
-}
-
 /* What is only copied is checked as well: no output that nibble itself would refuse. */
 static nb_status check_input(nb_store *store, nb_store_kind to, nb_out *out, nb_err *err)
 {
@@ -256,26 +104,46 @@ static nb_status check_input(nb_store *store, nb_store_kind to, nb_out *out, nb_
     return nb_store_kind_of(store) == to ? nb_tokenizer_check(store, out, err) : NB_OK;
 }
 
-/* What becomes of the weights: the rules, found by measurement where that is asked for. */
-static nb_status find_recipe(nb_rewriting *r, nb_plan_request *request, nb_out *out, nb_err *err)
+/* Before anything runs the model. What is only copied or rounded is looked at on its way. */
+nb_status nb_rewriting_settle_nonfinite(nb_rewriting *r, nb_err *err)
+{
+    if (r->finite.store != NULL)
+        return nb_finite_repeat(&r->finite, r->store, err);
+    return nb_finite_settle(&r->finite, r->store, r->nonfinite, r->runtime.pool, err);
+}
+
+/* The rules, as far as they can be known without measuring. */
+static nb_status find_recipe(nb_rewriting *r, nb_err *err)
 {
     nb_config config;
     if (r->recipes == NULL)
         return NB_OK;
     NB_TRY(nb_config_read(r->store, &config, err));
     NB_TRY(nb_recipe_flags_resolve(r->recipes, &config, err));
-    request->preset = r->recipes->preset;
-    if (r->recipes->mix != NB_MIX_NONE)
-        NB_TRY(nb_mixing_run(&r->mixing, r->recipes, r->flags, request, r->store, &r->runtime,
-                             r->output, out, err));
-    request->recipe = &r->recipes->recipe;
-    request->scheme = nb_recipe_main(request->recipe)->scheme;
+    r->request->preset = r->recipes->preset;
+    r->request->recipe = &r->recipes->recipe;
     return NB_OK;
+}
+
+/* The rules that only measurement can find. */
+static nb_status find_mixture(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    nb_plan_request bare = *r->request;
+    bare.recipe = NULL;
+    if (!r->dry_run)
+        NB_TRY(nb_rewriting_settle_nonfinite(r, err));
+    r->mixing_request = bare;
+    return nb_mixing_run(&r->mixing, r->recipes, r->flags, &r->mixing_request, r->store,
+                         &r->runtime, r->output, r->dry_run, out, err);
 }
 
 static nb_status print_recipe(const nb_rewriting *r, nb_out *out, nb_err *err)
 {
     nb_buf text = {0};
+    if (r->mixing.stand_in != NULL)
+        return nb_fail(err, NB_USAGE,
+                       "nothing is measured yet, and --dry-run does not: --print-recipe alone "
+                       "measures, prints the rules, and writes no model");
     const nb_status s = nb_recipe_print(&r->recipes->recipe, &text, err);
     if (s == NB_OK)
         nb_out_bytes(out, text.data, text.len);
@@ -283,19 +151,48 @@ static nb_status print_recipe(const nb_rewriting *r, nb_out *out, nb_err *err)
     return s;
 }
 
-static nb_status run(nb_rewriting *r, nb_plan_request *request, nb_nonfinite nonfinite, nb_out *out,
-                     nb_err *err)
+static nb_status really_run(nb_rewriting *r, nb_out *out, nb_err *err)
 {
+    NB_TRY(r->mixing.f != NULL ? nb_rewriting_make_mixture(r, out, err)
+                               : nb_rewriting_make(r, out, err));
+    NB_TRY(nb_rewriting_publish(r, err));
+    if (out->json)
+        return nb_rewriting_print_json(r, out, err);
+    nb_rewriting_print_end(r, out);
+    return NB_OK;
+}
+
+static nb_status run(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    bool done = false;
     NB_TRY(nb_store_open(&r->store, r->source, err));
     NB_TRY(check_output(r, err));
-    NB_TRY(check_input(r->store, request->to, out, err));
+    NB_TRY(check_input(r->store, r->request->to, out, err));
     NB_TRY(nb_runtime_open(&r->runtime, r->args, err));
-    NB_TRY(find_recipe(r, request, out, err));
-    NB_TRY(nb_plan_make(&r->plan, r->store, request, err));
-    NB_TRY(nb_wrapping_make(&r->wrapping, r->store, &r->plan, err));
-    if (r->dry_run && r->recipes != NULL && r->recipes->print && !out->json)
+    NB_TRY(find_recipe(r, err));
+    const bool mixes = r->recipes != NULL && r->recipes->mix != NB_MIX_NONE;
+    const bool prints = r->recipes != NULL && r->recipes->print && !out->json;
+    if (!r->dry_run && !prints)
+        NB_TRY(nb_rewriting_done_before(r, &done, out, err));
+    if (done)
+        return NB_OK;
+    if (mixes)
+        NB_TRY(find_mixture(r, out, err));
+    if (prints)
         return print_recipe(r, out, err);
-    return r->dry_run ? dry_run(r, out, err) : really_run(r, nonfinite, out, err);
+    return r->dry_run ? nb_rewriting_dry_run(r, out, err) : really_run(r, out, err);
+}
+
+/* What a failure leaves behind to go on from: no space, a disk that is gone. */
+static void say_what_stays(const nb_rewriting *r, nb_err *err)
+{
+    const char *folder =
+        r->calibrating.dir.path != NULL ? r->calibrating.dir.path : r->mixing.dir.path;
+    const size_t n = strlen(err->text);
+    if (folder != NULL && nb_path_is_dir(folder))
+        snprintf(err->text + n, sizeof err->text - n,
+                 "; what is done so far stays in %s, and the same command goes on from there",
+                 folder);
 }
 
 nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_recipe_flags *recipes,
@@ -308,18 +205,21 @@ nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_reci
     nb_rewriting r = {.args = args,
                       .source = nb_args_operand(args, 0),
                       .output = nb_args_text(args, "output"),
+                      .request = &request,
+                      .nonfinite = nonfinite,
                       .method = method,
                       .recipes = recipes,
                       .flags = flags,
                       .calibrating = NB_CALIBRATING_NONE,
+                      .mixing = NB_MIXING_NONE,
                       .dry_run = nb_args_flag(args, "dry-run")};
-    const nb_status s = run(&r, &request, nonfinite, out, err);
-    json_decref(r.evaluation);
-    nb_calibrating_close(&r.calibrating, false);
+    const nb_status s = run(&r, out, err);
+    if (s == NB_IO && !r.dry_run)
+        say_what_stays(&r, err);
+    nb_rewriting_drop(&r, false);
+    nb_mixing_close(&r.mixing, false);
     nb_runtime_close(&r.runtime);
-    nb_wrapping_free(&r.wrapping);
-    nb_plan_free(&r.plan);
-    nb_mixing_free(&r.mixing);
+    nb_finite_free(&r.finite);
     nb_store_close(r.store);
     return s;
 }

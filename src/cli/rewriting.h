@@ -7,6 +7,7 @@
 #include "cli/checking.h"
 #include "cli/mixing.h"
 #include "cli/verbs.h"
+#include "quant/finite.h"
 #include "quant/rewrite.h"
 #include "quant/target.h"
 #include "quant/wrapping.h"
@@ -34,21 +35,23 @@ nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_reci
                            const nb_method *method, const nb_calibrating_flags *flags,
                            nb_nonfinite nonfinite, nb_out *out, nb_err *err);
 
-/* ---- printing ---- */
-
 /* One model on its way, for the printing functions. */
 typedef struct {
     const nb_args *args;
     const char *source, *output; /* output: NULL in a dry run without -o */
     nb_store *store;
     nb_runtime runtime;
+    nb_plan_request *request;
+    nb_nonfinite nonfinite;
     const nb_method *method;
     nb_plan plan;
     nb_wrapping wrapping;
     nb_recipe_flags *recipes; /* NULL: convert */
     nb_mixing mixing;
+    nb_plan_request mixing_request; /* without rules */
     const nb_calibrating_flags *flags;
     nb_calibrating calibrating;
+    nb_finite finite; /* what of the source is read as zeros while something learns from it */
     char sha256[NB_SHA256_HEX]; /* of the output */
     int64_t bytes;              /* of the tensor files */
     double seconds;
@@ -56,14 +59,50 @@ typedef struct {
     nb_check_plan check_plan; /* zero: none */
     json_t *evaluation;       /* of a calibrated output: checking.h; NULL: none */
     bool dry_run;
+    bool again;          /* an output was made before, of other rules: less is told of this one */
+    bool rival;          /* this one is what a mixture has to beat */
+    nb_sink *sink;       /* with the output, whole under a temporary name; NULL: there is none */
+    const char *made_at; /* that name */
+    char model_sha256[NB_SHA256_HEX]; /* of the source, once it is known */
 } nb_rewriting;
+
+/* ---- making: rewriting_make.c ---- */
+
+/* Plans by r->request, prints that, and makes the output, whole under a temporary name, with what
+ * it has lost. Failures leave what nb_rewriting_drop removes. */
+nb_status nb_rewriting_make(nb_rewriting *r, nb_out *out, nb_err *err);
+/* For a mixture: until it holds what was asked for and beats one format in the same bytes. */
+nb_status nb_rewriting_make_mixture(nb_rewriting *r, nb_out *out, nb_err *err);
+/* Gives the output its name, with its report: never one without the other. Working folders go. */
+nb_status nb_rewriting_publish(nb_rewriting *r, nb_err *err);
+/* The output that has no name yet, its plan, and with `clear` what was calibrated for it. */
+void nb_rewriting_drop(nb_rewriting *r, bool clear);
+nb_status nb_rewriting_dry_run(nb_rewriting *r, nb_out *out, nb_err *err);
+nb_status nb_rewriting_settle_nonfinite(nb_rewriting *r, nb_err *err);
+
+/* ---- records: rewriting_record.c ---- */
+
+/* What was chosen: everything on the command line that makes the bytes, normalized. NULL: no
+ * memory. */
+json_t *nb_rewriting_choices(const nb_rewriting *r);
+/* An output that stands is refused (NB_USAGE), but *done when this very command has made it and was
+ * killed before it had cleared away its folders, which is done now. */
+nb_status nb_rewriting_done_before(nb_rewriting *r, bool *done, nb_out *out, nb_err *err);
+/* The folders beside the output go. */
+void nb_rewriting_clear(const nb_rewriting *r);
+/* "OUT" with an ending, without slashes between. */
+nb_status nb_rewriting_beside(const nb_rewriting *r, const char *ending, nb_buf *path, nb_err *err);
+
+/* ---- printing: rewriting_print.c ---- */
 
 void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out);
 /* Bytes that it takes at its largest. */
 int64_t nb_rewriting_memory(const nb_rewriting *r);
 nb_status nb_rewriting_print_table(const nb_rewriting *r, nb_out *out, nb_err *err);
 void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out);
-/* nibble-report.json in the output folder, or OUT.gguf.nibble-report.json beside the file. */
+/* nibble-report.json in the output folder, under its temporary name, or
+ * OUT.gguf.nibble-report.json beside the file. */
+nb_status nb_rewriting_report_path(const nb_rewriting *r, bool published, nb_buf *out, nb_err *err);
 nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err);
 nb_status nb_rewriting_print_json(const nb_rewriting *r, nb_out *out, nb_err *err);
 

@@ -32,9 +32,12 @@ int64_t nb_rewriting_memory(const nb_rewriting *r)
     const int64_t text_bytes = r->wrapping.side_bytes + (int64_t)r->wrapping.kv.len;
     const int64_t writing =
         nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
-    const int64_t walking = r->calibrating.plan.memory, checking = r->check_plan.memory;
-    const int64_t most = writing > walking ? writing : walking;
-    return most > checking ? most : checking;
+    const int64_t others[] = {r->calibrating.plan.memory, r->check_plan.memory,
+                              r->mixing.plan.memory};
+    int64_t most = writing;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        most = others[i] > most ? others[i] : most;
+    return most;
 }
 
 /* The scheme and the method of all rules, or "mixed". */
@@ -84,9 +87,11 @@ void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out)
     nb_out_text(out, "\n");
     for (int i = 0; i < plan->n_notes; i++)
         nb_out_text(out, "  %s\n", plan->notes[i]);
-    nb_out_text(out, "  planned: %lld bytes (%s), %.3f bits per weight; memory about %s\n",
+    nb_out_text(out,
+                "  planned: %lld bytes (%s), %.3f bits per weight (%.3f in the linear layers); "
+                "memory about %s\n",
                 (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
-                nb_human_bytes(nb_rewriting_memory(r)).text);
+                nb_plan_linear_bpw(plan), nb_human_bytes(nb_rewriting_memory(r)).text);
 }
 
 /* ---- the table: one row for all layers' weights that are treated alike ---- */
@@ -238,9 +243,10 @@ void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
             nb_out_text(out, "  %lld rows got new codes, because their scales do not fit\n",
                         (long long)r->result.n_requantized);
     }
-    nb_out_text(out, "%s: %lld bytes (%s), %.3f bits per weight, in %s\n", r->output,
-                (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
-                nb_human_seconds(r->seconds).text);
+    nb_out_text(out,
+                "%s: %lld bytes (%s), %.3f bits per weight (%.3f in the linear layers), in %s\n",
+                r->output, (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
+                nb_plan_linear_bpw(plan), nb_human_seconds(r->seconds).text);
     if (r->sha256[0] != 0 && !out->quiet)
         nb_out_text(out, "  sha256 %s\n", r->sha256);
     print_evaluation(r, out);
@@ -293,11 +299,12 @@ static json_t *plan_json(const nb_rewriting *r)
         text_json(scheme == NULL ? NULL : method_words(r)), "group_size", group, "n_tensors",
         (json_int_t)plan->n, "n_quantized", (json_int_t)plan->n_quantized, "n_requantized",
         (json_int_t)plan->n_requantized, "n_rounded", (json_int_t)plan->n_rounded);
-    json_t *b = json_pack(
-        "{s:I,s:I,s:I,s:I,s:I,s:f,s:I,s:o}", "n_params", (json_int_t)plan->n_params, "source_bytes",
-        (json_int_t)nb_store_file_bytes(r->store), "bytes", (json_int_t)r->bytes, "side_bytes",
-        (json_int_t)r->wrapping.side_bytes, "weight_bytes", (json_int_t)plan->bytes, "bpw",
-        nb_plan_bpw(plan), "memory_bytes", (json_int_t)memory, "notes", notes);
+    json_t *b =
+        json_pack("{s:I,s:I,s:I,s:I,s:I,s:f,s:f,s:I,s:o}", "n_params", (json_int_t)plan->n_params,
+                  "source_bytes", (json_int_t)nb_store_file_bytes(r->store), "bytes",
+                  (json_int_t)r->bytes, "side_bytes", (json_int_t)r->wrapping.side_bytes,
+                  "weight_bytes", (json_int_t)plan->bytes, "bpw", nb_plan_bpw(plan), "linear_bpw",
+                  nb_plan_linear_bpw(plan), "memory_bytes", (json_int_t)memory, "notes", notes);
     if (a == NULL || b == NULL || json_object_update(a, b) != 0) {
         json_decref(a);
         a = NULL;
@@ -313,6 +320,8 @@ static int add_dry(json_t *line, const nb_rewriting *r)
     for (int64_t i = 0; i < r->plan.n && !bad; i++)
         bad = json_array_append_new(tensors, tensor_json(&r->plan, i));
     bad |= json_object_set_new(line, "dry_run", json_true());
+    if (r->mixing.f != NULL)
+        bad |= json_object_set_new(line, "mixture", nb_mixing_plan_json(&r->mixing));
     bad |= json_object_set_new(line, "seconds", json_real(r->seconds));
     return bad | json_object_set_new(line, "tensors", tensors);
 }
@@ -363,14 +372,12 @@ nb_status nb_rewriting_print_json(const nb_rewriting *r, nb_out *out, nb_err *er
 
 /* ---- the report beside the weights ---- */
 
-static nb_status report_path(const nb_rewriting *r, nb_buf *out, nb_err *err)
+nb_status nb_rewriting_report_path(const nb_rewriting *r, bool published, nb_buf *out, nb_err *err)
 {
-    size_t n = strlen(r->output);
-    while (n > 1 && r->output[n - 1] == '/')
-        n--;
-    return nb_buf_format(out, err, "%.*s%s", (int)n, r->output,
-                         r->plan.request.to == NB_STORE_HF ? "/nibble-report.json"
-                                                           : ".nibble-report.json");
+    if (r->request->to != NB_STORE_HF)
+        return nb_rewriting_beside(r, ".nibble-report.json", out, err);
+    return published ? nb_rewriting_beside(r, "/nibble-report.json", out, err)
+                     : nb_buf_format(out, err, "%s/nibble-report.json", r->made_at);
 }
 
 static nb_status write_text(const char *path, const nb_buf *text, nb_err *err)
@@ -455,9 +462,15 @@ static nb_status add_recipe(json_t *report, const nb_rewriting *r, nb_err *err)
                              nb_json_any_text((const char *)text.data, text.len)) != 0 ||
          json_object_set_new(report, "reasons", reasons_json(recipe)) != 0 ||
          json_object_set_new(report, "fallbacks", fallbacks_json(&r->plan)) != 0 ||
-         (r->mixing.report != NULL && json_object_set(report, "mixture", r->mixing.report) != 0)))
+         json_object_set_new(report, "choices", nb_rewriting_choices(r)) != 0 ||
+         json_object_set_new(report, "model_sha256", json_string(r->model_sha256)) != 0))
         s = nb_fail(err, NB_MEMORY, "no memory for the report");
     nb_buf_free(&text);
+    json_t *mixture = NULL;
+    if (s == NB_OK && r->mixing.f != NULL)
+        s = nb_mixing_json(&r->mixing, &mixture, err);
+    if (mixture != NULL && json_object_set_new(report, "mixture", mixture) != 0)
+        s = nb_fail(err, NB_MEMORY, "no memory for the report");
     return s;
 }
 
@@ -484,7 +497,7 @@ nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err)
     if (s == NB_OK)
         s = nb_json_write(&text, report, true, err);
     if (s == NB_OK)
-        s = report_path(r, &path, err);
+        s = nb_rewriting_report_path(r, false, &path, err);
     if (s == NB_OK)
         s = write_text((const char *)path.data, &text, err);
     json_decref(method);

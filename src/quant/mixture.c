@@ -1,19 +1,10 @@
 /* See mixture.h. */
 #include "quant/mixture.h"
 
+#include "quant/planned_bytes.h"
+
 #include <stdio.h>
 #include <string.h>
-
-/* Packed codes have a small tensor beside them that says their shape, which is none of the bits of
- * a weight. */
-#define SHAPE_BYTES 16
-
-static int64_t payload(const nb_weight *w)
-{
-    const bool packed = w->fmt->affine && w->fmt->levels == NULL && w->layout == NB_LAYOUT_CT &&
-                        (w->fmt->bits != 8 || w->act.bits == 0);
-    return w->bytes - (packed ? SHAPE_BYTES : 0);
-}
 
 static nb_status init(nb_mixture *m, nb_err *err)
 {
@@ -31,7 +22,7 @@ static nb_status init(nb_mixture *m, nb_err *err)
             if (t->to[at] == NULL)
                 continue;
             candidates[n] = c;
-            choices[n++] = (nb_choice){payload(t->to[at]), t->kl[at]};
+            choices[n++] = (nb_choice){nb_weight_payload(t->to[at]), t->kl[at]};
         }
         m->items[i] = (nb_item){choices, n};
         m->candidate[i] = candidates;
@@ -113,6 +104,16 @@ double nb_mixture_least_bpw(const nb_mixture *m)
     return bpw_of(m, sum);
 }
 
+int64_t nb_mixture_uniform_bytes(const nb_mixture *m, int candidate)
+{
+    int64_t sum = 0;
+    for (int64_t i = 0; i < m->table->n_linears; i++) {
+        const nb_weight *to = m->table->to[nb_sensitivity_at(m->table, i, candidate)];
+        sum += to != NULL ? nb_weight_payload(to) : 0;
+    }
+    return sum;
+}
+
 int nb_mixture_uniform(const nb_mixture *m, int64_t bytes)
 {
     const nb_sensitivity *t = m->table;
@@ -124,7 +125,7 @@ int nb_mixture_uniform(const nb_mixture *m, int64_t bytes)
         for (int64_t i = 0; i < t->n_linears && fits; i++) {
             const nb_weight *to = t->to[nb_sensitivity_at(t, i, c)];
             fits = to != NULL;
-            sum += fits ? payload(to) : 0;
+            sum += fits ? nb_weight_payload(to) : 0;
         }
         if (fits && sum <= bytes && sum > best_bytes) {
             best = c;

@@ -32,6 +32,8 @@ double nb_mixture_kl(const nb_mixture *m); /* predicted: the sum */
 double nb_mixture_least_bpw(const nb_mixture *m);
 /* The candidate of a layer. */
 int nb_mixture_of(const nb_mixture *m, int64_t linear);
+/* Bytes of one candidate in all layers that it fits. */
+int64_t nb_mixture_uniform_bytes(const nb_mixture *m, int candidate);
 /* The largest candidate that fits all layers and takes no more than `bytes`; -1: none does. */
 int nb_mixture_uniform(const nb_mixture *m, int64_t bytes);
 

@@ -13,4 +13,7 @@ nb_status nb_pace_measure(const nb_kernels *kernels, nb_pool *pool, double *flop
 /* Of that speed, what a forward pass reaches with its attention, norms and waiting: measured. */
 #define NB_PACE_OF_FORWARD 0.72
 
+/* What is done with a logit once it is there, on one thread: exponentials, divergence, hash. */
+#define NB_PACE_LOGIT_SECONDS 1.2e-9
+
 #endif

@@ -66,9 +66,13 @@ static inline const nb_method *nb_plan_method(const nb_plan *p, int64_t i,
     return p->rule[i] != NULL && p->rule[i]->method != NULL ? p->rule[i]->method : otherwise;
 }
 
+/* Bits per weight of all tensors. */
 static inline double nb_plan_bpw(const nb_plan *p)
 {
     return p->n_params > 0 ? 8.0 * (double)p->bytes / (double)p->n_params : 0.0;
 }
+
+/* Of the linear layers of the blocks alone: codes, scales and zero points. */
+double nb_plan_linear_bpw(const nb_plan *p);
 
 #endif

@@ -31,6 +31,16 @@ static int64_t fp8_bytes(const nb_weight *w)
            (w->act.is_static ? 4 : 0);
 }
 
+/* Packed codes have a small tensor beside them that says their shape. */
+#define SHAPE_BYTES 16
+
+int64_t nb_weight_payload(const nb_weight *w)
+{
+    const bool packed = w->fmt->affine && w->fmt->levels == NULL && w->layout == NB_LAYOUT_CT &&
+                        (w->fmt->bits != 8 || w->act.bits == 0);
+    return w->bytes - (packed ? SHAPE_BYTES : 0);
+}
+
 int64_t nb_planned_bytes(const nb_weight *w)
 {
     const int64_t word_bits = 32, n_words = (w->n_cols * w->fmt->bits + word_bits - 1) / word_bits;
@@ -42,7 +52,7 @@ int64_t nb_planned_bytes(const nb_weight *w)
         return turned_bytes(w);
     const bool packed = w->fmt->bits != 8 || w->act.bits == 0;
     const int64_t n_groups = w->n_cols / w->group_size;
-    int64_t bytes = packed ? 16 + w->n_rows * 4 * n_words : w->n_rows * w->n_cols;
+    int64_t bytes = packed ? SHAPE_BYTES + w->n_rows * 4 * n_words : w->n_rows * w->n_cols;
     bytes += w->n_rows * n_groups * (int64_t)nb_float_bytes(w->scale_type);
     bytes += w->act.is_static ? 4 : 0;
     if (w->symmetric)

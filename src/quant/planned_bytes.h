@@ -7,5 +7,7 @@
 /* As the reader of the file will count them (nb_weight): everything that belongs to the weight,
  * whose format, groups and layout are set. */
 int64_t nb_planned_bytes(const nb_weight *w);
+/* Of these, codes, scales and zero points: what bits per weight count. */
+int64_t nb_weight_payload(const nb_weight *w);
 
 #endif

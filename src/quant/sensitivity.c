@@ -143,7 +143,6 @@ static nb_status plan_candidate(nb_sensitivity *t, int c, nb_store *store,
 static nb_status init(nb_sensitivity *t, nb_store *store, const nb_plan_request *request,
                       const char *candidates, nb_err *err)
 {
-    NB_TRY(nb_method_parse(&t->method, "rtn:search", err));
     NB_TRY(find_linears(t, store, err));
     NB_TRY(add_candidates(t, candidates, err));
     const int64_t n = t->n_linears * t->n_candidates;
@@ -167,9 +166,9 @@ static nb_status init(nb_sensitivity *t, nb_store *store, const nb_plan_request 
 }
 
 nb_status nb_sensitivity_init(nb_sensitivity *t, nb_store *store, const nb_plan_request *request,
-                              const char *candidates, nb_err *err)
+                              const char *candidates, const nb_method *method, nb_err *err)
 {
-    *t = (nb_sensitivity){0};
+    *t = (nb_sensitivity){.method = *method};
     const nb_status s = init(t, store, request, candidates, err);
     if (s != NB_OK)
         nb_sensitivity_free(t);
@@ -190,6 +189,15 @@ double nb_sensitivity_flops(const nb_sensitivity *t, const nb_swapped_plan *plan
         }
     }
     return all * (double)n_tokens;
+}
+
+bool nb_sensitivity_complete(const nb_sensitivity *t)
+{
+    for (int64_t at = 0; at < t->n_linears * t->n_candidates; at++) {
+        if (t->to[at] != NULL && isnan(t->kl[at]))
+            return false;
+    }
+    return true;
 }
 
 static nb_status measure_one(nb_sensitivity *t, nb_swapped *s, int64_t i, int c, nb_err *err)

@@ -25,10 +25,12 @@ typedef struct {
 } nb_sensitivity;
 
 /* Plans all candidates, whose texts are separated by semicolons ("W4A16:g32;W8A16"), for the target
- * of `request`; method: "rtn:search". NB_USAGE: a scheme that is none, that the target has no
- * words for, or twice the same; a list without one that fits. */
+ * of `request`; `method`, which is copied, works on rows alone. NB_USAGE: a scheme that is none,
+ * that the target has no words for, or twice the same; a list without one that fits. */
 nb_status nb_sensitivity_init(nb_sensitivity *t, nb_store *store, const nb_plan_request *request,
-                              const char *candidates, nb_err *err);
+                              const char *candidates, const nb_method *method, nb_err *err);
+/* Whether every candidate of every layer is measured. */
+bool nb_sensitivity_complete(const nb_sensitivity *t);
 void nb_sensitivity_free(nb_sensitivity *t);
 
 static inline int64_t nb_sensitivity_at(const nb_sensitivity *t, int64_t linear, int candidate)

@@ -71,6 +71,15 @@ nb_status nb_workdir_open(nb_workdir *w, const char *path, nb_err *err)
     return NB_OK;
 }
 
+nb_status nb_workdir_look(nb_workdir *w, const char *path, nb_err *err)
+{
+    const size_t n = strlen(path) + 1;
+    *w = NB_WORKDIR_CLOSED;
+    NB_TRY(NB_ALLOC(&w->path, n, err));
+    memcpy(w->path, path, n);
+    return NB_OK;
+}
+
 /* Whether a file is one of ours: scratch, state, weight, or the temporary of one. */
 static bool is_ours(const char *name)
 {
@@ -93,9 +102,9 @@ void nb_workdir_clear(const nb_workdir *w)
 
 void nb_workdir_close(nb_workdir *w, bool remove)
 {
-    if (w->path == NULL || w->lock < 0)
+    if (w->path == NULL)
         return;
-    if (remove) {
+    if (remove && w->lock >= 0) {
         nb_workdir_clear(w);
         nb_buf lock = {0};
         nb_err ignored = {0};
@@ -104,7 +113,8 @@ void nb_workdir_close(nb_workdir *w, bool remove)
         nb_buf_free(&lock);
         (void)rmdir(w->path);
     }
-    close(w->lock);
+    if (w->lock >= 0)
+        close(w->lock);
     nb_free(w->path);
     *w = NB_WORKDIR_CLOSED;
 }

@@ -17,6 +17,8 @@ typedef struct {
 
 /* Makes the folder, or takes the one that is there. NB_IO when another process works in it. */
 nb_status nb_workdir_open(nb_workdir *w, const char *path, nb_err *err);
+/* To read the state of a folder that may be there, and no more: nothing is made, nothing locked. */
+nb_status nb_workdir_look(nb_workdir *w, const char *path, nb_err *err);
 /* With `remove`, the files that this module makes go, and the folder if nothing else is in it. */
 void nb_workdir_close(nb_workdir *w, bool remove);
 /* Removes those files, so that work starts anew. */

@@ -27,7 +27,7 @@ FOLDER_SCHEMES = {
 }
 KEYS = {"source", "source_container", "output", "container", "scheme", "method", "group_size",
         "n_tensors", "n_quantized", "n_requantized", "n_rounded", "n_params", "source_bytes",
-        "bytes", "side_bytes", "weight_bytes", "bpw", "memory_bytes", "notes", "seconds"}
+        "bytes", "side_bytes", "weight_bytes", "bpw", "linear_bpw", "memory_bytes", "notes", "seconds"}
 RUN_KEYS = KEYS | {"rms_error", "max_error", "rounding_rms_error", "rounding_max_error", "zeroed",
                    "peak_rss_bytes", "sha256"}
 DRY_KEYS = KEYS | {"dry_run", "tensors"}
@@ -445,7 +445,7 @@ class Quantize(lib.Case):
         self.assertEqual(len(out.splitlines()), 1)
         out = self.ok("quantize", source, "-o", self.path("o"), "--scheme", "W4A16", "--force")
         self.assertIn("requantizing: 14 of the 14", out)
-        self.assertIn("bits per weight, in ", out)
+        self.assertIn("in the linear layers), in ", out)
 
 
 def snapshot(path):

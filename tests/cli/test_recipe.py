@@ -219,16 +219,59 @@ class Mixtures(lib.Case):
             self.assertFalse(os.path.exists(self.path("out")))
 
     def test_measurements_are_kept(self):
-        """A dry run measures, and the real one goes on from that; another text does not."""
+        """A dry run knows no more than what is there, and leaves nothing; --print-recipe measures,
+        and what comes after goes on from that; another text does not."""
         args = self.command("out", "--bpw", "4.75")
-        first = lib.nibble(*args, "--dry-run", "--print-recipe")
+        before = sorted(os.listdir(self.folder))
+        (plan,) = lib.json_lines(self.ok(*args, "--dry-run", "--json"))
+        self.assertEqual((plan["mixture"]["measured"], plan["mixture"]["stand_in"]),
+                         (False, "W4A16:g32"))
+        for key in ("seconds", "memory_bytes", "disk_bytes"):
+            self.assertGreater(plan["mixture"][key], 0)
+        self.assertIn("nothing is measured yet", self.fails(2, *args, "--dry-run", "--print-recipe"))
+        self.assertEqual(sorted(os.listdir(self.folder)), before)
+        first = lib.nibble(*args, "--print-recipe")
         self.assertIn("measuring 14 layers", first.err)
-        self.assertTrue(os.path.exists(self.path("out.nibble-mix", "state.json")))
+        self.assertEqual(sorted(os.listdir(self.folder)), sorted(before + ["out.nibble-mix"]))
         second = lib.nibble(*args, "--dry-run", "--print-recipe")
-        self.assertNotIn("measuring 14 layers", second.err)
+        self.assertNotIn("measuring", second.err)
         self.assertEqual(first.out, second.out)
         other = lib.nibble(*self.command("out", "--bpw", "4.75", tokens="48"), "--dry-run")
         self.assertIn("measuring 14 layers", other.err)
+
+    def test_what_is_measured_is_what_is_written(self):
+        """The default method of a mixture is rtn:search; a method on rows alone is measured with,
+        and what the output has lost is told, and judged."""
+        for method, measured in (((), "rtn:search"), (("--method", "rtn"), "rtn")):
+            out = self.path("m%d" % len(method))
+            args = [a for a in self.command("x", "--max-kl", "0.02") if a not in ("--method", "rtn:search")]
+            args[args.index("-o") + 1] = out
+            self.ok(*args, *method)
+            with open(os.path.join(out, "nibble-report.json")) as f:
+                report = json.load(f)
+            mixture = report["mixture"]
+            self.assertEqual((mixture["measured_with"], report["method"]), (measured, measured))
+            self.assertEqual(mixture["output_kl"] if mixture["chosen"] == "mixture" else
+                             mixture["uniform"]["output_kl"], report["evaluation"]["kl_mean"])
+            self.assertLessEqual(report["evaluation"]["kl_mean"], 0.02)
+        self.assertIn("--check 0 cannot be", self.fails(2, *self.command("o", "--max-kl", "1",
+                                                                         "--check", "0")))
+
+    def test_an_output_that_breaks_the_bound_is_made_anew(self):
+        """Measured without the transform, the choice says too little of the output."""
+        args = self.command("out", "--max-kl", "0.03")
+        args = args[:args.index("--method")] + ("--method", "gptq:shrink=0.95,polish=0", "--transform",
+                                                "smoothquant:alpha=0.9") + args[args.index("--candidates"):]
+        r = lib.nibble(*args)
+        if r.code == 4:
+            self.assertIn("nothing was written", r.err)
+            self.assertFalse(os.path.exists(self.path("out")))
+            return
+        self.assertEqual(r.code, 0, r.err)
+        with open(self.path("out", "nibble-report.json")) as f:
+            report = json.load(f)
+        self.assertLessEqual(report["evaluation"]["kl_mean"], 0.03)
+        self.assertEqual(sorted(os.listdir(self.folder)), ["hf", "out", "t.txt"])
 
 
 if __name__ == "__main__":

@@ -91,11 +91,20 @@ static void close_world(world *w)
     nb_store_close(w->store);
 }
 
+static nb_status table_by(nb_sensitivity *t, world *w, const char *candidates, const char *method,
+                          nb_err *err)
+{
+    const nb_plan_request request = {.to = NB_STORE_HF};
+    nb_method its;
+    if (nb_method_parse(&its, method, err) != NB_OK)
+        fail_msg("%s", err->text);
+    return nb_sensitivity_init(t, w->store, &request, candidates, &its, err);
+}
+
 static void table_of(nb_sensitivity *t, world *w, const char *candidates)
 {
     nb_err err;
-    const nb_plan_request request = {.to = NB_STORE_HF};
-    if (nb_sensitivity_init(t, w->store, &request, candidates, &err) != NB_OK)
+    if (table_by(t, w, candidates, "rtn:search", &err) != NB_OK)
         fail_msg("%s", err.text);
 }
 
@@ -336,8 +345,7 @@ static void candidates_are_checked(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         nb_sensitivity t;
         nb_err err = {0};
-        const nb_plan_request request = {.to = NB_STORE_HF};
-        assert_int_equal(nb_sensitivity_init(&t, w.store, &request, cases[i].text, &err), NB_USAGE);
+        assert_int_equal(table_by(&t, &w, cases[i].text, "rtn", &err), NB_USAGE);
         if (strstr(err.text, cases[i].message) == NULL)
             fail_msg("'%s': %s", cases[i].text, err.text);
     }
