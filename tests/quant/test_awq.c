@@ -479,7 +479,8 @@ static const float *full_h(const nb_input_stats *stats, float *h)
     return h;
 }
 
-/* One JSON object a point: its statistics and weights, what was chosen, s and the codes after. */
+/* One JSON object a point: its statistics and weights, what was chosen, s and the codes after; and
+ * the scaled weights without and with clipping. */
 static void print_cases(void)
 {
     nb_algebra la = algebra(1, n_tables - 1);
@@ -489,10 +490,12 @@ static void print_cases(void)
                                .needs = NEEDS,
                                .symmetric = seed % 2 == 0,
                                .outlier = (int)(5 * seed)};
-        toy_block b, was;
+        toy_block b, was, clipped;
         toy_open(&b, &la, &o);
         toy_open(&was, &la, &o);
+        toy_open(&clipped, &la, &o);
         const nb_transform_result r = apply(&b, "clip=off");
+        apply(&clipped, "clip=on");
         for (int p = 0; p < NB_N_POINTS; p++) {
             int count;
             const int first = (int)nb_point_linears((nb_point)p, &count);
@@ -515,13 +518,19 @@ static void print_cases(void)
                 snprintf(name, sizeof name, "w_%d", id);
                 print_floats(name, was.weight[id], was.to[id].n_rows * n);
                 /* Rows of v and up were divided at a later point. */
-                if (id != NB_LINEAR_V && id != NB_LINEAR_UP)
-                    print_codes(&b, id);
+                if (id == NB_LINEAR_V || id == NB_LINEAR_UP)
+                    continue;
+                print_codes(&b, id);
+                snprintf(name, sizeof name, "open_%d", id);
+                print_floats(name, b.weight[id], was.to[id].n_rows * n);
+                snprintf(name, sizeof name, "clip_%d", id);
+                print_floats(name, clipped.weight[id], was.to[id].n_rows * n);
             }
             printf("}\n");
         }
         toy_close(&b);
         toy_close(&was);
+        toy_close(&clipped);
     }
     free(h);
     nb_algebra_free(&la);
