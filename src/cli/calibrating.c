@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define DEFAULT_OBSERVER "minmax"
+#define DEFAULT_OBSERVER "mse"
 
 /* ---- flags ---- */
 

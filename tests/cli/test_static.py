@@ -80,7 +80,7 @@ class Static(lib.Case):
                     self.assertEqual(len(found), 1)
                     self.assertGreater(found.pop(), 0)
             with open(os.path.join(out, "nibble-report.json")) as f:
-                self.assertEqual(json.load(f)["calibration"]["observer"], "minmax")
+                self.assertEqual(json.load(f)["calibration"]["observer"], "mse")
             lines = lib.json_lines(self.ok("inspect", out, "--json"))
             shown = {line["name"]: line["activation_scale"] for line in lines if "activation_scale" in line}
             self.assertEqual(shown, {name.replace("input_scale", "weight"): scale for name, scale in scales.items()})
