@@ -258,20 +258,46 @@ class Mixtures(lib.Case):
                                                                          "--check", "0")))
 
     def test_an_output_that_breaks_the_bound_is_made_anew(self):
-        """Measured without the transform, the choice says too little of the output."""
-        args = self.command("out", "--max-kl", "0.03")
-        args = args[:args.index("--method")] + ("--method", "gptq:shrink=0.95,polish=0", "--transform",
-                                                "smoothquant:alpha=0.9") + args[args.index("--candidates"):]
-        r = lib.nibble(*args)
-        if r.code == 4:
-            self.assertIn("nothing was written", r.err)
-            self.assertFalse(os.path.exists(self.path("out")))
-            return
+        """Measured without the transform, the choice says too little of the output: between what
+        was measured and what the output has, the first output breaks the bound."""
+        def run(out, kl):
+            return lib.nibble(*self.command(out, "--max-kl", repr(kl), "--transform",
+                                            "smoothquant:alpha=1", candidates="W4A16:channel;W8A16"))
+
+        def mixture(out):
+            with open(self.path(out, "nibble-report.json")) as f:
+                return json.load(f)["mixture"]
+
+        self.assertEqual(run("first", 0.02).code, 0)
+        first = mixture("first")
+        self.assertEqual(first["outputs"], 1)
+        self.assertGreater(first["output_kl"], first["kl"])
+        bound = (first["output_kl"] + first["kl"]) / 2
+        r = run("second", bound)
         self.assertEqual(r.code, 0, r.err)
-        with open(self.path("out", "nibble-report.json")) as f:
-            report = json.load(f)
-        self.assertLessEqual(report["evaluation"]["kl_mean"], 0.03)
-        self.assertEqual(sorted(os.listdir(self.folder)), ["hf", "out", "t.txt"])
+        self.assertIn("once more", r.err)
+        second = mixture("second")
+        self.assertGreater(second["outputs"], 1)
+        self.assertLessEqual(second["output_kl"], bound)
+        self.assertGreater(second["bpw"], first["bpw"])
+        self.assertEqual(sorted(os.listdir(self.folder)), ["first", "hf", "second", "t.txt"])
+
+    def test_a_bound_that_no_output_holds(self):
+        """8-bit weights under a wild transform, against what they cost without it."""
+        def run(out, kl, *args):
+            return lib.nibble(*self.command(out, "--max-kl", repr(kl), *args, candidates="W8A16:g32"))
+
+        wild = ("--transform", "smoothquant:alpha=1")
+        self.assertEqual(run("loose", 1.0, *wild).code, 0)
+        with open(self.path("loose", "nibble-report.json")) as f:
+            mixture = json.load(f)["mixture"]
+        measured, had = mixture["kl"], mixture["output_kl"]
+        self.assertGreater(had, measured)
+        r = run("out", (measured + had) / 2, *wild)
+        self.assertEqual(r.code, 4, r.err)
+        self.assertIn("the output of the best of these candidates has ", r.err)
+        self.assertFalse(os.path.exists(self.path("out")))
+        self.assertEqual([n for n in os.listdir(self.folder) if "tmp" in n], [])
 
 
 if __name__ == "__main__":
