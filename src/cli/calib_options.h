@@ -14,7 +14,8 @@ extern const char *const nb_calib_pack_choices[], *const nb_calib_sample_choices
     {                                                                                              \
         .name = "calib", .repeats = true, .kind = NB_OPT_PATH, .value = "FILE",                    \
         .help = "calibration data: a text, JSON lines (.jsonl: text, messages, prompt and "        \
-                "completion, instruction and output, input_ids), or token ids (.npy, .bin); "      \
+                "completion, instruction and output, input_ids), or token ids (.npy; .bin: 16 "    \
+                "bits each, 32 where the vocabulary has more than 65536); "                        \
                 "several by commas, or given more than once"                                       \
     }
 #define NB_OPT_ROW_CALIB_SAMPLES                                                                   \

@@ -61,6 +61,22 @@ void nb_calibrating_flags_free(nb_calibrating_flags *f)
 
 /* ---- the set ---- */
 
+/* Token ids can do without one: *t is NULL then. */
+static nb_status open_tokenizer(nb_tokenizer **t, const nb_calibrating_flags *flags,
+                                nb_store *store, nb_out *out, nb_err *err)
+{
+    bool only_ids = true;
+    for (int i = 0; i < flags->set.options.n_paths; i++)
+        only_ids = only_ids && nb_calib_names_ids(flags->set.options.paths[i]);
+    const nb_status s = nb_tokenizer_open(t, store, err);
+    if (s == NB_OK || s == NB_MEMORY || !only_ids)
+        return s;
+    *t = NULL;
+    nb_out_note(out, "the calibration ids are taken as they are, without a tokenizer: %s",
+                err->text);
+    return NB_OK;
+}
+
 nb_status nb_calibrating_read_set(nb_calib_set *set, nb_calib_score *score,
                                   const nb_calibrating_flags *flags, nb_store *store, nb_out *out,
                                   nb_err *err)
@@ -74,7 +90,7 @@ nb_status nb_calibrating_read_set(nb_calib_set *set, nb_calib_score *score,
     nb_config config;
     NB_TRY(nb_config_read(store, &config, err));
     NB_TRY(nb_store_chat_template(store, &template_, &n_template, err));
-    NB_TRY(nb_tokenizer_open(&tokenizer, store, err));
+    NB_TRY(open_tokenizer(&tokenizer, flags, store, out, err));
     nb_calib_options options = flags->set.options;
     options.vocab_size = config.vocab_size;
     nb_status s = nb_calib_set_open(set, tokenizer, template_, n_template, &options, err);

@@ -26,8 +26,9 @@ void nb_calibrating_print_set(const nb_calibrating *c, nb_out *out)
                     (long long)c->set.n_held);
         if (isfinite(s->repeated))
             nb_out_text(out, "; %.1f %% of runs repeat", 100 * s->repeated);
-        nb_out_text(out, "\n  it has %.1f %% of the vocabulary", 100 * vocabulary_share(s));
-        if (isfinite(s->unseen))
+        if (isfinite(vocabulary_share(s)))
+            nb_out_text(out, "\n  it has %.1f %% of the vocabulary", 100 * vocabulary_share(s));
+        if (isfinite(vocabulary_share(s)) && isfinite(s->unseen))
             nb_out_text(out, ", which covers %.1f %% of the tokens held out",
                         100 * (1 - s->unseen));
         nb_out_text(out, "\n");

@@ -75,6 +75,9 @@ static nb_status add_message(talk *t, const json_t *message, nb_err *err)
         talk_add(t, role, content);
         return NB_OK;
     }
+    /* A call of a tool may be all that a message has. */
+    if (content == NULL && json_object_get(message, "tool_calls") == NULL)
+        return nb_fail(err, NB_DATA, "message %lld has no content", (long long)t->n);
     if (content != NULL && !json_is_null(content) && !json_is_array(content))
         return nb_fail(err, NB_DATA, "the content of message %lld is no text", (long long)t->n);
     const size_t at = t->joined.len;

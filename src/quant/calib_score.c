@@ -183,7 +183,7 @@ static void write_words(const nb_calib_set *set, nb_calib_score *s)
 nb_status nb_calib_score_set(nb_calib_score *out, const nb_calib_set *set,
                              const nb_calib_set *other, const nb_tokenizer *tokenizer, nb_err *err)
 {
-    nb_calib_score s = {.vocab_size = nb_tokenizer_n_tokens(tokenizer),
+    nb_calib_score s = {.vocab_size = tokenizer != NULL ? nb_tokenizer_n_tokens(tokenizer) : 0,
                         .longest_document = set->longest};
     counts c = {.n_ids = s.vocab_size};
     const nb_calib_set *sets[] = {set, other};
@@ -195,7 +195,8 @@ nb_status nb_calib_score_set(nb_calib_score *out, const nb_calib_set *set,
     nb_status status = count_ids(&c, set, other, &s, err);
     if (status == NB_OK) {
         compare_ids(&c, &s);
-        status = look_at_scripts(set, tokenizer, c.n_ids, &s, err);
+        if (tokenizer != NULL)
+            status = look_at_scripts(set, tokenizer, c.n_ids, &s, err);
     }
     if (status == NB_OK)
         status = count_runs(set, &s, err);
@@ -203,6 +204,8 @@ nb_status nb_calib_score_set(nb_calib_score *out, const nb_calib_set *set,
     nb_free(c.held);
     if (status != NB_OK)
         return status;
+    if (tokenizer == NULL)
+        s.vocab_size = 0; /* not known */
     write_words(set, &s);
     *out = s;
     return NB_OK;

@@ -122,6 +122,10 @@ static nb_status add_text(builder *b, const nb_calib_source *s, nb_calib_span sp
 {
     int64_t put;
     const int64_t len = memory != NULL ? (int64_t)n_memory : span.len;
+    if (b->tokenizer == NULL) {
+        nb_fail(err, NB_DATA, "a text, and the model has no tokenizer; token ids need none");
+        return nb_calib_source_blame(s, span.offset, err);
+    }
     if (b->set.packed && b->after_text)
         NB_TRY(put_ids(b, b->blank.ids, b->blank.n, &put, err));
     for (int64_t at = 0; at < len && !has_enough(b);) {
@@ -389,13 +393,15 @@ static nb_status check_options(const nb_calib_options *o, nb_err *err)
 static nb_status build(builder *b, const char *chat_template, size_t n_template, nb_err *err)
 {
     NB_TRY(check_options(&b->o, err));
-    NB_TRY(nb_tokenizer_encode(b->tokenizer, "\n\n", 2, (nb_encode_options){0}, &b->blank, err));
+    if (b->tokenizer != NULL)
+        NB_TRY(
+            nb_tokenizer_encode(b->tokenizer, "\n\n", 2, (nb_encode_options){0}, &b->blank, err));
     NB_TRY(NB_ALLOC(&b->starts, b->o.n_samples + 1, err));
     NB_TRY(open_sources(b, err));
     bool may_talk = false; /* else a template that cannot be read is no obstacle */
     for (int i = 0; i < b->o.n_paths; i++)
         may_talk = may_talk || b->sources[i].kind == NB_CALIB_LINES;
-    if (chat_template != NULL && !b->o.plain_chat && may_talk)
+    if (chat_template != NULL && b->tokenizer != NULL && !b->o.plain_chat && may_talk)
         NB_TRY(nb_jinja_parse(&b->template_, chat_template, n_template, err));
     NB_TRY(b->o.random ? take_random(b, err) : take_first(b, err));
     return finish(b, err);
@@ -411,9 +417,11 @@ nb_status nb_calib_set_open(nb_calib_set *set, const nb_tokenizer *tokenizer,
         b.o.n_samples = NB_CALIB_SAMPLES;
     if (b.o.length == 0)
         b.o.length = NB_CALIB_LENGTH;
-    if (b.o.vocab_size <= 0)
+    b.bos = -1;
+    if (tokenizer != NULL && b.o.vocab_size <= 0)
         b.o.vocab_size = nb_tokenizer_n_tokens(tokenizer);
-    b.bos = nb_tokenizer_adds_bos(tokenizer) ? nb_tokenizer_bos(tokenizer) : -1;
+    if (tokenizer != NULL && nb_tokenizer_adds_bos(tokenizer))
+        b.bos = nb_tokenizer_bos(tokenizer);
     b.set.length = b.o.length;
     b.limit = b.o.n_samples;
     b.picker.most = b.o.n_samples > NB_CALIB_PICKED ? b.o.n_samples : NB_CALIB_PICKED;

@@ -94,10 +94,11 @@ static inline bool nb_calib_is_held(int64_t index, int64_t n)
     return n < 8 ? n >= 2 && index == n - 1 : index % 8 == 7;
 }
 
-/* Reads a set. Files are streamed: memory is the ids, a few MiB, and with `random` 40 bytes a
- * document (up to twice as many as can be drawn). `chat_template` [n_template] is the model's,
- * NULL: it has none. All is checked that is taken, nothing else: a text's bytes that are no UTF-8
- * are encoded as such and noted.
+/* Reads a set. `tokenizer` NULL: the model has none, options say the size of its vocabulary, and
+ * only token ids can be read. Files are streamed: memory is the ids, a few MiB, and with `random`
+ * 40 bytes a document (up to twice as many as can be drawn). `chat_template` [n_template] is the
+ * model's, NULL: it has none. All is checked that is taken, nothing else: a text's bytes that are
+ * no UTF-8 are encoded as such and noted.
  *
  * NB_DATA: files that are missing, empty, or not what their names say, by file and line; ids
  * outside the vocabulary; nothing to take at all. NB_USAGE: options out of range. */

@@ -9,6 +9,8 @@
 
 #define BLOCK      ((int64_t)1 << 20)
 #define MAX_HEADER 65536 /* of a .npy */
+/* A .bin with fewer pairs of ids may be anything. */
+#define LEAST_PAIRS 8
 
 const char *nb_calib_kind_name(nb_calib_kind kind)
 {
@@ -162,6 +164,25 @@ done:
     return status;
 }
 
+/* Ids of 32 bits that are taken for ids of 16 are what was meant and zeros in turn. */
+static nb_status check_width(nb_calib_source *s, nb_err *err)
+{
+    const int64_t n = s->file.size < BLOCK ? s->file.size / 4 : BLOCK / 4;
+    uint16_t some = 0, others = 0;
+    NB_TRY(load(s, 0, err));
+    for (int64_t i = 0; i < n; i++) {
+        const uint8_t *at = s->block.data + 4 * i;
+        some |= (uint16_t)(at[0] | at[1] << 8);
+        others |= (uint16_t)(at[2] | at[3] << 8);
+    }
+    if (n >= LEAST_PAIRS && some != 0 && others == 0)
+        return nb_fail(err, NB_DATA,
+                       "%s: every second id is 0, as if these were 32 bits each; for a vocabulary "
+                       "of at most 65536 tokens a .bin has 16 (a .npy says how many)",
+                       s->file.path);
+    return NB_OK;
+}
+
 static nb_status open_bin(nb_calib_source *s, int64_t n_vocab, nb_err *err)
 {
     s->id_bytes = n_vocab > 65536 ? 4 : 2;
@@ -169,7 +190,7 @@ static nb_status open_bin(nb_calib_source *s, int64_t n_vocab, nb_err *err)
         return nb_fail(err, NB_DATA, "%s: %lld bytes are no whole ids of %d bytes", s->file.path,
                        (long long)s->file.size, s->id_bytes);
     s->row_bytes = s->file.size;
-    return NB_OK;
+    return s->id_bytes == 2 ? check_width(s, err) : NB_OK;
 }
 
 /* ---- opening ---- */
@@ -180,10 +201,15 @@ static bool ends_in(const char *path, const char *ending)
     return n > m && strcasecmp(path + n - m, ending) == 0;
 }
 
+bool nb_calib_names_ids(const char *path)
+{
+    return ends_in(path, ".npy") || ends_in(path, ".bin");
+}
+
 static nb_status open_kind(nb_calib_source *s, const char *path,
                            const nb_calib_source_options *options, nb_err *err)
 {
-    if (ends_in(path, ".npy") || ends_in(path, ".bin")) {
+    if (nb_calib_names_ids(path)) {
         s->kind = NB_CALIB_IDS;
         if (ends_in(path, ".npy"))
             NB_TRY(open_npy(s, err));

@@ -46,6 +46,9 @@ typedef struct {
     int64_t n_vocab;               /* decides the width of ids in .bin */
 } nb_calib_source_options;
 
+/* Whether a name says that the file holds token ids: .npy, .bin. */
+bool nb_calib_names_ids(const char *path);
+
 /* Opens the file and hashes it. NB_DATA: not a file, empty, or a header that is wrong. */
 nb_status nb_calib_source_open(nb_calib_source *s, const char *path,
                                const nb_calib_source_options *options, nb_err *err);

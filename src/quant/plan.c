@@ -149,7 +149,12 @@ static nb_status undivided(const planner *p, const nb_scheme *scheme, int64_t gr
         if (first_undivided(p, scheme, usual_groups[i]) < 0)
             n += (size_t)snprintf(fits + n, sizeof fits - n, "g%lld, ", (long long)usual_groups[i]);
     }
-    snprintf(fits + n, sizeof fits - n, "channel");
+    if (scheme->fmt->levels == NULL)
+        snprintf(fits + n, sizeof fits - n, "channel");
+    else if (n > 0)
+        fits[n - 2] = 0; /* NF4 has no channel: the last comma goes */
+    else
+        snprintf(fits, sizeof fits, "nothing that %s has", scheme->fmt->name);
     nb_fail(err, NB_UNSUPPORTED,
             "%s: tensor '%.200s' has rows of %lld columns, which groups of %lld do not "
             "divide; what fits every row: %s",

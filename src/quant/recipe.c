@@ -259,8 +259,9 @@ nb_status nb_recipe_parse(nb_recipe *r, const char *text, size_t len, const char
     *r = (nb_recipe){0};
     nb_status s = nb_arena_text(&r->arena, &copy, name, strlen(name), err);
     r->name = copy;
+    const size_t mark = len >= 3 && memcmp(text, "\xEF\xBB\xBF", 3) == 0 ? 3 : 0;
     if (s == NB_OK)
-        s = read_lines(r, text, len, method, err);
+        s = read_lines(r, text + mark, len - mark, method, err);
     if (s != NB_OK)
         nb_recipe_free(r);
     return s;

@@ -157,10 +157,11 @@ static nb_status init(nb_sensitivity *t, nb_store *store, const nb_plan_request 
         for (int c = 0; c < t->n_candidates; c++)
             any = any || t->to[nb_sensitivity_at(t, i, c)] != NULL;
         if (!any)
-            return nb_fail(err, NB_USAGE,
-                           "tensor '%.200s' has rows of %lld columns, which no candidate divides; "
-                           "one with channel, or with smaller groups, does",
-                           t->from[i]->name, (long long)t->from[i]->n_cols);
+            return nb_fail(
+                err, NB_USAGE,
+                "tensor '%.200s' has rows of %lld columns, which no candidate divides; an "
+                "integer format with channel does, and so may smaller groups",
+                t->from[i]->name, (long long)t->from[i]->n_cols);
     }
     return NB_OK;
 }
