@@ -122,7 +122,7 @@ const nb_verb nb_verb_quantize = {
              "--json prints one object: source, source_container, output, container, scheme,\n"
              "method, group_size, n_tensors, n_quantized, n_requantized, n_rounded, n_params,\n"
              "source_bytes, bytes (of the tensor files), side_bytes, weight_bytes, bpw,\n"
-             "memory_bytes, notes; then rms_error, max_error, rounding_rms_error,\n"
+             "linear_bpw, memory_bytes, notes; then rms_error, max_error, rounding_rms_error,\n"
              "rounding_max_error, zeroed, seconds, peak_rss_bytes; or, with --dry-run,\n"
              "dry_run, seconds, and tensors with name, shape, from, format, how, bytes.",
     .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, 1, 1}, {0}},

@@ -1,5 +1,6 @@
 /* Calibration sets: the windows are those of the whole text, whatever it is read in pieces of; each
  * kind of file gives the ids it says; and what is wrong is told by file and line. */
+#include "quant/calib_score.h"
 #include "quant/calib_set.h"
 
 #include "base/rng.h"
@@ -610,6 +611,70 @@ static void odd_texts_work(void **state)
     }
 }
 
+/* 16-bit ids whose every second one is 0 are 32-bit ones in disguise, unless they are few. */
+static void the_width_of_ids_is_looked_at(void **state)
+{
+    (void)state;
+    uint16_t ids[32];
+    for (int n = 14; n <= 32; n += 2) {
+        for (int planted = 0; planted < 2; planted++) {
+            for (int i = 0; i < n; i++)
+                ids[i] = (uint16_t)(i % 2 == 0 ? 1 + i : 0);
+            ids[n - 1] = (uint16_t)planted; /* one other value is enough */
+            scratch_write("w.bin", ids, (size_t)n * sizeof *ids);
+            const char *path = scratch_path("w.bin");
+            nb_calib_set set;
+            nb_err err = {0};
+            const nb_status s =
+                open_set(&set, (nb_calib_options){.paths = &path, .n_paths = 1}, &err);
+            assert_int_equal(s, n < 16 || planted ? NB_OK : NB_DATA);
+            if (s != NB_OK)
+                assert_non_null(strstr(err.text, "w.bin: every second id is 0"));
+            nb_calib_set_free(&set);
+        }
+    }
+    memset(ids, 0, sizeof ids); /* nothing but padding says nothing */
+    scratch_write("z.bin", ids, sizeof ids);
+    nb_calib_set set = set_of("z.bin", (nb_calib_options){.length = 4});
+    nb_calib_set_free(&set);
+}
+
+static void ids_need_no_tokenizer(void **state)
+{
+    (void)state;
+    const uint16_t ids[] = {5, 6, 7, 8, 9, 10};
+    scratch_write("i.bin", ids, sizeof ids);
+    scratch_text("i.jsonl", "{\"input_ids\": [1, 2, 3]}\n{\"text\": \"a\"}\n");
+    scratch_text("t.txt", "some text");
+    static const struct {
+        const char *name, *want;
+        int64_t vocab;
+    } cases[] = {{"i.bin", NULL, 20},
+                 {"i.bin", "outside the vocabulary of 7", 7},
+                 {"i.jsonl", "i.jsonl: line 2: a text, and the model has no tokenizer", 20},
+                 {"t.txt", "t.txt: line 1: a text, and the model has no tokenizer", 20}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *path = scratch_path(cases[i].name);
+        const nb_calib_options o = {.paths = &path, .n_paths = 1, .vocab_size = cases[i].vocab};
+        static const char template_[] = "{{ nothing";
+        nb_calib_set set;
+        nb_err err = {0};
+        const nb_status s =
+            nb_calib_set_open(&set, NULL, template_, sizeof template_ - 1, &o, &err);
+        assert_int_equal(s, cases[i].want == NULL ? NB_OK : NB_DATA);
+        if (cases[i].want != NULL && strstr(err.text, cases[i].want) == NULL)
+            fail_msg("'%s', not '%s'", err.text, cases[i].want);
+        nb_calib_score score;
+        if (s == NB_OK) {
+            assert_int_equal(set.n_tokens, 6);
+            assert_int_equal(nb_calib_score_set(&score, &set, NULL, NULL, &err), NB_OK);
+            assert_int_equal(score.vocab_size, 0);
+            assert_int_equal(score.n_distinct, 6);
+        }
+        nb_calib_set_free(&set);
+    }
+}
+
 static void bad_files_are_refused_by_line(void **state)
 {
     (void)state;
@@ -630,6 +695,8 @@ static void bad_files_are_refused_by_line(void **state)
         {"m.jsonl", "{\"messages\": []}\n", NULL, "m.jsonl: nothing to calibrate", NB_DATA},
         {"r.jsonl", "{\"messages\": [{\"content\": \"a\"}]}", NULL, "message 0 has no role",
          NB_DATA},
+        {"h.jsonl", "{\"text\": \"a\"}\n{\"messages\": [{\"role\": \"user\"}]}", NULL,
+         "h.jsonl: line 2: message 0 has no content", NB_DATA},
         {"c.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": 7}]}", NULL,
          "content of message 0 is no text", NB_DATA},
         {"g.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]}",
@@ -865,6 +932,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(windows_are_those_of_the_whole_text),
         cmocka_unit_test(bos_starts_each_sequence),
+        cmocka_unit_test(the_width_of_ids_is_looked_at),
+        cmocka_unit_test(ids_need_no_tokenizer),
         cmocka_unit_test(documents_are_joined_or_stand_alone),
         cmocka_unit_test(separators_are_found_at_every_place),
         cmocka_unit_test(files_share_the_windows),

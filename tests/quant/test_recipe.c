@@ -49,6 +49,7 @@ static void one_canonical_text(void **state)
         const char *text, *canonical;
     } cases[] = {
         {"* = W4A16:g32", "* = W4A16:g32 method rtn\n"},
+        {"\xEF\xBB\xBF* = W4A16:g32\n", "* = W4A16:g32 method rtn\n"},
         {"*=w4a16:ASYM,g32\n", "* = W4A16:g32,asym method rtn\n"},
         {"# first\n\n \t*\t=  W4A16 # end\r\n", "* = W4A16 method rtn\n"},
         {"*.q_proj = keep", "*.q_proj = keep\n"},
