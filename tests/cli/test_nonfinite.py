@@ -72,6 +72,22 @@ class Nonfinite(lib.Case):
             self.assertEqual((report["zeroed"], plain["zeroed"]), (3, 0))
             self.assertEqual(report["evaluation"]["kl_mean"], plain["evaluation"]["kl_mean"])
 
+    def test_a_scale_that_is_none_makes_zeros_of_its_block(self):
+        """In a GGUF, whose rows of q lie interleaved and whose rows of down do not."""
+        digests = []
+        for bits in (b"\x00\x7e", b"\x00\x00"):
+            tensors = []
+            for name, dims, kind, raw in lib.gguf_tensors(MODEL, "q8_0"):
+                if name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight"):
+                    raw = bits + raw[2:]
+                tensors.append((name, dims, kind, raw))
+            model = self.write("scale.gguf", lib.gguf_bytes(lib.gguf_keys(MODEL), tensors))
+            zero = ("--nonfinite", "zero") if not digests else ()
+            digest, report = self.made(model, *WAYS[0], *zero)
+            digests.append(digest)
+            self.assertEqual(report["zeroed"], 0 if len(digests) == 2 else 64)
+        self.assertEqual(*digests)
+
     def test_activations_that_overflow_are_told_of_by_file_and_layer(self):
         model = self.huge_norm()
         for method in ("gptq", "autoround:iters=1,len=32,batch=1"):
