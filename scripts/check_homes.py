@@ -23,8 +23,8 @@ What has to hold, row by row:
                The bound is three times what nibble's own rounding changes: two roundings of the
                same numbers, theirs in longer blocks.
 
-Formats of 256 columns are written from a small model of random weights with MODEL's tokenizer, as
-MODEL need not have such rows. Results are kept in FOLDER/homes.json: a run that
+Formats with blocks of 128 or 256 columns are written from a small model of random weights with
+MODEL's tokenizer, as MODEL need not have such rows. Results are kept in FOLDER/homes.json: a run that
 was cut goes on where it was.
 """
 import argparse
@@ -54,7 +54,8 @@ BOUND = {"weights": 2e-4, "half": 1e-2}
 
 # scheme, flags, homes
 HF, DQ, GM = "transformers", "transformers, dequantize", "gptqmodel"
-GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_K")
+GGUF = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+OF_256 = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "FP8_BLOCK")
 OUTPUTS = [(s, "", (HF,)) for s in (
     "W8A16", "W8A16:g32", "W4A16:channel", "W4A16:g32", "W4A16:g64", "W3A16:g32", "W2A16:g32")]
 OUTPUTS += [(s, "", (HF, DQ)) for s in ("W8A16:asym", "W4A16:g32,asym")]
@@ -199,6 +200,42 @@ def dequantizing_home(path, ids):
     yield "weights", from_torch(model, ids)
 
 
+def own_asymmetric(work):
+    """What transformers says to asymmetric packed codes that compressed-tensors wrote itself."""
+    import torch
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+    path = os.path.join(work, "own")
+    model = LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=128, vocab_size=64,
+                                         num_hidden_layers=1, num_attention_heads=2))
+    weights = {"num_bits": 4, "type": "int", "symmetric": False, "strategy": "group",
+               "group_size": 32}
+    config = QuantizationConfig.model_validate({
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head"], "format": "pack-quantized", "quantization_status": "frozen"})
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if hasattr(module, "weight_scale"):
+            module.weight_scale.data = torch.full_like(module.weight_scale, 0.01)
+            module.weight_zero_point.data = torch.zeros_like(module.weight_zero_point)
+    ModelCompressor(quantization_config=config).compress_model(model)
+    model.save_pretrained(path)
+    written = os.path.join(path, "config.json")
+    told = json.load(open(written))
+    told["quantization_config"] = {**json.loads(config.model_dump_json()),
+                                   "quant_method": "compressed-tensors"}
+    with open(written, "w") as f:
+        json.dump(told, f)
+    try:
+        AutoModelForCausalLM.from_pretrained(path)
+        return "loaded"
+    except Exception as e:  # what it says is the answer
+        return "%s: %s" % (type(e).__name__, str(e).splitlines()[0])
+    finally:
+        shutil.rmtree(path)
+
+
 def gptqmodel_home(path, ids):
     import torch
     from gptqmodel import BACKEND, GPTQModel
@@ -318,7 +355,7 @@ class Output:
             return
         self.remove()
         self.path = os.path.join(self.a.work, "model.gguf" if scheme in GGUF else "model")
-        model = self.a.random if scheme.endswith("_K") else self.a.model
+        model = self.a.random if scheme in OF_256 else self.a.model
         self.problem = quantize(self.a, model, self.path, scheme, flags)
         self.made, self.kept = (scheme, flags), {}
 
@@ -389,7 +426,7 @@ def main():
         if row in done or not re.search(a.rows, " ".join(row)):
             continue
         rows.append(measure(out, *row))
-        print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+        print("\n".join(table(rows[-1:]).splitlines()[2:]), file=sys.stderr, flush=True)
         with open(kept + ".tmp", "w") as f:
             json.dump(rows, f, indent=1)
         os.replace(kept + ".tmp", kept)
@@ -397,6 +434,8 @@ def main():
     order = {r: i for i, r in enumerate(ROWS)}
     rows.sort(key=lambda r: order.get((r["scheme"], r["flags"], r["home"]), 0))
     print(table(rows))
+    print("\nasymmetric packed codes that compressed-tensors wrote itself, in transformers: "
+          + own_asymmetric(a.work))
     names = ("torch", "transformers", "compressed-tensors", "gguf", "gptqmodel", "bitsandbytes",
              "llama_cpp_python")
     versions = []
