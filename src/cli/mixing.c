@@ -357,10 +357,11 @@ static nb_status stand_in(nb_mixing *m, nb_err *err)
         int64_t bytes;
         NB_TRY(stand_in_recipe(m, c, &m->f->recipe, err));
         NB_TRY(file_bytes(m, &m->f->recipe, &bytes, err));
-        const bool fits = m->f->mix == NB_MIX_SIZE  ? bytes <= m->f->size
-                          : m->f->mix == NB_MIX_BPW ? nb_mixture_uniform_bytes(&m->mixture, c) <=
-                                                          m->f->bpw / 8 * (double)m->table.n_params
-                                                    : true;
+        const bool fits = m->f->mix == NB_MIX_SIZE ? bytes <= m->f->size
+                          : m->f->mix == NB_MIX_BPW
+                              ? (double)nb_mixture_uniform_bytes(&m->mixture, c) <=
+                                    m->f->bpw / 8 * (double)m->table.n_params
+                              : true;
         if (bytes < least) {
             least = bytes;
             smallest = c;
