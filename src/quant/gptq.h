@@ -121,6 +121,7 @@ typedef struct {
     double shrink, strength;
     const float *weight; /* [out->n_rows][out->n_cols] */
     nb_mat *out;
+    bool refit;        /* polishing may change scales, too */
     bool keep_scales;  /* out has scales already */
     const float *full; /* nb_feedback_full, for polishing; NULL: it is made */
     nb_gptq_phase phase;

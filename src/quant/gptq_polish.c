@@ -1,7 +1,12 @@
 /* Coordinate descent after the recursion: each code in turn becomes the best one given all others,
  * those before it included, which the recursion could not know yet. With g = e H', changing a value
  * by d changes the loss by d^2 H'[k][k] - 2 d g_k: the value nearest to q_k + g_k / H'[k][k] wins,
- * and g moves by -d times row k of H'. The loss never rises. */
+ * and g moves by -d times row k of H'. The loss never rises.
+ *
+ * Scales were fitted before the codes of later groups were known, so with `refit` each scale in
+ * turn becomes the best one given all codes, by the same rule with a group's levels v in place of a
+ * column: d = v g^T / v H' v^T, as far as the scale can be stored; then the codes have their turn
+ * again. */
 #include "quant/gptq.h"
 
 #include <float.h>
@@ -12,6 +17,7 @@ typedef struct {
     nb_recursion *c;
     const float *full; /* H', [n][n] */
     float *e;          /* [n_rows][n] */
+    int64_t *place;    /* [n]: where a column is in the order of H' */
 } polishing;
 
 static void value_at(const nb_recursion *c, int64_t r, int64_t col, nb_grid_group *group,
@@ -69,14 +75,114 @@ static bool sweep_row(const polishing *p, int64_t r)
     return changed;
 }
 
+/* ---- scales ---- */
+
+/* Rounds of scales and codes after the first sweeps. */
+#define REFITS 2
+
+/* A group under way: its columns' share of a change by one unit, and what that does to the loss. */
+typedef struct {
+    int64_t begin, n; /* columns */
+    double slope, curve;
+} change;
+
+/* By the scale, or (all levels 1) by the offset. */
+static float unit(const nb_recursion *c, const nb_grid_group *group, int code, bool by_offset)
+{
+    return by_offset ? 1.0f : c->grid.level[code] - (float)group->zero;
+}
+
+static change change_of(const polishing *p, int64_t r, int64_t begin, const nb_grid_group *group,
+                        bool by_offset)
+{
+    const nb_recursion *c = p->c;
+    const int64_t left = c->n - begin;
+    change x = {.begin = begin, .n = left < c->grid.group_len ? left : c->grid.group_len};
+    const uint8_t *code = c->code + r * c->n + begin;
+    const int64_t *place = p->place + begin;
+    const float *g = c->t + r * c->n;
+    for (int64_t i = 0; i < x.n; i++) {
+        const double v = (double)unit(c, group, code[i], by_offset);
+        const float *h = p->full + place[i] * c->n;
+        double sum = 0;
+        x.slope += v * (double)g[place[i]];
+        for (int64_t j = 0; j < x.n; j++)
+            sum += (double)unit(c, group, code[j], by_offset) * (double)h[place[j]];
+        x.curve += v * sum;
+    }
+    return x;
+}
+
+static bool all_finite(const nb_recursion *c, const nb_grid_group *group, const uint8_t *code,
+                       int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float value = nb_grid_value(&c->grid, group, code[i]);
+        if (!(value >= -FLT_MAX && value <= FLT_MAX))
+            return false;
+    }
+    return true;
+}
+
+/* Whether the group's scale, or offset, changed. */
+static bool refit_group(const polishing *p, int64_t r, int64_t begin, bool by_offset)
+{
+    nb_recursion *c = p->c;
+    nb_grid_group is, wanted, stored;
+    nb_grid_group_at(&c->grid, c->job->out, r, begin, &is);
+    const change x = change_of(p, r, begin, &is, by_offset);
+    if (is.scale == 0 || !(x.curve > 0))
+        return false;
+    wanted = is;
+    if (by_offset)
+        wanted.offset = (float)((double)is.offset + x.slope / x.curve);
+    else
+        wanted.scale = (float)((double)is.scale + x.slope / x.curve);
+    if (!nb_grid_group_put(&c->grid, c->job->out, r, begin, &wanted))
+        return false;
+    nb_grid_group_at(&c->grid, c->job->out, r, begin, &stored);
+    const float d = by_offset ? stored.offset - is.offset : stored.scale - is.scale;
+    const bool alone = by_offset ? stored.scale == is.scale : stored.offset == is.offset;
+    if (!alone || stored.zero != is.zero ||
+        !all_finite(c, &stored, c->code + r * c->n + begin, x.n) ||
+        !((double)d * (double)d * x.curve < 2 * (double)d * x.slope)) {
+        (void)nb_grid_group_put(&c->grid, c->job->out, r, begin, &is);
+        return false;
+    }
+    for (int64_t i = begin; i < begin + x.n; i++) {
+        const float v = d * unit(c, &is, c->code[r * c->n + i], by_offset);
+        c->job->la->kernels->axpy(c->t + r * c->n, -v, p->full + p->place[i] * c->n, c->n);
+    }
+    return true;
+}
+
+static bool refit_row(const polishing *p, int64_t r)
+{
+    const nb_grid *grid = &p->c->grid;
+    bool changed = false;
+    for (int64_t begin = 0; begin < p->c->n; begin += grid->group_len) {
+        changed |= refit_group(p, r, begin, false);
+        if (grid->has_offset)
+            changed |= refit_group(p, r, begin, true);
+    }
+    return changed;
+}
+
+static void sweep_codes(const polishing *p, int64_t r)
+{
+    int n_left = p->c->job->options->polish;
+    while (n_left > 0 && sweep_row(p, r))
+        n_left--;
+}
+
 static void sweep_chunk(void *context, int64_t chunk, int thread)
 {
     (void)thread;
     const polishing *p = context;
     for (int64_t r = chunk * CHUNK_ROWS; r < p->c->n_rows && r < (chunk + 1) * CHUNK_ROWS; r++) {
-        int n_left = p->c->job->options->polish;
-        while (n_left > 0 && sweep_row(p, r))
-            n_left--;
+        sweep_codes(p, r);
+        for (int i = 0; i < REFITS && p->c->job->refit && refit_row(p, r); i++)
+            sweep_codes(p, r);
     }
 }
 
@@ -95,6 +201,9 @@ nb_status nb_gptq_polish(nb_recursion *c, nb_err *err)
         p.full = full;
     }
     NB_TRY_GOTO(s, NB_ALLOC(&p.e, c->n_rows * c->n, err));
+    NB_TRY_GOTO(s, NB_ALLOC(&p.place, c->n, err));
+    for (int64_t k = 0; k < c->n; k++)
+        p.place[job->feedback->order[k]] = k;
     NB_TRY_GOTO(
         s,
         NB_ALLOC(&scratch,
@@ -114,6 +223,7 @@ nb_status nb_gptq_polish(nb_recursion *c, nb_err *err)
 done:
     nb_free(full);
     nb_free(p.e);
+    nb_free(p.place);
     nb_free(scratch);
     return s;
 }

@@ -36,6 +36,7 @@ typedef struct {
     nb_mat sample_out[NB_GROUP_LINEARS];
     float *sample_weight[NB_GROUP_LINEARS]; /* NULL: all rows are the sample */
     bool rests; /* h and held_h: there is room for one matrix of their size at a time */
+    bool last;  /* what is encoded now is what stays */
     nb_feedback feedback;
     int64_t strip;      /* rows that are taken at a time */
     float *w, *e;       /* [strip][n] */
@@ -285,6 +286,7 @@ static nb_status encode(group *g, const nb_moments *by, double shrink, double st
             .shrink = shrink,
             .strength = strength,
             .keep_scales = keep_scales,
+            .refit = g->last,
         };
         NB_TRY(encode_part(g, p, job, err));
     }
@@ -464,6 +466,7 @@ nb_status nb_gptq_encode_group(const nb_group_job *job, nb_group_result *result,
         all.more_cross = stats->held_cross;
     }
     g.parts = g.all;
+    g.last = true;
     NB_TRY_GOTO(s, encode(&g, &all, b.shrink, b.strength, false, err));
     NB_TRY_GOTO(s, powers_of(&g, &stats->h, power, err));
     NB_TRY_GOTO(s, losses_of(&g, &choosing, power, result->loss, &total, err));
