@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """The table of docs/results.md: method x scheme -> bits per weight, perplexity, KL, top-1, tasks,
-seconds, peak memory, all of it measured here and now, by nibble alone.
+seconds (of the wall, and of all CPUs), peak memory, all of it measured here and now, by nibble alone.
 
     scripts/results.py MODEL --calib TEXT --text TEXT [--tasks FILE]... [--rows REGEX]
                        [--nibble PATH] [--work FOLDER] [--windows 16] [--samples 128]
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -44,33 +45,43 @@ ROWS = [
     ("IQ4_NL weighted", "IQ4_NL", "--method rtn:search", "f"),
     ("IQ4_NL GPTQ", "IQ4_NL", "--method gptq", "f"),
     ("IQ4_NL Qronos", "IQ4_NL", "--method qronos", "f"),
-    ("IQ4_NL Qronos, guided", "IQ4_NL", "--method qronos --guide", "f"),
+    ("IQ4_NL Qronos, guided by outputs, 32 sequences", "IQ4_NL",
+     "--method qronos --guide-outputs --calib-samples 32", "f"),
+    ("mixed, Qronos, guided by outputs, 32 sequences", "--bpw 4.62",
+     "--candidates IQ4_NL,Q5_0,Q8_0 --method qronos --guide-outputs --calib-samples 32", "f"),
     ("IQ4_NL AutoRound", "IQ4_NL", "--method autoround --calib-samples 512 --calib-len 512", "f"),
     ("Q4_0 Qronos", "Q4_0", "--method qronos", "f"),
     ("GPTQ", "W4A16:g64,sym", "--method gptq", "f"),
     ("AWQ", "W4A16:g64,asym", "--method rtn:search --transform awq", "f"),
     ("HQQ", "W4A16:g64,asym", "--method hqq", "f"),
     ("Qronos", "W4A16:g64,asym", "--method qronos", "f"),
-    ("Qronos, guided", "W4A16:g64,asym", "--method qronos --guide", "f"),
+    ("Qronos, guided by outputs, 32 sequences", "W4A16:g64,asym",
+     "--method qronos --guide-outputs --calib-samples 32", "f"),
     ("Qronos", "W3A16:g64,asym", "--method qronos", "f"),
-    ("Qronos, guided", "W3A16:g64,asym", "--method qronos --guide", "f"),
+    ("Qronos, guided by outputs, 32 sequences", "W3A16:g64,asym",
+     "--method qronos --guide-outputs --calib-samples 32", "f"),
     ("GPTQ", "W2A16:g32,asym", "--method gptq", "f"),
     ("Qronos", "W2A16:g32,asym", "--method qronos", "f"),
-    ("Qronos, guided, tuned", "W2A16:g32,asym",
-     "--method qronos --guide --calib-samples 512 --calib-len 512 --tune autoround", "f"),
+    ("Qronos, guided by outputs, 32 sequences", "W2A16:g32,asym",
+     "--method qronos --guide-outputs --calib-samples 32", "f"),
     ("AutoRound", "W2A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
 ]
 
 
+def cpu_seconds():
+    r = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return r.ru_utime + r.ru_stime
+
+
 def run(command):
-    """The JSON objects that a command prints, and its wall seconds."""
-    start = time.monotonic()
+    """The JSON objects that a command prints, its wall seconds, and those of its CPUs."""
+    start, cpu = time.monotonic(), cpu_seconds()
     p = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     out, err = p.communicate()
     if p.returncode != 0:
         sys.exit(f"{' '.join(command)}\n{err.strip()}")
     return [json.loads(line) for line in out.splitlines() if line.startswith("{")], \
-        time.monotonic() - start
+        time.monotonic() - start, cpu_seconds() - cpu
 
 
 def linear_bpw(nibble, folder):
@@ -84,19 +95,20 @@ def linear_bpw(nibble, folder):
 
 
 def measure(a, name, scheme, flags, compute):
-    gguf = not scheme.startswith(("W", "F", "N"))
+    gguf = not scheme.startswith(("W", "F", "N"))  # a mixture's candidates are GGUF's
     out = os.path.join(a.work, "model.gguf" if gguf else "model")
     flags = flags.split()
-    command = [a.nibble, "quantize", a.model, "-o", out, "--scheme", scheme, "--force", "--json",
-               "--check", "0"]
+    command = [a.nibble, "quantize", a.model, "-o", out] + \
+        (scheme.split() if scheme.startswith("-") else ["--scheme", scheme]) + \
+        ["--force", "--json", "--check", "0"]
     if flags != ["--method", "rtn"] and "hqq" not in flags:
         command += ["--calib", a.calib]
         if "--calib-samples" not in flags:
             command += ["--calib-samples", str(a.samples)]
-    lines, seconds = run(command + flags)
+    lines, seconds, cpu = run(command + flags)
     row = {"method": name, "scheme": scheme, "command": " ".join(["nibble quantize MODEL -o OUT"] +
                                                                  command[5:7] + flags),
-           "seconds": seconds, "rss": lines[-1].get("peak_rss_bytes"), "sha256": lines[-1].get("sha256"),
+           "seconds": seconds, "cpu_seconds": cpu, "rss": lines[-1].get("peak_rss_bytes"), "sha256": lines[-1].get("sha256"),
            "bpw": linear_bpw(a.nibble, out)}
     scored = run([a.nibble, "eval", out, "--base", a.model, "--text", a.text, "--protocol", "paper",
                   "--windows", str(a.windows), "--compute", compute, "--kv", "f32", "--json"])[0]
@@ -114,14 +126,14 @@ def measure(a, name, scheme, flags, compute):
 def table(rows):
     tasks = sorted({t for r in rows for t in r["tasks"]})
     heads = ["method", "scheme", "bpw", "ppl", "KL mean", "median", "p99", "top-1 %"] + tasks + \
-        ["s", "MB"]
+        ["s", "CPU s", "MB"]
     lines = ["| " + " | ".join(heads) + " |", "|---|---|" + "--:|" * (len(heads) - 2)]
     for r in rows:
         cells = [r["method"], r["scheme"], f"{r['bpw']:.2f}", f"{r['perplexity']:.2f}",
                  f"{r['kl_mean']:.4f}", f"{r['kl_median']:.4f}", f"{r['kl_p99']:.2f}",
                  f"{100 * r['top1']:.1f}"]
         cells += [f"{100 * r['tasks'][t]:.1f}" if t in r["tasks"] else "" for t in tasks]
-        cells += [f"{r['seconds']:.0f}", f"{(r['rss'] or 0) / 1e6:.0f}"]
+        cells += [f"{r['seconds']:.0f}", f"{r['cpu_seconds']:.0f}", f"{(r['rss'] or 0) / 1e6:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

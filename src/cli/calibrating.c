@@ -31,7 +31,9 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
     *f = (nb_calibrating_flags){.memory = nb_args_int(args, "memory"),
                                 .check = nb_args_int(args, "check"),
                                 .fresh = nb_args_flag(args, "fresh"),
-                                .guide = nb_args_flag(args, "guide"),
+                                .guide = nb_args_flag(args, "guide") ||
+                                         nb_args_flag(args, "guide-outputs"),
+                                .guide_outputs = nb_args_flag(args, "guide-outputs"),
                                 .given_flow = nb_args_given(args, "calib-flow"),
                                 .given_check = nb_args_given(args, "check")};
     NB_TRY(nb_calib_request_init(&f->set, args, err));
@@ -143,6 +145,8 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
         s = nb_method_spell(&flags->tune, &text, err);
     if (s == NB_OK && flags->transform != NULL)
         s = nb_buf_format(&text, err, " %s:%s", flags->transform->name, flags->transform_options);
+    if (s == NB_OK && flags->guide_outputs)
+        s = nb_buf_format(&text, err, " by outputs");
     if (s == NB_OK && flags->guide)
         s = nb_buf_format(&text, err, " guide %llu", (unsigned long long)flags->set.options.seed);
     if (s == NB_OK && waits(plan))
@@ -185,6 +189,7 @@ static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *f
                          .observing = flags->observing,
                          .memory = flags->memory,
                          .guided = flags->guide,
+                         .by_outputs = flags->guide_outputs,
                          .seed = flags->set.options.seed,
                          .dir = &c->dir};
 }

@@ -20,6 +20,7 @@ typedef struct {
     int64_t memory;
     int64_t check;                /* held-out sequences that the output is measured on */
     bool fresh;                   /* forget what an earlier run has left */
+    bool guide_outputs;           /* and rows make up for each other's errors */
     bool guide;                   /* tokens count by what they do to the predictions */
     bool given_flow, given_check; /* on the command line */
     bool mixes;                   /* a mixture is found with the text */

@@ -50,6 +50,10 @@ static const nb_opt quantize_options[] = {
      .kind = NB_OPT_FLAG,
      .help = "let tokens of the calibration text count by what their errors do to the model's "
              "predictions; costs about 3.5 forward passes"},
+    {.name = "guide-outputs",
+     .kind = NB_OPT_FLAG,
+     .help = "the same, and rows of a layer make up for each other's errors as far as predictions "
+             "go: gptq and qronos; costs about 4.5 forward passes"},
     {.name = "memory",
      .kind = NB_OPT_SIZE,
      .value = "BYTES",

@@ -139,6 +139,7 @@ json_t *nb_rewriting_choices(const nb_rewriting *r)
         {"tune", f->tunes ? method_json(&f->tune) : json_null()},
         {"transform", transform_json(f)},
         {"guide", json_boolean(f->guide)},
+        {"guide_outputs", json_boolean(f->guide_outputs)},
         {"flow", json_string(flows[f->flow])},
         {"observer", any_text(f->observer)},
         {"seed", json_integer((json_int_t)f->set.options.seed)},

@@ -132,6 +132,15 @@ typedef struct {
 /* Chooses the codes of one matrix, and its scales. On failure `out` is unspecified. Rows do not
  * depend on each other: a matrix may be given in strips, unless nb_gptq_is_whole. */
 nb_status nb_gptq_encode(const nb_gptq_job *job, nb_err *err);
+/* The same, whole, with a loss in which rows meet, tr(G E H E^T), G [n_rows, n_rows] of the outputs
+ * (YAQA, arXiv:2505.22988). With G' = S S^T, S upper triangular, and E_i the error of row i, rows
+ * are encoded in turn, a few at a time, each against
+ *
+ *   t_k = w_k + sum over i < k of E_i S[i][k] / S[k][k],
+ *
+ * by the recursion and the polishing above. G' is G shrunk and damped like H. NB_MOVE_STEPWISE has
+ * no target that could be changed, and is not for this; nor are matrices with nb_gptq_is_whole. */
+nb_status nb_gptq_encode_by_outputs(const nb_gptq_job *job, const nb_sym *g_g, nb_err *err);
 /* Whether scales of `out` depend on all of its rows. */
 nb_status nb_gptq_is_whole(const nb_mat *out, bool *whole, nb_err *err);
 

@@ -235,9 +235,30 @@ static nb_status encode_strips(group *g, const part *p, nb_gptq_job job, nb_err 
     return s;
 }
 
+/* A matrix whose rows know of each other. */
+static nb_status encode_whole(group *g, const part *p, const nb_sym *outputs, nb_gptq_job job,
+                              nb_err *err)
+{
+    const int64_t n = p->out->n_cols, n_rows = p->out->n_rows;
+    bool whole;
+    float *all = NULL;
+    NB_TRY(nb_gptq_is_whole(p->out, &whole, err));
+    if (whole)
+        return encode_strips(g, p, job, err);
+    if (p->rows.all == NULL)
+        NB_TRY(NB_ALLOC(&all, n_rows * n, err));
+    nb_status s = nb_rows_get(&p->rows, n, 0, n_rows, all, &job.weight, err);
+    job.out = p->out;
+    if (s == NB_OK)
+        s = nb_gptq_encode_by_outputs(&job, outputs, err);
+    nb_free(all);
+    return s;
+}
+
 /* With H' for polishing, made once for all strips. Where moments rest, the factor and H' are not
  * in memory together: all rows take the recursion, then all are polished. */
-static nb_status encode_part(group *g, const part *p, nb_gptq_job job, nb_err *err)
+static nb_status encode_part(group *g, const part *p, const nb_sym *outputs, nb_gptq_job job,
+                             nb_err *err)
 {
     const int64_t n = p->out->n_cols;
     float *full = NULL;
@@ -258,7 +279,7 @@ static nb_status encode_part(group *g, const part *p, nb_gptq_job job, nb_err *e
                     nb_feedback_full(&g->feedback, g->job->la, job.moments, job.shrink, full, err));
         job.full = full;
     }
-    NB_TRY_GOTO(s, encode_strips(g, p, job, err));
+    s = outputs != NULL ? encode_whole(g, p, outputs, job, err) : encode_strips(g, p, job, err);
 done:
     nb_free(full);
     nb_free(code);
@@ -288,7 +309,7 @@ static nb_status encode(group *g, const nb_moments *by, double shrink, double st
             .keep_scales = keep_scales,
             .refit = g->last,
         };
-        NB_TRY(encode_part(g, p, job, err));
+        NB_TRY(encode_part(g, p, g->last ? g->job->linear[l].outputs : NULL, job, err));
     }
     return NB_OK;
 }

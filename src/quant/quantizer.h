@@ -82,7 +82,9 @@ typedef struct {
         const float *weight; /* [n_rows][n_cols], finite; NULL: */
         nb_rows rows;        /* gives them */
         int64_t n_rows;
-        nb_mat *out; /* planned: format, groups and room; filled by the call */
+        nb_mat *out;           /* planned: format, groups and room; filled by the call */
+        const nb_sym *outputs; /* sum of g g^T (guide.h), by which rows may make up for each other's
+                                  errors; NULL: none */
     } linear[NB_GROUP_LINEARS];
 } nb_group_job;
 
@@ -102,6 +104,7 @@ typedef struct nb_quantizer {
     const char *source;  /* the paper it comes from */
     const char *summary; /* one line for --help */
     unsigned needs;      /* of nb_stat, with the default options */
+    bool by_outputs;     /* encode_group takes linear[].outputs */
     /* Checks options, and says what these options need. NULL: takes none. */
     nb_status (*check)(const nb_method *method, unsigned *needs, nb_err *err);
     /* Fills codes, scales and zero points of `out`, which has the job's shape. Called by several

@@ -31,9 +31,19 @@ static nb_status encode_group(nb_walker *w, nb_point point, nb_group_job *job, c
 {
     const double start = nb_clock();
     nb_group_result r = {0};
+    nb_sym outputs[NB_GROUP_LINEARS] = {{0}};
+    nb_status s = NB_OK;
+    for (int k = 0; k < job->n && w->job->by_outputs && s == NB_OK; k++) {
+        s = nb_guide_outputs(&w->guide, w->layer, (nb_linear_id)of_job[k], job->linear[k].n_rows,
+                             &outputs[k], err);
+        job->linear[k].outputs = &outputs[k];
+    }
     const uint64_t env = nb_fpenv_enter();
-    const nb_status s = job->method->quantizer->encode_group(job, &r, err);
+    if (s == NB_OK)
+        s = job->method->quantizer->encode_group(job, &r, err);
     nb_fpenv_leave(env);
+    for (int k = 0; k < job->n; k++)
+        nb_sym_free(&outputs[k]);
     if (s != NB_OK)
         return nb_context(err, "layer %lld, %s", (long long)w->layer, nb_point_name(point));
     const double seconds = nb_clock() - start;

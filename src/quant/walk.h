@@ -45,8 +45,8 @@ typedef struct {
     int64_t memory;         /* bytes that the program may take; 0: no limit */
     nb_observing observing; /* how static scales of activations are chosen */
     bool guided;            /* tokens count in sums by what they do to the predictions (guide.h) */
-    bool by_outputs;        /* with it, rows make up for each other's errors by what outputs share */
-    uint64_t seed;          /* of the guide's labels */
+    bool by_outputs; /* with it, rows make up for each other's errors by what outputs share */
+    uint64_t seed;   /* of the guide's labels */
     const nb_workdir *dir;
     const char *key; /* identifies model, data, recipe and version: other states are not resumed */
     nb_walk_progress *progress; /* NULL: none */

@@ -17,6 +17,11 @@ nb_status nb_walker_plan_guide(nb_walker *w, nb_err *err)
     w->guide_plan = (nb_guide_plan){0};
     if (!job->guided)
         return NB_OK;
+    if (job->by_outputs && !w->method->quantizer->by_outputs)
+        return nb_fail(err, NB_USAGE,
+                       "rows of method %s do not make up for each other's errors; those of gptq "
+                       "and qronos can",
+                       w->method->quantizer->name);
     if (((w->needs | w->transform_needs) & sums) == 0)
         return nb_fail(err, NB_USAGE,
                        "method %s makes no sums over tokens, in which a guide could weigh them",

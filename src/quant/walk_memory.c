@@ -63,9 +63,12 @@ static int64_t encoder_bytes(const nb_walker *w, const point_shape *s, bool rest
     const int64_t full = polishes ? square : 0;
     /* rows as they are read and moved, t, and errors twice; the rows of M, and scratch of solves */
     const int64_t work = (5 * 4 + 1) * strip + NB_SYM_BLOCK * n * (4 + 8) + s->most_rows * 520;
+    /* G, its factor, weights, targets and errors */
+    const int64_t outputs =
+        w->job->by_outputs ? 5 * nb_sym_bytes(s->most_rows) + 3 * 4 * s->most_rows * n : 0;
     const int64_t move = wants(w->needs, NB_STAT_CROSS) ? 2 * square + 3 * 4 * strip : 0;
     if (!rests)
-        return triangle + full + work + move;
+        return triangle + full + work + move + outputs;
     const int64_t bands = 2 * (n < NB_SYM_BLOCK ? n : NB_SYM_BLOCK) * n * 8;
     return larger(triangle, full) + work + (polishes ? s->most_rows * n : 0) + bands;
 }
@@ -159,8 +162,8 @@ static bool let_rest(nb_walker *w, int64_t room)
 {
     point_shape s[NB_N_POINTS];
     bool any = false;
-    if (!w->quantized_flow || w->by_block || w->has_other || w->job->transform != NULL ||
-        !wants(w->needs, NB_STAT_HESSIAN))
+    if (w->job->by_outputs || !w->quantized_flow || w->by_block || w->has_other ||
+        w->job->transform != NULL || !wants(w->needs, NB_STAT_HESSIAN))
         return false;
     shapes_of(w, s);
     for (int p = 0; p < NB_N_POINTS; p++) {

@@ -38,6 +38,17 @@ class Guide(lib.Case):
             self.assertGreater(one["predicted_kl"], 0, one)
             self.assertLess(one["predicted_kl"], 10, one)
 
+    def test_rows_that_make_up_for_each_other(self):
+        guided, _ = self.made("guided", "--method", "qronos", "--guide")
+        made = [self.made("o%d" % i, "--method", "qronos", "--guide-outputs", *more)[0]
+                for i, more in enumerate(((), ("-t", "1"), ("-t", "3", "--isa", "scalar")))]
+        self.assertEqual(len(set(made)), 1)
+        self.assertNotEqual(made[0], guided)
+        for method in "gptaq", "rtn:search", "autoround:iters=2":
+            said = self.fails(2, *self.command("no", "--calib", self.text, "--calib-len", "32",
+                                               "--method", method, "--guide-outputs"))
+            self.assertIn("do not make up for each other's errors", said)
+
     def test_labels_follow_the_seed(self):
         one, two, three = (self.made("s%d" % i, "--method", "rtn:search", "--guide", "--seed",
                                      seed)[0] for i, seed in enumerate("557"))
