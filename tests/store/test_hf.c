@@ -845,6 +845,7 @@ static void expect_sample(const sample *s, const char *name, int64_t planned)
         if (nb_store_read(store, w, &loaded, &err) != NB_OK)
             fail_msg("%s", err.text);
         expect_same(&loaded.mat, &s->mats[i]);
+        expect_rows(store, w, &s->mats[i]);
     }
     nb_loaded_free(&loaded);
     nb_store_close(store);
