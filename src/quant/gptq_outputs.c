@@ -5,8 +5,10 @@
 
 /* Rows that are encoded at a time, without knowing of each other: part of the result. */
 #define TOGETHER 16
-/* Of G: that many tokens, as gradients of drawn labels, are not as many as they look. */
-#define SHRINK 0.1
+/* Of G: tokens, as gradients of drawn labels, are not as many as they look. Of a 135M model in
+ * IQ4_NL (qronos, 32 k tokens), on other text: KL 0.0518 with 0.1, 0.0466 with 0.5 (and scales
+ * fitted to codes, which is a small part of it), 0.0508 without G. */
+#define SHRINK 0.5
 #define DAMP   0.01
 
 typedef struct {
