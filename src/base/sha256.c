@@ -1,11 +1,10 @@
 /* See sha256.h. */
-#include "base/sha256.h"
+#include "base/sha256_compress.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
-/* FIPS 180-4, 4.2.2: the first 32 bits of the fractional parts of the cube roots of the first 64
- * primes. */
-static const uint32_t round_constant[64] = {
+const uint32_t nb_sha256_constant[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
     0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
     0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
@@ -21,7 +20,7 @@ static uint32_t rotate_right(uint32_t x, int n)
     return x >> n | x << (32 - n);
 }
 
-static void compress(uint32_t h[8], const uint8_t *block)
+static void compress_one(uint32_t h[8], const uint8_t *block)
 {
     uint32_t w[64];
     for (int i = 0; i < 16; i++) {
@@ -40,7 +39,7 @@ static void compress(uint32_t h[8], const uint8_t *block)
         const uint32_t a = v[0], e = v[4];
         const uint32_t s1 = rotate_right(e, 6) ^ rotate_right(e, 11) ^ rotate_right(e, 25);
         const uint32_t choose = (e & v[5]) ^ (~e & v[6]);
-        const uint32_t t1 = v[7] + s1 + choose + round_constant[i] + w[i];
+        const uint32_t t1 = v[7] + s1 + choose + nb_sha256_constant[i] + w[i];
         const uint32_t s0 = rotate_right(a, 2) ^ rotate_right(a, 13) ^ rotate_right(a, 22);
         const uint32_t majority = (a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]);
         memmove(v + 1, v, 7 * sizeof *v);
@@ -49,6 +48,26 @@ static void compress(uint32_t h[8], const uint8_t *block)
     }
     for (int i = 0; i < 8; i++)
         h[i] += v[i];
+}
+
+void nb_sha256_compress_c(uint32_t h[8], const uint8_t *blocks, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        compress_one(h, blocks + 64 * i);
+}
+
+static void compress(uint32_t h[8], const uint8_t *blocks, size_t n)
+{
+    static atomic_int has; /* 0: not known yet; 1: no; 2: yes */
+    int known = atomic_load_explicit(&has, memory_order_relaxed);
+    if (known == 0) {
+        known = nb_sha256_has_x86() ? 2 : 1;
+        atomic_store_explicit(&has, known, memory_order_relaxed);
+    }
+    if (known == 2)
+        nb_sha256_compress_x86(h, blocks, n);
+    else
+        nb_sha256_compress_c(h, blocks, n);
 }
 
 void nb_sha256_init(nb_sha256 *s)
@@ -68,14 +87,13 @@ void nb_sha256_update(nb_sha256 *s, const void *bytes, size_t n)
             memcpy(s->block + waiting, p, take);
         if (waiting + take < 64)
             return;
-        compress(s->h, s->block);
+        compress(s->h, s->block, 1);
         p += take;
         n -= take;
     }
-    for (; n >= 64; p += 64, n -= 64)
-        compress(s->h, p);
-    if (n > 0)
-        memcpy(s->block, p, n);
+    compress(s->h, p, n / 64);
+    if (n % 64 > 0)
+        memcpy(s->block, p + n / 64 * 64, n % 64);
 }
 
 void nb_sha256_final(nb_sha256 *s, uint8_t digest[NB_SHA256_BYTES])
