@@ -427,10 +427,12 @@ static nb_status init_table(nb_mixing *m, nb_err *err)
                                                                : FOLDER_CANDIDATES;
     if (method.quantizer->encode_rows == NULL)
         NB_TRY(nb_method_parse(&method, "rtn:search", err));
-    NB_TRY(nb_method_spell(&method, &text, err));
-    snprintf(m->measured_with, sizeof m->measured_with, "%.*s", (int)text.len,
-             (const char *)text.data);
+    const nb_status s = nb_method_spell(&method, &text, err);
+    if (s == NB_OK)
+        snprintf(m->measured_with, sizeof m->measured_with, "%.*s", (int)text.len,
+                 (const char *)text.data);
     nb_buf_free(&text);
+    NB_TRY(s);
     return nb_sensitivity_init(&m->table, m->store, m->request, candidates, &method, err);
 }
 

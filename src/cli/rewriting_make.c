@@ -311,10 +311,10 @@ nb_status nb_rewriting_publish(nb_rewriting *r, nb_err *err)
     if (s != NB_OK && reports)
         take_back_report(r);
     NB_TRY(s);
-    if (r->calibrating.wanted)
-        nb_workdir_close(&r->calibrating.dir, true);
+    nb_workdir_close(&r->calibrating.dir, true);
     nb_workdir_close(&r->mixing.dir, true);
-    nb_rewriting_clear(r);
+    if (r->mixing.f != NULL) /* of the output that lost */
+        nb_rewriting_clear(r);
     return NB_OK;
 }
 
