@@ -1,11 +1,11 @@
 #!/bin/sh
-# The whole job on a real model: fetch it, make an original of it, quantize that six ways, measure what
+# The whole job on a real model: fetch it, make an original of it, quantize that seven ways, measure what
 # each cost, show the results as a table and a page, and ask one of them a question.
 #
 #   scripts/demo.sh [build/release/nibble]
 #
 # Results go to demo/. DEMO_WINDOWS sets how many windows of 512 tokens are scored (default 32),
-# DEMO_TEXT another text to score.
+# DEMO_TEXT another text to score, DEMO_CALIB another one to learn from.
 set -eu
 cd "$(dirname "$0")/.."
 nibble=${1:-build/release/nibble}
@@ -34,27 +34,40 @@ if [ ! -s "$text" ]; then
     echo "(set DEMO_TEXT=FILE for another text)"
 fi
 
+# What the calibrated one learns from is never what is scored.
+calib=${DEMO_CALIB:-../shared/data/calib-c4.txt}
+if [ ! -s "$calib" ]; then
+    calib=$out/calib.txt
+    cat src/*/*.c >"$calib"
+fi
+
 say "an ordinary BF16 folder: the original that everything is compared with"
 "$nibble" convert "$model" -o "$out/original" --to hf --dtype bf16 --force
 
-# LABEL SCHEME OUTPUT
+# LABEL SCHEME OUTPUT [OPTION...]
 variants="W8A8 W8A8 w8a8
 W8A16 W8A16 w8a16
 W4A16:g32 W4A16:g32 w4a16-g32
 W4A16:g64 W4A16:g64 w4a16-g64
 W4A8:g64 W4A8:g64 w4a8-g64
-Q4_0 Q4_0 q4_0.gguf"
+Q4_0 Q4_0 q4_0.gguf
+IQ4_NL,calibrated IQ4_NL iq4_nl.gguf --method qronos --calib-samples 16 --calib-len 512"
 
-say "six smaller ones"
-echo "$variants" | while read -r label scheme file; do
+say "seven smaller ones; the last one learns from $calib, which takes a minute"
+echo "$variants" | while read -r label scheme file options; do
     echo "$label"
-    "$nibble" quantize "$out/original" -o "$out/$file" --scheme "$scheme" --force --quiet
+    case $options in
+        *--method*) set -- --calib "$calib" --check 0 ;;
+        *) set -- ;;
+    esac
+    # shellcheck disable=SC2086 # options are words
+    "$nibble" quantize "$out/original" -o "$out/$file" --scheme "$scheme" $options "$@" --force --quiet
 done
 
 # All are scored side by side, so that the original, which is the slowest, runs only once.
 set -- "$out/original" "$model"
 labels="--name original --name published"
-while read -r label scheme file; do
+while read -r label scheme file _; do
     set -- "$@" "$out/$file"
     labels="$labels --name $label"
 done <<END
@@ -71,7 +84,7 @@ bench() { # bench LABEL MODEL: a process of its own, so that the peak of memory 
 }
 bench original "$out/original"
 bench published "$model"
-while read -r label scheme file; do
+while read -r label scheme file _; do
     bench "$label" "$out/$file"
 done <<END
 $variants

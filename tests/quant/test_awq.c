@@ -514,7 +514,7 @@ static void print_cases(void)
                 s[j] = (float)was.stats[p].mean_abs[j];
             print_floats("mean_abs", s, n);
             for (int id = first; id < first + count; id++) {
-                char name[16];
+                char name[32];
                 snprintf(name, sizeof name, "w_%d", id);
                 print_floats(name, was.weight[id], was.to[id].n_rows * n);
                 /* Rows of v and up were divided at a later point. */
