@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """The table of docs/results.md: method x scheme -> bits per weight, perplexity, KL, top-1, tasks,
-seconds (of the wall, and of all CPUs), peak memory, all of it measured here and now, by nibble alone.
+seconds (of the wall, and of all CPUs), peak memory, measured here and now, by nibble alone.
 
     scripts/results.py MODEL --calib TEXT --text TEXT [--tasks FILE]... [--rows REGEX]
                        [--nibble PATH] [--work FOLDER] [--windows 16] [--samples 128]
 
-A row is quantized, scored against the original (protocol `paper`: windows of 2,048 tokens), and
-removed; its numbers stay in FOLDER/rows.json, so that a run that was cut goes on where it was.
+Rows are quantized, scored against the original a few at a time (protocol `paper`: windows of 2,048
+tokens), and removed; numbers stay in FOLDER/rows.json, so that a run that was cut goes on where it
+was.
 Bits per weight count the linear layers of the blocks with scales and zero points, as stored.
 Python's standard library is all it needs.
 """
@@ -19,6 +20,8 @@ import shutil
 import subprocess
 import sys
 import time
+
+SIDE_BY_SIDE = 4  # models that are scored in one run
 
 # name, scheme, flags beside --calib; compute mode of the evaluation
 ROWS = [
@@ -39,7 +42,8 @@ ROWS = [
     ("GPTAQ", "W4A16:g32,sym", "--method gptaq", "f"),
     ("Qronos", "W4A16:g32,sym", "--method qronos", "f"),
     ("AutoRound", "W4A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
-    ("AWQ", "W4A16:g32,asym", "--method rtn:search --transform awq", "f"),
+    ("AWQ, 128 x 512", "W4A16:g32,asym",
+     "--method rtn:search --transform awq --calib-len 512", "f"),
     ("AWQ, 16 x 512", "W4A16:g32,asym",
      "--method rtn:search --transform awq --calib-samples 16 --calib-len 512", "f"),
     ("IQ4_NL weighted", "IQ4_NL", "--method rtn:search", "f"),
@@ -52,7 +56,8 @@ ROWS = [
     ("IQ4_NL AutoRound", "IQ4_NL", "--method autoround --calib-samples 512 --calib-len 512", "f"),
     ("Q4_0 Qronos", "Q4_0", "--method qronos", "f"),
     ("GPTQ", "W4A16:g64,sym", "--method gptq", "f"),
-    ("AWQ", "W4A16:g64,asym", "--method rtn:search --transform awq", "f"),
+    ("AWQ, 128 x 512", "W4A16:g64,asym",
+     "--method rtn:search --transform awq --calib-len 512", "f"),
     ("HQQ", "W4A16:g64,asym", "--method hqq", "f"),
     ("Qronos", "W4A16:g64,asym", "--method qronos", "f"),
     ("Qronos, guided by outputs, 32 sequences", "W4A16:g64,asym",
@@ -94,9 +99,10 @@ def linear_bpw(nibble, folder):
     return bits / n
 
 
-def measure(a, name, scheme, flags, compute):
+def make(a, number, name, scheme, flags, compute):
+    """A row without its scores; `out` is the model, until it has them."""
     gguf = not scheme.startswith(("W", "F", "N"))  # a mixture's candidates are GGUF's
-    out = os.path.join(a.work, "model.gguf" if gguf else "model")
+    out = os.path.join(a.work, f"model-{number}" + (".gguf" if gguf else ""))
     flags = flags.split()
     command = [a.nibble, "quantize", a.model, "-o", out] + \
         (scheme.split() if scheme.startswith("-") else ["--scheme", scheme]) + \
@@ -106,21 +112,34 @@ def measure(a, name, scheme, flags, compute):
         if "--calib-samples" not in flags:
             command += ["--calib-samples", str(a.samples)]
     lines, seconds, cpu = run(command + flags)
-    row = {"method": name, "scheme": scheme, "command": " ".join(["nibble quantize MODEL -o OUT"] +
-                                                                 command[5:7] + flags),
-           "seconds": seconds, "cpu_seconds": cpu, "rss": lines[-1].get("peak_rss_bytes"), "sha256": lines[-1].get("sha256"),
-           "bpw": linear_bpw(a.nibble, out)}
-    scored = run([a.nibble, "eval", out, "--base", a.model, "--text", a.text, "--protocol", "paper",
-                  "--windows", str(a.windows), "--compute", compute, "--kv", "f32", "--json"])[0]
-    row.update({k: scored[-1][k] for k in ("perplexity", "kl_mean", "kl_mean_se", "kl_median",
-                                           "kl_p99", "top1", "base_perplexity")})
-    row["tasks"] = {}
-    for t in a.tasks or []:
-        done = run([a.nibble, "eval", out, "--tasks", t, "--limit", str(a.limit), "--compute",
-                    compute, "--json"])[0]
-        row["tasks"].update({x["task"]: x["acc"] for x in done if "task" in x})
-    shutil.rmtree(out) if os.path.isdir(out) else os.remove(out)
-    return row
+    return {"method": name, "scheme": scheme, "compute": compute, "out": out,
+            "command": " ".join(["nibble quantize MODEL -o OUT"] + command[5:7] + flags),
+            "seconds": seconds, "cpu_seconds": cpu, "rss": lines[-1].get("peak_rss_bytes"),
+            "sha256": lines[-1].get("sha256"), "bpw": linear_bpw(a.nibble, out)}
+
+
+def score(a, rows):
+    """Scores models that run in one mode, side by side: the original runs once for all."""
+    command = [a.nibble, "eval"] + [r["out"] for r in rows]
+    for i in range(len(rows)):
+        command += ["--name", str(i)]
+    scored = run(command + ["--base", a.model, "--text", a.text, "--protocol", "paper", "--windows",
+                            str(a.windows), "--compute", rows[0]["compute"], "--kv", "f32",
+                            "--json"])[0]
+    for i, r in enumerate(rows):
+        found, = [x for x in scored if x.get("name") == str(i)]
+        r.update({k: found[k] for k in ("perplexity", "kl_mean", "kl_mean_se", "kl_median",
+                                        "kl_p99", "top1", "base_perplexity")})
+        r["tasks"] = {}
+        for t in a.tasks or []:
+            done = run([a.nibble, "eval", r["out"], "--tasks", t, "--limit", str(a.limit),
+                        "--compute", r["compute"], "--json"])[0]
+            r["tasks"].update({x["task"]: x["acc"] for x in done if "task" in x})
+        out = r.pop("out")
+        shutil.rmtree(out) if os.path.isdir(out) else os.remove(out)
+        beside = out + ".nibble-report.json"
+        if os.path.exists(beside):
+            os.remove(beside)
 
 
 def table(rows):
@@ -136,6 +155,20 @@ def table(rows):
         cells += [f"{r['seconds']:.0f}", f"{r['cpu_seconds']:.0f}", f"{(r['rss'] or 0) / 1e6:.0f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def score_some(a, rows, least):
+    """Scores what waits for it, mode by mode, where at least so many do."""
+    for compute in sorted({r["compute"] for r in rows if "out" in r}):
+        waiting = [r for r in rows if "out" in r and r["compute"] == compute]
+        if len(waiting) >= least:
+            score(a, waiting)
+
+
+def keep(path, rows):
+    with open(path + ".tmp", "w") as f:
+        json.dump(rows, f, indent=1)
+    os.replace(path + ".tmp", path)
 
 
 def main():
@@ -159,10 +192,12 @@ def main():
                 any((r["method"], r["scheme"]) == (name, scheme) for r in rows):
             continue
         print(f"{name} {scheme}", file=sys.stderr, flush=True)
-        rows.append(measure(a, name, scheme, flags, compute))
-        with open(kept + ".tmp", "w") as f:
-            json.dump(rows, f, indent=1)
-        os.replace(kept + ".tmp", kept)
+        rows.append(make(a, len(rows), name, scheme, flags, compute))
+        keep(kept, rows)
+        score_some(a, rows, SIDE_BY_SIDE)
+        keep(kept, rows)
+    score_some(a, rows, 1)
+    keep(kept, rows)
     order = {(n, s): i for i, (n, s, _, _) in enumerate(ROWS)}
     print(table(sorted(rows, key=lambda r: order.get((r["method"], r["scheme"]), 0))))
 
