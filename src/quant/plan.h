@@ -75,4 +75,10 @@ static inline double nb_plan_bpw(const nb_plan *p)
 /* Of the linear layers of the blocks alone: codes, scales and zero points. */
 double nb_plan_linear_bpw(const nb_plan *p);
 
+/* Whether weight i has static activations whose scale is not known yet: a walk finds it. */
+static inline bool nb_plan_waits(const nb_plan *plan, int64_t i)
+{
+    return plan->weights[i].act.is_static && plan->weights[i].act.scale == 0;
+}
+
 #endif

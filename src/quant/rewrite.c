@@ -265,6 +265,13 @@ nb_status nb_rewrite(nb_store *store, const nb_plan *plan, nb_sink *sink, nb_poo
                      const nb_rewrite_options *options, nb_rewrite_result *out, nb_err *err)
 {
     *out = (nb_rewrite_result){0};
+    for (int64_t i = 0; i < plan->n; i++) {
+        if (nb_plan_waits(plan, i))
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "%s: static activations have scales from a calibration text, and there "
+                           "was none",
+                           plan->weights[i].name);
+    }
     rewriter w = {
         .store = store, .plan = plan, .sink = sink, .pool = pool, .options = options, .sums = out};
     const nb_status s = put_all(&w, err);

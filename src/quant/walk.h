@@ -70,9 +70,6 @@ typedef struct {
                          or there was nothing */
 } nb_walk_result;
 
-/* Whether weight i of a plan has static activations whose scale is not known yet. */
-bool nb_plan_waits(const nb_plan *plan, int64_t i);
-
 /* True if a method of the plan's linear layers, the transform or static activations need a walk.
  * *can_do_without: all of these methods would also choose without data, and there is nothing else.
  */

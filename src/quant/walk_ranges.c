@@ -6,11 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-bool nb_plan_waits(const nb_plan *plan, int64_t i)
-{
-    return plan->weights[i].act.is_static && plan->weights[i].act.scale == 0;
-}
-
 bool nb_walker_waits(const nb_walker *w, nb_point point)
 {
     int n;
