@@ -95,20 +95,6 @@ static void error_row(void *context, int64_t r, int thread)
         e[k] = base[k] - e[k];
 }
 
-/* Rows [row, row + n) of a matrix whose rows share nothing. */
-static nb_mat rows_in(const nb_mat *m, int64_t row, int64_t n)
-{
-    nb_mat strip = *m;
-    strip.n_rows = n;
-    strip.codes = nb_mat_row(m, row);
-    const int64_t groups = nb_mat_n_groups(m) * row;
-    if (m->scales != NULL)
-        strip.scales = (uint8_t *)m->scales + groups * (int64_t)nb_float_bytes(m->scale_type);
-    if (m->zeros != NULL)
-        strip.zeros = m->zeros + groups;
-    return strip;
-}
-
 static nb_status run(rows *x, nb_err *err)
 {
     nb_gptq_options options = *x->job->options;
@@ -120,7 +106,7 @@ static nb_status run(rows *x, nb_err *err)
     job.out = &x->strip;
     for (x->row = 0; x->row < x->n_rows; x->row += TOGETHER) {
         x->m = smaller(TOGETHER, x->n_rows - x->row);
-        x->strip = rows_in(x->job->out, x->row, x->m);
+        x->strip = nb_mat_rows(x->job->out, x->row, x->m);
         hand_on(x);
         NB_TRY(nb_gptq_encode(&job, err));
         nb_pool_run(x->job->la->pool, x->m, error_row, x);
