@@ -312,11 +312,6 @@ static nb_status reach(nb_streams *s, int i, const piece *p, nb_point point, con
     return write_x(s, i, p, true, err);
 }
 
-static int64_t cols_at(const nb_config *c, nb_point point)
-{
-    return point == NB_AT_O ? d_q_of(c) : point == NB_AT_DOWN ? c->d_ff : c->d_model;
-}
-
 /* Multiply-adds of statistics count as two operations each. */
 static double stats_flops(const nb_input_stats *stats, int64_t n)
 {
@@ -346,7 +341,7 @@ static nb_status all_to_point(nb_streams *s, const piece *p, nb_point point, nb_
         NB_TRY(reach(s, i, p, point, &rows, err));
         if (i > 0 && stats != NULL)
             memcpy(s->other, rows,
-                   (size_t)(p->n * cols_at(&s->frame.config, point)) * sizeof(float));
+                   (size_t)(p->n * nb_point_n_cols(&s->frame.config, point)) * sizeof(float));
     }
     return add_stats(s, point, stats, p, rows, s->n_streams > 1 ? s->other : NULL, err);
 }

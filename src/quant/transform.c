@@ -112,25 +112,6 @@ static float *gain_of(const nb_transform_job *job, nb_point point)
     return point == NB_AT_ATTN ? job->gain[0] : point == NB_AT_FFN ? job->gain[1] : NULL;
 }
 
-int64_t nb_point_n_rows(const nb_config *c, nb_linear_id id)
-{
-    switch (id) {
-    case NB_LINEAR_Q:
-        return c->n_heads * c->head_dim;
-    case NB_LINEAR_K:
-    case NB_LINEAR_V:
-        return c->n_kv_heads * c->head_dim;
-    case NB_LINEAR_GATE:
-    case NB_LINEAR_UP:
-        return c->d_ff;
-    case NB_LINEAR_O:
-    case NB_LINEAR_DOWN:
-    case NB_N_LINEARS:
-        break;
-    }
-    return c->d_model;
-}
-
 /* ---- what s can be ---- */
 
 /* Scales further from 1 are no use to anybody, and F16 has little room. */
@@ -204,7 +185,7 @@ static void column_maxima(void *context, int64_t chunk, int thread)
     const nb_linear_id first = nb_point_linears(x->point, &count);
     for (int i = 0; i < count; i++) {
         const nb_linear_id id = (nb_linear_id)((int)first + i);
-        for (int64_t r = 0; r < nb_point_n_rows(c, id); r++) {
+        for (int64_t r = 0; r < nb_linear_n_rows(c, id); r++) {
             const float *w = x->job->weight[id] + r * n;
             for (int64_t j = begin; j < end; j++)
                 x->most[j] = fabsf(w[j]) > x->most[j] ? fabsf(w[j]) : x->most[j];
@@ -218,7 +199,7 @@ static void row_maxima(void *context, int64_t chunk, int thread)
     const settling *x = context;
     const nb_config *c = x->job->config;
     const nb_linear_id id = feeder(x->point);
-    const int64_t n_rows = nb_point_n_rows(c, id), end = smaller((chunk + 1) * CHUNK_ROWS, n_rows);
+    const int64_t n_rows = nb_linear_n_rows(c, id), end = smaller((chunk + 1) * CHUNK_ROWS, n_rows);
     for (int64_t r = chunk * CHUNK_ROWS; r < end; r++) {
         const float *w = x->job->weight[id] + r * c->d_model;
         float most = x->job->bias[id] == NULL ? 0 : fabsf(x->job->bias[id][r]);
@@ -281,7 +262,7 @@ nb_status nb_transform_settle(const nb_transform_job *job, nb_point point, float
     NB_TRY_GOTO(status, NB_ALLOC(&x.fed, n, err));
     nb_pool_run(job->la->pool, (n + CHUNK_COLS - 1) / CHUNK_COLS, column_maxima, &x);
     if (id != NB_N_LINEARS)
-        nb_pool_run(job->la->pool, (nb_point_n_rows(c, id) + CHUNK_ROWS - 1) / CHUNK_ROWS,
+        nb_pool_run(job->la->pool, (nb_linear_n_rows(c, id) + CHUNK_ROWS - 1) / CHUNK_ROWS,
                     row_maxima, &x);
     const bool exact = all_rounded_later(job, point);
     const float *gain = gain_of(job, point);
@@ -390,13 +371,13 @@ nb_status nb_transform_move(const nb_transform_job *job, nb_point point, float *
     const int first = (int)nb_point_linears(point, &count);
     for (int id = first; id < first + count; id++)
         scale(job, &(scaling){.w = job->weight[id],
-                              .n_rows = nb_point_n_rows(c, (nb_linear_id)id),
+                              .n_rows = nb_linear_n_rows(c, (nb_linear_id)id),
                               .n_cols = n,
                               .columns = s});
     if (fed_by != NB_N_LINEARS)
         scale(job, &(scaling){.w = job->weight[fed_by],
                               .bias = job->bias[fed_by],
-                              .n_rows = nb_point_n_rows(c, fed_by),
+                              .n_rows = nb_linear_n_rows(c, fed_by),
                               .n_cols = c->d_model,
                               .rows = rows});
     float *gain = gain_of(job, point);

@@ -26,8 +26,6 @@ nb_linear_id nb_point_linears(nb_point point, int *n);
 int64_t nb_point_n_cols(const nb_config *c, nb_point point);
 int64_t nb_point_n_sources(const nb_config *c, nb_point point);
 int64_t nb_point_source(const nb_config *c, nb_point point, int64_t j);
-/* Rows of a linear. */
-int64_t nb_point_n_rows(const nb_config *c, nb_linear_id id);
 
 /* One block in full precision, changed in place. */
 typedef struct {

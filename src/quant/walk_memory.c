@@ -34,7 +34,7 @@ static point_shape shape_of(nb_walker *w, nb_point point)
     const int first = (int)nb_point_linears(point, &n);
     s.n_cols = nb_walker_point_shape(&w->config, point, &s.n_rows);
     for (int j = first; j < first + n; j++) {
-        const int64_t rows = nb_point_n_rows(&w->config, (nb_linear_id)j), size = rows * s.n_cols;
+        const int64_t rows = nb_linear_n_rows(&w->config, (nb_linear_id)j), size = rows * s.n_cols;
         s.most_rows = larger(s.most_rows, rows);
         if (w->index[j] < 0) { /* what is not there will be refused */
             s.floats += 4 * size;

@@ -182,7 +182,7 @@ static inline void toy_open(toy_block *b, nb_algebra *la, const toy_options *o)
         for (int id = first; id < first + n; id++) {
             nb_weight *to = &b->to[id];
             *to = (nb_weight){.name = nb_linear_name((nb_linear_id)id),
-                              .n_rows = nb_point_n_rows(&b->config, (nb_linear_id)id),
+                              .n_rows = nb_linear_n_rows(&b->config, (nb_linear_id)id),
                               .n_cols = nb_point_n_cols(&b->config, (nb_point)p),
                               .fmt = o->fmt == NULL ? &nb_format_int4 : o->fmt,
                               .symmetric = o->symmetric,
