@@ -26,17 +26,12 @@ static int64_t larger(int64_t a, int64_t b)
 
 /* ---- moments of outputs ---- */
 
-static int64_t n_doubles(int64_t n_rows)
-{
-    return nb_sym_bytes(n_rows) / (int64_t)sizeof(double) - n_rows;
-}
-
 /* Where the triangle of a linear begins in a row of the file; of NB_N_LINEARS: where it ends. */
 static int64_t moments_at(const nb_config *c, int which)
 {
     int64_t at = 0;
     for (int j = 0; j < which; j++)
-        at += n_doubles(nb_linear_n_rows(c, (nb_linear_id)j));
+        at += nb_sym_rest_rows(nb_linear_n_rows(c, (nb_linear_id)j));
     return at;
 }
 
@@ -209,7 +204,7 @@ static nb_status move_moments(batch *b, int64_t layer, bool write, nb_err *err)
     const int64_t row = layer * moments_at(c, NB_N_LINEARS);
     for (int j = 0; j < NB_N_LINEARS; j++) {
         nb_sym *s = &b->moments[j];
-        const int64_t at = row + moments_at(c, j), n = n_doubles(s->n);
+        const int64_t at = row + moments_at(c, j), n = nb_sym_rest_rows(s->n);
         if (write) {
             b->moments_hash ^= nb_spill_hash_on(b->job->pool, file, at, n, s->a);
             NB_TRY(nb_spill_write_on(b->job->pool, file, at, n, s->a, err));
@@ -371,7 +366,8 @@ nb_status nb_guide_outputs(const nb_guide *g, int64_t layer, nb_linear_id which,
     NB_TRY(nb_sym_init(g_g, n_rows, err));
     const int64_t at =
         layer * moments_at(&g->config, NB_N_LINEARS) + moments_at(&g->config, (int)which);
-    const nb_status s = nb_spill_read(&g->moments[g->current], at, n_doubles(n_rows), g_g->a, err);
+    const nb_status s =
+        nb_spill_read(&g->moments[g->current], at, nb_sym_rest_rows(n_rows), g_g->a, err);
     if (s != NB_OK)
         nb_sym_free(g_g);
     return s;
