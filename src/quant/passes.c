@@ -3,6 +3,7 @@
 
 #include "kernel/matmul.h"
 #include "quant/streams.h"
+#include "quant/widen.h"
 
 #include <string.h>
 
@@ -95,22 +96,6 @@ static nb_status tell(const nb_passes *p, double flops, nb_err *err)
     return nb_fail(err, NB_INTERRUPTED, "interrupted");
 }
 
-typedef struct {
-    const nb_mat *from;
-    float *to;
-} widening;
-
-#define ROWS_PER_CHUNK 16
-
-static void widen_chunk(void *context, int64_t chunk, int thread)
-{
-    (void)thread;
-    const widening *job = context;
-    const int64_t end = (chunk + 1) * ROWS_PER_CHUNK, n = job->from->n_cols;
-    for (int64_t r = chunk * ROWS_PER_CHUNK; r < end && r < job->from->n_rows; r++)
-        job->from->fmt->decode_row(job->from, r, job->to + r * n);
-}
-
 static nb_status read_weight(nb_passes *p, const nb_weight *w, const char *name, int64_t n_rows,
                              int64_t n_cols, nb_err *err)
 {
@@ -129,8 +114,7 @@ static nb_status read_floats(nb_passes *p, const nb_weight *w, const char *name,
                              int64_t n_cols, float *to, nb_err *err)
 {
     NB_TRY(read_weight(p, w, name, n_rows, n_cols, err));
-    widening job = {&p->source.mat, to};
-    nb_pool_run(p->job.pool, (n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, widen_chunk, &job);
+    nb_widen(&p->source.mat, to, p->job.pool);
     return NB_OK;
 }
 

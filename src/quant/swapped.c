@@ -6,6 +6,7 @@
 #include "quant/input_stats.h"
 #include "quant/room.h"
 #include "quant/streams.h"
+#include "quant/widen.h"
 
 #include <math.h>
 #include <string.h>
@@ -224,18 +225,6 @@ nb_status nb_swapped_kl(nb_swapped *s, int64_t layer, double *kl, nb_err *err)
 
 /* ---- swapping ---- */
 
-typedef struct {
-    const nb_mat *from;
-    float *to;
-} widening;
-
-static void widen_row(void *context, int64_t r, int thread)
-{
-    (void)thread;
-    const widening *w = context;
-    w->from->fmt->decode_row(w->from, r, w->to + r * w->from->n_cols);
-}
-
 static nb_status load_values(nb_swapped *s, const nb_weight *from, nb_err *err)
 {
     const int64_t n = from->n_rows * from->n_cols;
@@ -247,15 +236,7 @@ static nb_status load_values(nb_swapped *s, const nb_weight *from, nb_err *err)
         NB_TRY(NB_ALLOC(&s->values, n, err));
         s->n_values = n;
     }
-    widening w = {&s->source.mat, s->values};
-    nb_pool_run(s->job.pool, from->n_rows, widen_row, &w);
-    for (int64_t i = 0; i < n; i++) {
-        if (!isfinite(s->values[i]))
-            return nb_fail(err, NB_DATA, "%s: tensor '%.200s' holds %g at [%lld, %lld]",
-                           nb_store_path(s->job.store), from->name, (double)s->values[i],
-                           (long long)(i / from->n_cols), (long long)(i % from->n_cols));
-    }
-    return NB_OK;
+    return nb_widen_finite(s->job.store, from, 0, &s->source.mat, s->values, s->job.pool, err);
 }
 
 static nb_status encode(nb_swapped *s, const nb_input_stats *stats, const nb_weight *to,

@@ -2,8 +2,8 @@
 #include "quant/walk_weights.h"
 
 #include "quant/room.h"
+#include "quant/widen.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -51,44 +51,6 @@ static const nb_weight *source_of(const nb_walker *w, int j)
     return w->job->plan->from[w->index[j]];
 }
 
-typedef struct {
-    const nb_mat *from;
-    float *to;
-    int64_t bad_row; /* -1: none; first in the order of rows when the pool has ended */
-    nb_kernels const *kernels;
-} widening;
-
-#define ROWS_PER_CHUNK 16
-
-static void widen_rows(void *context, int64_t chunk, int thread)
-{
-    (void)thread;
-    widening *job = context;
-    const int64_t begin = chunk * ROWS_PER_CHUNK, n = job->from->n_cols;
-    for (int64_t r = begin; r < begin + ROWS_PER_CHUNK && r < job->from->n_rows; r++)
-        job->from->fmt->decode_row(job->from, r, job->to + r * n);
-}
-
-/* n_rows rows from `row` on. */
-static nb_status refuse_nonfinite(const nb_walker *w, const nb_weight *from, int64_t row,
-                                  int64_t n_rows, const float *x, nb_err *err)
-{
-    for (int64_t i = 0; i < n_rows * from->n_cols; i++) {
-        if (!isfinite(x[i]))
-            return nb_fail(err, NB_DATA, "%s: tensor '%.200s' holds %g at [%lld, %lld]",
-                           nb_store_path(w->job->store), from->name, (double)x[i],
-                           (long long)(row + i / from->n_cols), (long long)(i % from->n_cols));
-    }
-    return NB_OK;
-}
-
-static void widen(const nb_walker *w, const nb_mat *from, float *to)
-{
-    widening job = {.from = from, .to = to};
-    nb_pool_run(w->job->pool, (from->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK, widen_rows,
-                &job);
-}
-
 /* Weight j in full precision; the source's matrix stays in w->source. */
 nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err)
 {
@@ -101,8 +63,7 @@ nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err)
         NB_TRY(NB_ALLOC(&f->values, from->n_rows * from->n_cols, err));
         f->n = from->n_rows * from->n_cols;
     }
-    widen(w, &w->source.mat, f->values);
-    return refuse_nonfinite(w, from, 0, from->n_rows, f->values, err);
+    return nb_widen_finite(w->job->store, from, 0, &w->source.mat, f->values, w->job->pool, err);
 }
 
 static nb_status read_rows(void *context, int64_t row, int64_t n, float *out, nb_err *err)
@@ -110,8 +71,8 @@ static nb_status read_rows(void *context, int64_t row, int64_t n, float *out, nb
     const nb_walker_place *at = context;
     const nb_weight *from = source_of(at->w, at->j);
     NB_TRY(nb_store_read_rows(at->w->job->store, from, row, n, &at->w->source, err));
-    widen(at->w, &at->w->source.mat, out);
-    return refuse_nonfinite(at->w, from, row, n, out, err);
+    return nb_widen_finite(at->w->job->store, from, row, &at->w->source.mat, out, at->w->job->pool,
+                           err);
 }
 
 nb_rows nb_walker_rows(nb_walker *w, int j)
