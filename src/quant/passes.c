@@ -2,6 +2,7 @@
 #include "quant/passes.h"
 
 #include "kernel/matmul.h"
+#include "quant/embedding.h"
 #include "quant/streams.h"
 #include "quant/widen.h"
 
@@ -141,28 +142,18 @@ static nb_status for_sequences(nb_passes *p, sequence_fn *each, void *context, n
 static nb_status embed_sequence(nb_passes *p, const nb_calib_seq *s, int64_t row, void *context,
                                 nb_err *err)
 {
-    (void)context;
-    const nb_mat *table = &p->source.mat;
-    for (int64_t t = 0; t < s->n; t++) {
-        if (s->ids[t] < 0 || s->ids[t] >= table->n_rows)
-            return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld", s->ids[t],
-                           (long long)table->n_rows);
-        table->fmt->decode_row(table, s->ids[t], p->rows + t * table->n_cols);
-    }
+    NB_TRY(nb_embedding_rows(context, s->ids, s->n, p->rows, err));
     return nb_spill_write(&p->x, row, s->n, p->rows, err);
 }
 
 nb_status nb_passes_embed(nb_passes *p, const nb_calib_seq *seqs, int64_t n_seqs, nb_err *err)
 {
-    static const char name[] = "model.embed_tokens.weight";
-    const nb_config *c = &p->frame.config;
+    nb_embedding e;
     p->seqs = seqs;
     p->n_seqs = n_seqs;
-    nb_status s =
-        read_weight(p, nb_store_find(p->job.store, name), name, c->vocab_size, c->d_model, err);
-    if (s == NB_OK)
-        s = for_sequences(p, embed_sequence, NULL, err);
-    drop_source(p);
+    NB_TRY(nb_embedding_open(&e, p->job.store, &p->frame.config, err));
+    const nb_status s = for_sequences(p, embed_sequence, &e, err);
+    nb_embedding_close(&e);
     return s;
 }
 

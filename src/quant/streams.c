@@ -1,7 +1,7 @@
 /* See streams.h. */
 #include "quant/streams.h"
 
-#include "base/fpenv.h"
+#include "quant/embedding.h"
 
 #include <string.h>
 
@@ -118,36 +118,14 @@ void nb_streams_close(nb_streams *s)
 
 /* ---- embedding ---- */
 
-/* Where the rows are: all in memory, or read one by one where the container can do that. A table is
- * larger than anything else of a model, and a text uses little of it. */
-typedef struct {
-    nb_store *store;
-    const nb_weight *weight;
-    nb_loaded loaded;
-    bool whole;
-} table;
-
-static nb_status embed_token(table *t, int32_t id, float *x, nb_err *err)
+static nb_status embed_rows(nb_streams *s, nb_embedding *e, nb_err *err)
 {
-    if (id < 0 || id >= t->weight->n_rows)
-        return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld", id,
-                       (long long)t->weight->n_rows);
-    if (!t->whole)
-        NB_TRY(nb_store_read_rows(t->store, t->weight, id, 1, &t->loaded, err));
-    t->loaded.mat.fmt->decode_row(&t->loaded.mat, t->whole ? id : 0, x);
-    return NB_OK;
-}
-
-static nb_status embed_rows(nb_streams *s, table *t, nb_err *err)
-{
-    const int64_t d = s->frame.config.d_model;
     float *x = s->work.x;
     for (int64_t q = 0; q < s->n_seqs; q++) {
         const nb_calib_seq *seq = &s->seqs[q];
         for (int64_t begin = 0; begin < seq->n; begin += s->max_rows) {
             const int64_t left = seq->n - begin, n = left < s->max_rows ? left : s->max_rows;
-            for (int64_t k = 0; k < n; k++)
-                NB_TRY(embed_token(t, seq->ids[begin + k], x + k * d, err));
+            NB_TRY(nb_embedding_rows(e, seq->ids + begin, n, x, err));
             for (int i = 0; i < s->n_streams; i++) {
                 const nb_spill *to = &s->stream[i].x[0];
                 NB_TRY(nb_spill_write(to, s->first_row[q] + begin, n, x, err));
@@ -160,19 +138,12 @@ static nb_status embed_rows(nb_streams *s, table *t, nb_err *err)
 
 nb_status nb_streams_embed(nb_streams *s, nb_store *store, nb_err *err)
 {
-    table t = {.store = store, .weight = nb_store_find(store, "model.embed_tokens.weight")};
-    if (t.weight == NULL)
-        return nb_fail(err, NB_DATA, "%s: tensor 'model.embed_tokens.weight' is missing",
-                       nb_store_path(store));
-    t.whole = !nb_store_reads_rows(store, t.weight);
+    nb_embedding e;
+    NB_TRY(nb_embedding_open(&e, store, &s->frame.config, err));
     for (int i = 0; i < s->n_streams; i++)
         s->stream[i].hash = 0;
-    const uint64_t env = nb_fpenv_enter();
-    nb_status status = t.whole ? nb_store_read(store, t.weight, &t.loaded, err) : NB_OK;
-    if (status == NB_OK)
-        status = embed_rows(s, &t, err);
-    nb_fpenv_leave(env);
-    nb_loaded_free(&t.loaded);
+    const nb_status status = embed_rows(s, &e, err);
+    nb_embedding_close(&e);
     s->layer = 0;
     return status;
 }

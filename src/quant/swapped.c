@@ -3,6 +3,7 @@
 
 #include "base/fpenv.h"
 #include "kernel/math.h"
+#include "quant/embedding.h"
 #include "quant/input_stats.h"
 #include "quant/room.h"
 #include "quant/streams.h"
@@ -320,31 +321,20 @@ static nb_status open_stats(nb_swapped *s, nb_err *err)
     return NB_OK;
 }
 
-static nb_status embed(nb_swapped *s, const nb_mat *table, const nb_calib_seq *seq, nb_err *err)
-{
-    for (int64_t t = 0; t < seq->n; t++) {
-        if (seq->ids[t] < 0 || seq->ids[t] >= table->n_rows)
-            return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld",
-                           seq->ids[t], (long long)table->n_rows);
-        table->fmt->decode_row(table, seq->ids[t], s->work.x + t * table->n_cols);
-    }
-    return NB_OK;
-}
-
 /* The original on all sequences: what the blocks get, and the logits. */
 static nb_status run_originals(nb_swapped *s, nb_err *err)
 {
-    const nb_weight *w = nb_store_find(s->job.store, "model.embed_tokens.weight");
-    nb_loaded table = {0};
+    nb_embedding e;
     int64_t row = 0;
-    nb_status status = nb_store_read(s->job.store, w, &table, err);
+    nb_status status = nb_embedding_open(&e, s->job.store, &s->model.config, err);
     for (int64_t q = 0; q < s->job.n_seqs && status == NB_OK; q++) {
-        status = embed(s, &table.mat, &s->job.seqs[q], err);
+        const nb_calib_seq *seq = &s->job.seqs[q];
+        status = nb_embedding_rows(&e, seq->ids, seq->n, s->work.x, err);
         if (status == NB_OK)
-            status = run_seq(s, 0, row, s->job.seqs[q].n, true, err);
-        row += s->job.seqs[q].n;
+            status = run_seq(s, 0, row, seq->n, true, err);
+        row += seq->n;
     }
-    nb_loaded_free(&table);
+    nb_embedding_close(&e);
     for (int64_t i = 0; i < s->n_layers * NB_N_POINTS; i++)
         nb_input_stats_finish(&s->stats[i]);
     return status;
