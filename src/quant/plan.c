@@ -4,6 +4,7 @@
 #include "quant/fallback.h"
 #include "quant/plan_rope.h"
 #include "quant/planned_bytes.h"
+#include "quant/planned_weight.h"
 #include "quant/roles.h"
 #include "quant/target.h"
 
@@ -231,54 +232,7 @@ static nb_status apply_rules(planner *p, nb_err *err)
     return NB_OK;
 }
 
-/* ---- ways to a new weight: each fills in *to, a copy of the source's weight, and *how ---- */
-
-static void be_plain(nb_weight *to, nb_how *how, const nb_format *fmt)
-{
-    if (to->fmt == fmt)
-        return;
-    *how = fmt == &nb_format_f32 ? NB_HOW_WIDEN : NB_HOW_ROUND;
-    to->fmt = fmt;
-    to->group_size = to->scale_rows = 0;
-    to->nested = false;
-    to->act = (nb_act_spec){0};
-}
-
-static void be_affine(nb_weight *to, nb_how *how, const nb_scheme *scheme, int64_t group_size,
-                      nb_float_type scale_type)
-{
-    const int64_t group = group_size == NB_GROUP_CHANNEL ? to->n_cols : group_size;
-    const bool same = to->fmt == scheme->fmt && to->group_size == group &&
-                      to->symmetric == scheme->symmetric && to->scale_type == scale_type;
-    *how = same ? NB_HOW_COPY : NB_HOW_QUANTIZE;
-    to->fmt = scheme->fmt;
-    to->group_size = group;
-    to->symmetric = scheme->symmetric;
-    to->scale_type = scale_type;
-    to->scale_rows = 0;
-    to->nested = false;
-    to->layout = NB_LAYOUT_CT;
-    to->act = scheme->act;
-}
-
-static void be_float_coded(nb_weight *to, nb_how *how, const nb_scheme *scheme, int64_t group_size,
-                           nb_float_type main_type)
-{
-    const nb_weight from = *to;
-    const bool nf4 = scheme->fmt == &nb_format_nf4;
-    to->fmt = scheme->fmt;
-    to->group_size = group_size == NB_GROUP_CHANNEL ? to->n_cols : group_size;
-    to->symmetric = true;
-    to->scale_type = nf4 ? NB_F32 : main_type;
-    to->scale_rows = scheme->scale_rows == NB_ROWS_ALL ? to->n_rows : scheme->scale_rows;
-    to->nested = scheme->nested;
-    to->act = scheme->act;
-    to->layout = nf4 ? NB_LAYOUT_BNB : NB_LAYOUT_CT;
-    const bool same = from.fmt == to->fmt && from.group_size == to->group_size &&
-                      from.scale_type == to->scale_type && from.scale_rows == to->scale_rows &&
-                      from.nested == to->nested;
-    *how = same ? NB_HOW_COPY : NB_HOW_QUANTIZE;
-}
+/* ---- the rules ---- */
 
 /* Rows that are no whole blocks stay floats, as other programs keep them; where blocks of 256 do
  * not fit, smaller ones may, as in llama.cpp. */
@@ -303,57 +257,8 @@ static void be_block(planner *p, nb_weight *to, nb_how *how, const nb_format *fm
     if (p->n_unblocked++ == 0)
         p->first_unblocked = to;
     if (!is_plain(to))
-        be_plain(to, how, float_format(p->plan->main_type));
+        nb_planned_plain(to, how, float_format(p->plan->main_type));
 }
-
-/* The affine form of symmetric blocks: codes and scales are the same numbers. */
-static bool be_affine_of_block(nb_weight *to, nb_how *how)
-{
-    const nb_format *fmt = to->fmt == &nb_format_q4_0   ? &nb_format_int4
-                           : to->fmt == &nb_format_q8_0 ? &nb_format_int8
-                                                        : NULL;
-    if (fmt == NULL)
-        return false;
-    to->group_size = to->fmt->block_len;
-    to->fmt = fmt;
-    to->symmetric = true;
-    to->scale_type = NB_F16;
-    *how = NB_HOW_REPACK;
-    return true;
-}
-
-/* And back: a group of several blocks repeats its scale. */
-static nb_status be_block_of_affine(planner *p, nb_weight *to, nb_how *how, nb_err *err)
-{
-    const nb_format *fmt = to->fmt->bits <= 4 ? &nb_format_q4_0 : &nb_format_q8_0;
-    const bool whole = to->n_cols % fmt->block_len == 0;
-    const bool same =
-        to->symmetric && to->group_size % fmt->block_len == 0 && to->fmt->int_form != NULL;
-    if (to->act.is_static && !p->plan->request.requantize)
-        return nb_fail(
-            err, NB_UNSUPPORTED,
-            "tensor '%.200s': its activations share one scale (static), for which a GGUF "
-            "has no place; --requantize goes without, --dtype bf16 makes floats",
-            to->name);
-    if (whole && same) {
-        *how = NB_HOW_REPACK;
-    } else if (whole && p->plan->request.requantize) {
-        *how = NB_HOW_QUANTIZE;
-    } else {
-        return nb_fail(err, NB_UNSUPPORTED,
-                       "tensor '%.200s': %s in groups of %lld%s of %lld columns has no lossless "
-                       "GGUF form; --requantize chooses new %s codes, --dtype bf16 makes floats",
-                       to->name, to->fmt->name, (long long)to->group_size,
-                       to->symmetric ? "" : ", asymmetric,", (long long)to->n_cols, fmt->name);
-    }
-    to->fmt = fmt;
-    to->group_size = to->scale_rows = 0;
-    to->nested = false;
-    to->act = (nb_act_spec){0};
-    return NB_OK;
-}
-
-/* ---- the rules ---- */
 
 /* What is not quantized. Vectors that a GGUF holds in F32 were 16-bit numbers once, as a rule:
  * they become that again where nothing is lost, unless the whole model is F32. ggml computes with
@@ -363,13 +268,13 @@ static nb_status keep(planner *p, const nb_weight *from, nb_weight *to, nb_how *
     const nb_format *main_format = float_format(p->plan->main_type);
     if (p->plan->request.to == NB_STORE_GGUF) {
         if (nb_role_of(from) == NB_ROLE_VECTOR)
-            be_plain(to, how, &nb_format_f32);
+            nb_planned_plain(to, how, &nb_format_f32);
         else if (from->fmt->affine)
-            be_plain(to, how, main_format);
+            nb_planned_plain(to, how, main_format);
         return NB_OK;
     }
     if (!is_plain(from)) {
-        be_plain(to, how, main_format);
+        nb_planned_plain(to, how, main_format);
         return NB_OK;
     }
     bool fits = false;
@@ -377,7 +282,7 @@ static nb_status keep(planner *p, const nb_weight *from, nb_weight *to, nb_how *
         nb_role_of(from) == NB_ROLE_VECTOR && !p->is_f32)
         NB_TRY(fits_main_type(p, from, &fits, err));
     if (fits) {
-        be_plain(to, how, main_format);
+        nb_planned_plain(to, how, main_format);
         *how = NB_HOW_WIDEN;
     }
     return NB_OK;
@@ -425,10 +330,10 @@ static nb_status quantize(planner *p, int64_t i, const nb_weight *from, nb_weigh
     else if (scheme == NULL)
         NB_TRY(keep(p, from, to, how, err));
     else if (scheme->fmt->levels != NULL)
-        be_float_coded(to, how, scheme, group_of(p, scheme), p->plan->main_type);
+        nb_planned_float_coded(to, how, scheme, group_of(p, scheme), p->plan->main_type);
     else if (scheme->fmt->affine)
-        be_affine(to, how, scheme, group_of(p, scheme),
-                  nb_target_turns(p->plan->request.layout) ? NB_F16 : p->plan->main_type);
+        nb_planned_affine(to, how, scheme, group_of(p, scheme),
+                          nb_target_turns(p->plan->request.layout) ? NB_F16 : p->plan->main_type);
     else
         be_block(p, to, how, scheme->fmt);
     p->plan->n_quantized += *how == NB_HOW_QUANTIZE;
@@ -453,16 +358,16 @@ static nb_status convert_to_hf(planner *p, const nb_weight *from, nb_weight *to,
         return NB_OK;
     }
     const nb_role role = nb_role_of(from);
-    if (turned && role == NB_ROLE_LINEAR && be_affine_of_block(to, how))
+    if (turned && role == NB_ROLE_LINEAR && nb_planned_affine_of_block(to, how))
         return NB_OK;
     if (is_plain(from) || p->plan->request.dtype == NB_DTYPE_AUTO)
         return keep(p, from, to, how, err);
     if ((role == NB_ROLE_LINEAR || (role == NB_ROLE_HEAD && !turned)) &&
-        be_affine_of_block(to, how))
+        nb_planned_affine_of_block(to, how))
         return NB_OK;
     /* No reader of folders knows embeddings in codes. Binary32 holds code * scale exactly. */
     if (role == NB_ROLE_EMBED || role == NB_ROLE_VECTOR || (turned && role == NB_ROLE_HEAD)) {
-        be_plain(to, how, &nb_format_f32);
+        nb_planned_plain(to, how, &nb_format_f32);
         return NB_OK;
     }
     return nb_fail(err, NB_UNSUPPORTED,
@@ -482,7 +387,7 @@ static nb_status convert(planner *p, const nb_weight *from, nb_weight *to, nb_ho
     const bool gguf = p->plan->request.to == NB_STORE_GGUF;
     if (dtype >= NB_DTYPE_F32) {
         const bool vector = nb_role_of(from) == NB_ROLE_VECTOR;
-        be_plain(to, how, gguf && vector ? &nb_format_f32 : formats[dtype]);
+        nb_planned_plain(to, how, gguf && vector ? &nb_format_f32 : formats[dtype]);
         return NB_OK;
     }
     if (from->reordered)
@@ -497,7 +402,7 @@ static nb_status convert(planner *p, const nb_weight *from, nb_weight *to, nb_ho
         return NB_OK;
     if (!from->fmt->affine)
         return keep(p, from, to, how, err);
-    if (be_block_of_affine(p, to, how, err) != NB_OK)
+    if (nb_planned_block_of_affine(to, how, p->plan->request.requantize, err) != NB_OK)
         return nb_context(err, "%s", nb_store_path(p->store));
     p->plan->n_quantized += *how == NB_HOW_QUANTIZE;
     p->plan->n_requantized += *how == NB_HOW_QUANTIZE;
