@@ -10,6 +10,7 @@
 #include "quant/gptq.h"
 
 #include <float.h>
+#include <string.h>
 
 #define CHUNK_ROWS 8
 
@@ -18,6 +19,7 @@ typedef struct {
     const float *full; /* H', [n][n] */
     float *e;          /* [n_rows][n] */
     int64_t *place;    /* [n]: where a column is in the order of H' */
+    float *y;          /* [n_threads][n] */
 } polishing;
 
 static void value_at(const nb_recursion *c, int64_t r, int64_t col, nb_grid_group *group,
@@ -80,9 +82,10 @@ static bool sweep_row(const polishing *p, int64_t r)
 /* Rounds of scales and codes after the first sweeps. */
 #define REFITS 2
 
-/* A group under way: its columns' share of a change by one unit, and what that does to the loss. */
+/* A group under way: what a change by one unit does to g, and to the loss. */
 typedef struct {
     int64_t begin, n; /* columns */
+    float *y;         /* v H' */
     double slope, curve;
 } change;
 
@@ -93,22 +96,24 @@ static float unit(const nb_recursion *c, const nb_grid_group *group, int code, b
 }
 
 static change change_of(const polishing *p, int64_t r, int64_t begin, const nb_grid_group *group,
-                        bool by_offset)
+                        bool by_offset, float *y)
 {
     const nb_recursion *c = p->c;
     const int64_t left = c->n - begin;
-    change x = {.begin = begin, .n = left < c->grid.group_len ? left : c->grid.group_len};
+    change x = {.begin = begin, .n = left < c->grid.group_len ? left : c->grid.group_len, .y = y};
     const uint8_t *code = c->code + r * c->n + begin;
     const int64_t *place = p->place + begin;
     const float *g = c->t + r * c->n;
+    memset(y, 0, (size_t)c->n * sizeof *y);
+    for (int64_t i = 0; i < x.n; i++) {
+        const float v = unit(c, group, code[i], by_offset);
+        if (v != 0)
+            c->job->la->kernels->axpy(y, v, p->full + place[i] * c->n, c->n);
+    }
     for (int64_t i = 0; i < x.n; i++) {
         const double v = (double)unit(c, group, code[i], by_offset);
-        const float *h = p->full + place[i] * c->n;
-        double sum = 0;
         x.slope += v * (double)g[place[i]];
-        for (int64_t j = 0; j < x.n; j++)
-            sum += (double)unit(c, group, code[j], by_offset) * (double)h[place[j]];
-        x.curve += v * sum;
+        x.curve += v * (double)y[place[i]];
     }
     return x;
 }
@@ -125,12 +130,12 @@ static bool all_finite(const nb_recursion *c, const nb_grid_group *group, const 
 }
 
 /* Whether the group's scale, or offset, changed. */
-static bool refit_group(const polishing *p, int64_t r, int64_t begin, bool by_offset)
+static bool refit_group(const polishing *p, int64_t r, int64_t begin, bool by_offset, float *y)
 {
     nb_recursion *c = p->c;
     nb_grid_group is, wanted, stored;
     nb_grid_group_at(&c->grid, c->job->out, r, begin, &is);
-    const change x = change_of(p, r, begin, &is, by_offset);
+    const change x = change_of(p, r, begin, &is, by_offset, y);
     if (is.scale == 0 || !(x.curve > 0))
         return false;
     wanted = is;
@@ -149,21 +154,18 @@ static bool refit_group(const polishing *p, int64_t r, int64_t begin, bool by_of
         (void)nb_grid_group_put(&c->grid, c->job->out, r, begin, &is);
         return false;
     }
-    for (int64_t i = begin; i < begin + x.n; i++) {
-        const float v = d * unit(c, &is, c->code[r * c->n + i], by_offset);
-        c->job->la->kernels->axpy(c->t + r * c->n, -v, p->full + p->place[i] * c->n, c->n);
-    }
+    c->job->la->kernels->axpy(c->t + r * c->n, -d, x.y, c->n);
     return true;
 }
 
-static bool refit_row(const polishing *p, int64_t r)
+static bool refit_row(const polishing *p, int64_t r, float *y)
 {
     const nb_grid *grid = &p->c->grid;
     bool changed = false;
     for (int64_t begin = 0; begin < p->c->n; begin += grid->group_len) {
-        changed |= refit_group(p, r, begin, false);
+        changed |= refit_group(p, r, begin, false, y);
         if (grid->has_offset)
-            changed |= refit_group(p, r, begin, true);
+            changed |= refit_group(p, r, begin, true, y);
     }
     return changed;
 }
@@ -177,11 +179,11 @@ static void sweep_codes(const polishing *p, int64_t r)
 
 static void sweep_chunk(void *context, int64_t chunk, int thread)
 {
-    (void)thread;
     const polishing *p = context;
+    float *y = p->y + thread * p->c->n;
     for (int64_t r = chunk * CHUNK_ROWS; r < p->c->n_rows && r < (chunk + 1) * CHUNK_ROWS; r++) {
         sweep_codes(p, r);
-        for (int i = 0; i < REFITS && p->c->job->refit && refit_row(p, r); i++)
+        for (int i = 0; i < REFITS && p->c->job->refit && refit_row(p, r, y); i++)
             sweep_codes(p, r);
     }
 }
@@ -202,6 +204,7 @@ nb_status nb_gptq_polish(nb_recursion *c, nb_err *err)
     }
     NB_TRY_GOTO(s, NB_ALLOC(&p.e, c->n_rows * c->n, err));
     NB_TRY_GOTO(s, NB_ALLOC(&p.place, c->n, err));
+    NB_TRY_GOTO(s, NB_ALLOC(&p.y, nb_pool_n_threads(la->pool) * c->n, err));
     for (int64_t k = 0; k < c->n; k++)
         p.place[job->feedback->order[k]] = k;
     NB_TRY_GOTO(
@@ -224,6 +227,7 @@ done:
     nb_free(full);
     nb_free(p.e);
     nb_free(p.place);
+    nb_free(p.y);
     nb_free(scratch);
     return s;
 }
