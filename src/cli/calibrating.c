@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "quant/digest.h"
+#include "quant/distill.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +23,21 @@ static nb_status read_tune(nb_calibrating_flags *f, const nb_args *args, nb_err 
     if (f->tune.quantizer->tune_block == NULL)
         return nb_fail(err, NB_USAGE, "--tune takes a method that tunes whole blocks, not %s",
                        f->tune.quantizer->name);
+    return NB_OK;
+}
+
+/* "64" or "64,lr=0.002": steps, and other options. */
+static nb_status read_distill(nb_calibrating_flags *f, const nb_args *args, nb_err *err)
+{
+    char options[256];
+    const char *text = nb_args_text(args, "distill");
+    if (text == NULL)
+        return NB_OK;
+    if (snprintf(options, sizeof options, "steps=%s", text) >= (int)sizeof options)
+        return nb_fail(err, NB_USAGE, "--distill takes a number of steps, not '%.60s'", text);
+    f->distills = true;
+    if (nb_method_of(&f->distill, &nb_quantizer_distill, options, err) != NB_OK)
+        return nb_context(err, "--distill %.60s", text);
     return NB_OK;
 }
 
@@ -46,6 +62,7 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
     NB_TRY(nb_observing_parse(&f->observing, f->observer != NULL ? f->observer : DEFAULT_OBSERVER,
                               err));
     NB_TRY(read_tune(f, args, err));
+    NB_TRY(read_distill(f, args, err));
     const char *transform = nb_args_text(args, "transform");
     if (transform == NULL)
         return NB_OK;
@@ -143,6 +160,10 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
         s = nb_buf_format(&text, err, " then ");
     if (s == NB_OK && flags->tunes)
         s = nb_method_spell(&flags->tune, &text, err);
+    if (s == NB_OK && flags->distills)
+        s = nb_buf_format(&text, err, " and ");
+    if (s == NB_OK && flags->distills)
+        s = nb_method_spell(&flags->distill, &text, err);
     if (s == NB_OK && flags->transform != NULL)
         s = nb_buf_format(&text, err, " %s:%s", flags->transform->name, flags->transform_options);
     if (s == NB_OK && flags->guide_outputs)
@@ -183,6 +204,7 @@ static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *f
                          .n_seqs = c->set.n,
                          .method = method,
                          .tune = flags->tunes ? &flags->tune : NULL,
+                         .distill = flags->distills ? &flags->distill : NULL,
                          .transform = flags->transform,
                          .transform_options = flags->transform_options,
                          .flow = flags->flow,
@@ -225,10 +247,10 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
     bool can_do_without;
     const bool learns = nb_walk_wanted(plan, method, flags->transform, &can_do_without);
     /* What would use statistics but can do without (rtn:search) gets them if a text is named. */
-    can_do_without = can_do_without && !flags->tunes && flags->set.options.n_paths == 0;
+    const bool tunes = flags->tunes || flags->distills;
+    can_do_without = can_do_without && !tunes && flags->set.options.n_paths == 0;
     NB_TRY(check_observer(flags, plan, err));
-    c->wanted =
-        ((learns || flags->tunes) && plan->n_quantized > 0 && !can_do_without) || waits(plan);
+    c->wanted = ((learns || tunes) && plan->n_quantized > 0 && !can_do_without) || waits(plan);
     if (flags->tunes && (nb_method_needs(method) & NB_STAT_BLOCK) != 0)
         return nb_fail(err, NB_USAGE,
                        "--tune goes on from the codes of another method, and method %s tunes whole "

@@ -16,6 +16,8 @@ typedef struct {
     const char *transform_options;
     nb_method tune; /* with `tunes`: on top of the method */
     bool tunes;
+    nb_method distill; /* with `distills`: options of a tuning of all scales at the end */
+    bool distills;
     nb_flow flow;
     int64_t memory;
     int64_t check;                /* held-out sequences that the output is measured on */

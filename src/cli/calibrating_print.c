@@ -204,6 +204,8 @@ nb_status nb_calibrating_json(const nb_calibrating *c, json_t **out, nb_err *err
     int bad = *out == NULL;
     if (bad == 0 && c->result.layers != NULL)
         bad = json_object_set(*out, "layers", c->result.layers);
+    if (bad == 0 && c->result.distilled != NULL)
+        bad = json_object_set(*out, "distilled", c->result.distilled);
     if (bad == 0 && c->observer != NULL)
         bad = json_object_set_new(*out, "observer", json_string(c->observer));
     if (bad == 0)

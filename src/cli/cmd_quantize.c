@@ -28,6 +28,12 @@ static const nb_opt quantize_options[] = {
      .kind = NB_OPT_TEXT,
      .value = "METHOD",
      .help = "go on from the codes of --method, block by block: autoround:iters=50"},
+    {.name = "distill",
+     .kind = NB_OPT_TEXT,
+     .value = "STEPS",
+     .help = "at the end, tune the scales of all layers together, by the whole model's forward and "
+             "backward pass, so that it predicts what the original does: 64, or "
+             "64,batch=1,len=2048,lr=0.003"},
     {.name = "transform",
      .kind = NB_OPT_TEXT,
      .value = "TRANSFORM",

@@ -137,6 +137,7 @@ json_t *nb_rewriting_choices(const nb_rewriting *r)
         {"to", json_string(nb_target_name(r->request))},
         {"method", method_json(r->method)},
         {"tune", f->tunes ? method_json(&f->tune) : json_null()},
+        {"distill", f->distills ? method_json(&f->distill) : json_null()},
         {"transform", transform_json(f)},
         {"guide", json_boolean(f->guide)},
         {"guide_outputs", json_boolean(f->guide_outputs)},

@@ -167,19 +167,16 @@ bool nb_method_same(const nb_method *a, const nb_method *b)
 
 /* ---- the whole ---- */
 
-nb_status nb_method_parse(nb_method *out, const char *text, nb_err *err)
+nb_status nb_method_of(nb_method *out, const nb_quantizer *quantizer, const char *options,
+                       nb_err *err)
 {
-    const size_t n_name = strcspn(text, ":");
-    nb_method m = {.quantizer = find(text, n_name)};
-    if (m.quantizer == NULL)
-        return unknown(text, n_name, err);
-    const char *at = text + n_name;
-    while (*at != 0) { /* at the colon, or at a comma */
-        at++;
+    nb_method m = {.quantizer = quantizer};
+    for (const char *at = options; *at != 0;) {
         const size_t len = strcspn(at, ",");
-        if (read_option(&m, at, len, err) != NB_OK)
-            return nb_context(err, "method '%.60s'", text);
+        NB_TRY(read_option(&m, at, len, err));
         at += len;
+        if (*at == ',' && *++at == 0)
+            return nb_fail(err, NB_USAGE, "options of a method end with a comma");
     }
     qsort(m.options, (size_t)m.n_options, sizeof m.options[0], compare_options);
     static const char *const none[] = {NULL};
@@ -187,5 +184,18 @@ nb_status nb_method_parse(nb_method *out, const char *text, nb_err *err)
     NB_TRY(m.quantizer->check != NULL ? m.quantizer->check(&m, &needs, err)
                                       : nb_method_only(&m, none, err));
     *out = m;
+    return NB_OK;
+}
+
+nb_status nb_method_parse(nb_method *out, const char *text, nb_err *err)
+{
+    const size_t n_name = strcspn(text, ":");
+    const nb_quantizer *quantizer = find(text, n_name);
+    if (quantizer == NULL)
+        return unknown(text, n_name, err);
+    if (text[n_name] == ':' && text[n_name + 1] == 0)
+        return nb_fail(err, NB_USAGE, "method '%.60s': options follow a colon", text);
+    if (nb_method_of(out, quantizer, text + n_name + (text[n_name] == ':'), err) != NB_OK)
+        return nb_context(err, "method '%.60s'", text);
     return NB_OK;
 }

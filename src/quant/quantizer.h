@@ -123,6 +123,9 @@ extern const nb_quantizer *const nb_quantizers[];
 /* "gptq" or "gptq:act-order,shrink=0.3". NB_USAGE lists the names; options are checked by the
  * quantizer, which refuses those that it does not know. */
 nb_status nb_method_parse(nb_method *out, const char *text, nb_err *err);
+/* The same for a quantizer that is not in the list, with its options alone: "a,b=1" or "". */
+nb_status nb_method_of(nb_method *out, const nb_quantizer *quantizer, const char *options,
+                       nb_err *err);
 /* The value of an option, "" for a bare word, NULL when it was not given. */
 const char *nb_method_option_of(const nb_method *method, const char *name);
 /* A number in [low, high], or `preset` when the option was not given. */

@@ -325,8 +325,8 @@ static nb_status run(nb_walker *w, nb_err *err)
     w->streams.context = w;
     NB_TRY(nb_walker_resume(w, err));
     NB_TRY(nb_walker_make_guide(w, err));
-    w->done = w->guide_plan.flops +
-              (w->plan.flops - w->guide_plan.flops) * (double)w->layer / (double)w->config.n_layers;
+    w->done = w->guide_plan.flops + (w->plan.flops - w->guide_plan.flops - w->distill_flops) *
+                                        (double)w->layer / (double)w->config.n_layers;
     while (w->layer < w->config.n_layers) {
         snprintf(w->what, sizeof w->what, "layer %lld of %lld", (long long)w->layer + 1,
                  (long long)w->config.n_layers);
@@ -339,7 +339,7 @@ static nb_status run(nb_walker *w, nb_err *err)
         NB_TRY(nb_walker_save(w, err));
     }
     nb_walker_mark_made(w, w->config.n_layers);
-    return NB_OK;
+    return nb_walker_distill(w, err);
 }
 
 nb_status nb_walk(const nb_walk_job *job, nb_walk_result *out, nb_err *err)
@@ -375,5 +375,6 @@ void nb_walk_result_free(nb_walk_result *r)
     nb_free(r->made);
     nb_free(r->act_scale);
     json_decref(r->layers);
+    json_decref(r->distilled);
     *r = (nb_walk_result){0};
 }

@@ -37,8 +37,10 @@ typedef struct {
     const nb_kernels *kernels;
     const nb_calib_seq *seqs;
     int64_t n_seqs;
-    const nb_method *method; /* of weights whose rule names none (nb_plan_method) */
-    const nb_method *tune;   /* a method that tunes whole blocks, on top of those; NULL: none */
+    const nb_method *method;  /* of weights whose rule names none (nb_plan_method) */
+    const nb_method *tune;    /* a method that tunes whole blocks, on top of those; NULL: none */
+    const nb_method *distill; /* options of a tuning of all scales at the end (distill.h); NULL:
+                                 none */
     const nb_transform *transform; /* NULL: none */
     const char *transform_options;
     nb_flow flow;
@@ -62,10 +64,11 @@ typedef struct {
 } nb_walk_plan;
 
 typedef struct {
-    bool *made;       /* [plan->n]: the weight is in the working folder */
-    float *act_scale; /* [plan->n]: of weights whose static activations had none; else 0 */
-    json_t *layers;   /* array, an object a linear: see walk.c */
-    int64_t resumed;  /* blocks that were there already */
+    bool *made;        /* [plan->n]: the weight is in the working folder */
+    float *act_scale;  /* [plan->n]: of weights whose static activations had none; else 0 */
+    json_t *layers;    /* array, an object a linear: see walk.c */
+    json_t *distilled; /* object: what the tuning at the end has done; NULL: there was none */
+    int64_t resumed;   /* blocks that were there already */
     const char *anew; /* why what an earlier run has left was of no use: "is damaged"; NULL: it was,
                          or there was nothing */
 } nb_walk_result;

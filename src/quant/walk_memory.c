@@ -142,7 +142,8 @@ static int64_t most_bytes(nb_walker *w)
     shapes_of(w, s);
     for (int p = 0; p < NB_N_POINTS; p++)
         most = larger(most, bytes_at(w, s, p, w->rests[p]));
-    return BASE_BYTES + larger(block_bytes(w, s) + most, w->guide_plan.memory);
+    return BASE_BYTES +
+           larger(block_bytes(w, s) + most, larger(w->guide_plan.memory, w->distill_memory));
 }
 
 int64_t nb_walker_resting_bytes(const nb_walker *w)

@@ -2,6 +2,7 @@
 #include "quant/walk_weights.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -22,6 +23,8 @@ nb_status nb_walker_save(nb_walker *w, nb_err *err)
                       : nb_walker_put_guide(w, state, err);
     if (s == NB_OK)
         s = nb_walker_put_ranges(w, state, err);
+    if (s == NB_OK)
+        s = nb_walker_put_distill(w, state, err);
     if (s == NB_OK)
         s = nb_workdir_put_state(w->job->dir, state, err);
     json_decref(hashes);
@@ -83,6 +86,8 @@ static nb_status start_anew(nb_walker *w, const char *why, nb_err *err)
     memset(w->result->made, 0, (size_t)w->job->plan->n * sizeof *w->result->made);
     memset(w->result->act_scale, 0, (size_t)w->job->plan->n * sizeof *w->result->act_scale);
     w->layer = w->streams.layer = 0;
+    w->distill_state = (nb_distill_state){.before = NAN, .after = NAN};
+    w->distilled = false;
     NB_TRY(nb_walker_save(w, err));
     return nb_streams_embed(&w->streams, w->job->store, err);
 }
@@ -120,6 +125,7 @@ nb_status nb_walker_resume(nb_walker *w, nb_err *err)
     nb_status s;
     if (key != NULL && strcmp(key, w->job->key) == 0) {
         nb_walker_take_guide(w, state);
+        nb_walker_take_distill(w, state);
         s = go_on(w, state, err);
     } else
         s = start_anew(w,

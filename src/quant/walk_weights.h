@@ -4,6 +4,7 @@
 #define NB_QUANT_WALK_WEIGHTS_H
 
 #include "quant/calib_score.h"
+#include "quant/distill.h"
 #include "quant/slice.h"
 #include "quant/walk.h"
 
@@ -50,6 +51,11 @@ typedef struct nb_walker {
     nb_spill resting[2];                 /* those that choose codes; those held out */
     nb_input_stats stats[NB_N_POINTS];
     nb_coverage coverage[NB_N_POINTS]; /* of the block at hand */
+    nb_distill_options distill;        /* where the job asks for it */
+    nb_distill_state distill_state;
+    int64_t distill_memory, distill_disk;
+    double distill_flops;
+    bool distilled; /* it is done, and what was learned may wait to be taken */
     double done, started;
     char what[64];
     char tuned[120]; /* what the tuning of the block at hand says of it, and its time a weight */
@@ -137,6 +143,14 @@ nb_status nb_walker_make_guide(nb_walker *w, nb_err *err);
  * s is there, which is not followed. */
 nb_status nb_walker_predict(nb_walker *w, nb_point point, int j, const nb_input_stats *stats,
                             double *kl, nb_err *err);
+
+/* walk_distill.c: the scales of all layers, once they are made. What it takes, into the members
+ * above and the operations of w->plan; its state; the work itself, which fills result->distilled.
+ */
+nb_status nb_walker_plan_distill(nb_walker *w, nb_err *err);
+nb_status nb_walker_put_distill(const nb_walker *w, json_t *state, nb_err *err);
+void nb_walker_take_distill(nb_walker *w, const json_t *state);
+nb_status nb_walker_distill(nb_walker *w, nb_err *err);
 
 /* walk_measure.c. What a method has to say of a weight that it has made. */
 typedef struct {
