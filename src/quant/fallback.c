@@ -45,3 +45,29 @@ bool nb_fallback_next(const nb_plan *plan, int64_t *at, nb_fallback *out)
     }
     return false;
 }
+
+static bool torn(const nb_weight *w)
+{
+    return w->scale_rows > 1 && w->group_size > 0 &&
+           (w->n_rows % w->scale_rows != 0 || w->n_cols % w->group_size != 0);
+}
+
+nb_status nb_fallback_warn(nb_plan *plan, nb_err *err)
+{
+    const nb_weight *first = NULL;
+    int64_t n = 0;
+    for (int64_t i = 0; plan->request.to == NB_STORE_HF && i < plan->n; i++) {
+        if (!torn(&plan->weights[i]))
+            continue;
+        first = n++ == 0 ? &plan->weights[i] : first;
+    }
+    if (n == 0)
+        return NB_OK;
+    return nb_arena_format(&plan->arena, &plan->warning, err,
+                           "%lld matri%s such as '%.100s' of %lld x %lld: no whole blocks of %lld "
+                           "x %lld; nibble runs the output, compressed-tensors and many versions "
+                           "of vLLM do not",
+                           (long long)n, n == 1 ? "x" : "ces", first->name,
+                           (long long)first->n_rows, (long long)first->n_cols,
+                           (long long)first->scale_rows, (long long)first->group_size);
+}

@@ -18,4 +18,8 @@ typedef struct {
  * first. */
 bool nb_fallback_next(const nb_plan *plan, int64_t *at, nb_fallback *out);
 
+/* Sets plan->warning where rows or columns of a folder's weights are no whole blocks of those that
+ * share a scale. They stay as they are: nibble runs them, many other programs do not. */
+nb_status nb_fallback_warn(nb_plan *plan, nb_err *err);
+
 #endif

@@ -518,7 +518,8 @@ static nb_status make(planner *p, nb_err *err)
         return nb_fail(err, NB_UNSUPPORTED,
                        "%s: no weight is in codes that %s can hold; nibble quantize chooses some",
                        nb_store_path(p->store), nb_target_name(&plan->request));
-    return add_notes(p, err);
+    NB_TRY(add_notes(p, err));
+    return nb_fallback_warn(plan, err);
 }
 
 nb_status nb_plan_make(nb_plan *plan, nb_store *store, const nb_plan_request *request, nb_err *err)

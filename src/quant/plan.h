@@ -51,6 +51,7 @@ typedef struct {
     float *rope_factors;     /* rope_freqs.weight of NB_HOW_MAKE: [rot_dim / 2] */
     char **notes;            /* what a user should know, one line each */
     int n_notes;
+    char *warning; /* what other programs cannot do with the output; NULL: nothing is known */
     nb_arena arena;
 } nb_plan;
 
