@@ -364,6 +364,36 @@ static void static_scales_need_the_quantized_flow(void **state)
     walk_world_close(&w);
 }
 
+/* Ranges that have no memory leave nothing, and the next walk is as good as the first. */
+static void ranges_survive_allocation_failures(void **state)
+{
+    (void)state;
+    walk_world w;
+    walk_world_open(&w, "tight", &small);
+    const walk_how how = {.scheme = "W8A8:static",
+                          .method = "rtn",
+                          .dir = "tight.work",
+                          .flow = NB_FLOW_QUANTIZED,
+                          .observing = {NB_OBSERVE_MSE, 0}};
+    const walk_outcome whole = walk_well(&w, &how);
+    const int64_t live = nb_alloc_live();
+    int64_t n_failed = 0;
+    for (int64_t n = 1;; n += 1 + n / 16) {
+        walk_outcome o;
+        walk_how failing = how;
+        failing.fail_alloc = n;
+        walk(&o, &w, &failing);
+        assert_int_equal(nb_alloc_live(), live);
+        if (o.status == NB_OK)
+            break;
+        assert_int_equal(o.status, NB_MEMORY);
+        n_failed++;
+    }
+    assert_true(n_failed > 20);
+    assert_string_equal(walk_well(&w, &how).digest, whole.digest);
+    walk_world_close(&w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -372,6 +402,7 @@ int main(void)
         cmocka_unit_test(scales_stay_within_what_readers_take),
         cmocka_unit_test(names_of_observers),
         cmocka_unit_test(static_scales_need_the_quantized_flow),
+        cmocka_unit_test(ranges_survive_allocation_failures),
     };
     return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
