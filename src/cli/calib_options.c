@@ -48,42 +48,6 @@ nb_status nb_calib_unescape(char *out, size_t size, const char *text, nb_err *er
     return NB_OK;
 }
 
-/* "a,b" is two files, unless there is a file of that name. */
-static nb_status take_paths(nb_calib_request *r, const nb_args *args, nb_err *err)
-{
-    const int n_values = nb_args_n_values(args, "calib");
-    size_t n_bytes = 0, n_names = 0;
-    for (int i = 0; i < n_values; i++) {
-        const char *value = nb_args_value(args, "calib", i);
-        n_bytes += strlen(value) + 1;
-        for (n_names++; *value != 0; value++)
-            n_names += *value == ',';
-    }
-    NB_TRY(NB_ALLOC(&r->names, n_bytes, err));
-    NB_TRY(NB_ALLOC(&r->paths, n_names, err));
-    char *at = r->names;
-    int n = 0;
-    for (int i = 0; i < n_values; i++) {
-        const char *value = nb_args_value(args, "calib", i);
-        const size_t len = strlen(value);
-        memcpy(at, value, len + 1);
-        const bool whole = nb_path_exists(value);
-        for (char *next = at; next != NULL;) {
-            char *comma = whole ? NULL : strchr(next, ',');
-            if (comma != NULL)
-                *comma = 0;
-            if (*next == 0)
-                return nb_fail(err, NB_USAGE, "--calib: an empty name in '%s'", value);
-            r->paths[n++] = next;
-            next = comma == NULL ? NULL : comma + 1;
-        }
-        at += len + 1;
-    }
-    r->options.paths = r->paths;
-    r->options.n_paths = n;
-    return NB_OK;
-}
-
 nb_status nb_calib_request_init(nb_calib_request *r, const nb_args *args, nb_err *err)
 {
     static const char *const others[] = {"calib-samples", "calib-len",   "calib-pack",
@@ -96,8 +60,10 @@ nb_status nb_calib_request_init(nb_calib_request *r, const nb_args *args, nb_err
                 return nb_fail(err, NB_USAGE, "--%s needs --calib FILE", others[i]);
         return NB_OK;
     }
-    NB_TRY(take_paths(r, args, err));
+    NB_TRY(nb_path_list_take(&r->files, args, "calib", err));
     nb_calib_options *o = &r->options;
+    o->paths = r->files.paths;
+    o->n_paths = r->files.n;
     const char *pack = nb_args_text(args, "calib-pack"), *split = nb_args_text(args, "calib-split");
     o->n_samples = nb_args_int(args, "calib-samples");
     o->length = nb_args_int(args, "calib-len");
@@ -117,7 +83,6 @@ nb_status nb_calib_request_init(nb_calib_request *r, const nb_args *args, nb_err
 
 void nb_calib_request_free(nb_calib_request *r)
 {
-    nb_free(r->names);
-    nb_free(r->paths);
+    nb_path_list_free(&r->files);
     *r = (nb_calib_request){0};
 }

@@ -3,7 +3,7 @@
 #ifndef NB_CLI_CALIB_OPTIONS_H
 #define NB_CLI_CALIB_OPTIONS_H
 
-#include "cli/args.h"
+#include "cli/path_list.h"
 #include "quant/calib_set.h"
 
 extern const char *const nb_calib_pack_choices[], *const nb_calib_sample_choices[],
@@ -69,8 +69,7 @@ extern const char *const nb_calib_pack_choices[], *const nb_calib_sample_choices
 typedef struct {
     nb_calib_options options; /* n_paths is 0 when --calib was not given */
     char split[NB_CALIB_MAX_SEPARATOR + 1];
-    char *names; /* where paths point */
-    const char **paths;
+    nb_path_list files; /* where options.paths point */
 } nb_calib_request;
 
 /* From the rows above and SEED. NB_USAGE: an option that would do nothing, since --calib was not

@@ -58,9 +58,6 @@ static nb_status gather(check *c, int64_t n_ctx, nb_err *err)
 
 /* ---- memory ---- */
 
-/* The program and its tables, with room to spare. */
-#define BASE_BYTES 64e6
-
 /* About what scoring takes: both models packed, and the buffers of up to MAX_HYBRIDS + 1 scorers.
  */
 static int64_t memory_needed(int64_t base_bytes, int64_t made_bytes, const nb_config *c,
@@ -72,14 +69,14 @@ static int64_t memory_needed(int64_t base_bytes, int64_t made_bytes, const nb_co
     const double scorer = (double)nb_work_bytes(&like, n_threads, step) + cache +
                           4.0 * NB_SCORE_ROWS * (double)c->vocab_size +
                           4.0 * (double)c->d_model * (double)window;
-    const double bytes =
-        BASE_BYTES + 1.02 * ((double)base_bytes + (double)made_bytes) + (MAX_HYBRIDS + 1) * scorer;
+    const double bytes = NB_CHECK_BASE_BYTES +
+                         NB_CHECK_PACKED * ((double)base_bytes + (double)made_bytes) +
+                         (MAX_HYBRIDS + 1) * scorer;
     return bytes < 9e18 ? (int64_t)bytes : INT64_MAX;
 }
 
-static nb_status check_memory(const nb_check_request *request, int64_t needed, nb_err *err)
+nb_status nb_check_memory(int64_t needed, int64_t memory, nb_err *err)
 {
-    const int64_t memory = request->memory;
     const int64_t free_bytes = memory > 0 ? memory : nb_memory_available();
     if (needed > free_bytes)
         return nb_fail(err, NB_LIMIT, "it takes about %s of memory, and %s %s",
@@ -90,17 +87,23 @@ static nb_status check_memory(const nb_check_request *request, int64_t needed, n
 
 /* ---- what it will take ---- */
 
-/* The blocks and the head, for one token. */
-static double token_flops(const nb_config *c, int64_t window)
+double nb_check_blocks_flops(const nb_config *c, double n_seen)
 {
     double block = 0;
     for (int p = 0; p < NB_N_PARTS; p++)
-        block += nb_part_flops(c, (nb_block_part)p, (double)window / 2);
-    return (double)c->n_layers * block + 2.0 * (double)c->d_model * (double)c->vocab_size;
+        block += nb_part_flops(c, (nb_block_part)p, n_seen);
+    return (double)c->n_layers * block;
 }
 
-static nb_status predict_seconds(double *out, double flops, double n_logits, const nb_runtime *rt,
-                                 nb_err *err)
+/* The blocks and the head, for one token. */
+static double token_flops(const nb_config *c, int64_t window)
+{
+    return nb_check_blocks_flops(c, (double)window / 2) +
+           2.0 * (double)c->d_model * (double)c->vocab_size;
+}
+
+nb_status nb_check_seconds(double *out, double flops, double n_logits, const nb_runtime *rt,
+                           nb_err *err)
 {
     double rate;
     NB_TRY(nb_pace_measure(&rt->kernels, rt->pool, &rate, err));
@@ -127,7 +130,7 @@ nb_status nb_check_estimate(nb_check_plan *out, const nb_check_request *request,
                                                       &config, window, nb_pool_n_threads(rt->pool))
                                       : 0;
     if (s == NB_OK)
-        s = check_memory(request, memory, &why);
+        s = nb_check_memory(memory, request->memory, &why);
     if (s == NB_MEMORY) {
         *err = why;
         return s;
@@ -145,8 +148,8 @@ nb_status nb_check_estimate(nb_check_plan *out, const nb_check_request *request,
     out->memory = memory;
     out->flops = n_tokens * token_flops(&config, window);
     if (timed)
-        NB_TRY(predict_seconds(&out->seconds, out->flops, n_tokens * (double)config.vocab_size, rt,
-                               err));
+        NB_TRY(nb_check_seconds(&out->seconds, out->flops, n_tokens * (double)config.vocab_size, rt,
+                                err));
     return NB_OK;
 }
 
@@ -165,7 +168,7 @@ static nb_status open_models(check *c, nb_err *err)
     const int64_t needed =
         memory_needed(nb_store_file_bytes(base), nb_store_file_bytes(made), &config,
                       c->protocol.n_ctx, nb_pool_n_threads(c->rt->pool));
-    NB_TRY_GOTO(s, check_memory(c->request, needed, err));
+    NB_TRY_GOTO(s, nb_check_memory(needed, c->request->memory, err));
     nb_store *const opening = base;
     base = NULL; /* the model's from here on, whatever comes of it */
     NB_TRY_GOTO(s, nb_opened_load(&c->base, c->rt, opening, NB_COMPUTE_ALL_F, c->protocol.n_ctx,

@@ -26,6 +26,19 @@ typedef struct {
     double flops, seconds;
 } nb_check_plan;
 
+/* The program and its tables, with room to spare. */
+#define NB_CHECK_BASE_BYTES 64e6
+/* What a model takes in memory, for its bytes in a file. */
+#define NB_CHECK_PACKED 1.02
+
+/* NB_LIMIT when so many bytes are not to be had: `memory` as in a request. */
+nb_status nb_check_memory(int64_t needed, int64_t memory, nb_err *err);
+/* Operations of all blocks for one token that sees so many. */
+double nb_check_blocks_flops(const nb_config *c, double n_seen);
+/* How long they will take, with n_logits logits: measured, by trials. */
+nb_status nb_check_seconds(double *out, double flops, double n_logits, const nb_runtime *rt,
+                           nb_err *err);
+
 /* Before there is an output: of output_bytes, from an opened source. All zero when no check will be
  * made; where it does not fit into memory, `to` is told why. Seconds are measured, by trials, only
  * when `timed`. */

@@ -287,18 +287,10 @@ done:
 
 /* ---- tasks ---- */
 
-static void task_name(const char *path, char *out, size_t size)
-{
-    nb_path_label(path, out, size);
-    char *dot = strrchr(out, '.');
-    if (dot != NULL && dot != out)
-        *dot = 0;
-}
-
 static nb_status score_task(eval_run *run, const nb_task *task, nb_err *err)
 {
     char name[256];
-    task_name(task->path, name, sizeof name);
+    nb_path_stem(task->path, name, sizeof name);
     nb_status s = NB_OK;
     for (int i = 0; s == NB_OK && i < run->n_models; i++) {
         const nb_opened *o = &run->models[i];
@@ -306,7 +298,7 @@ static nb_status score_task(eval_run *run, const nb_task *task, nb_err *err)
         const double start = nb_clock();
         nb_progress_begin(run->out, &run->progress, name, "items", task->n_items);
         s = nb_task_run(task, &run->models[i].model, o->tokenizer, &run->rt.kernels, run->rt.pool,
-                        nb_kv_option(run->args), on_progress, run, &r, err);
+                        nb_kv_option(run->args), on_progress, run, NULL, &r, err);
         nb_progress_end(run->out, &run->progress);
         if (s != NB_OK)
             return s == NB_DATA ? nb_context(err, "%s", nb_args_operand(run->args, i)) : s;

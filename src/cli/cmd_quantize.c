@@ -73,6 +73,7 @@ static const nb_opt quantize_options[] = {
      .preset = "4",
      .help = "after a calibrated run, measure what the output has lost on up to N held-out "
              "calibration sequences, for nibble-report.json; 0: do not"},
+    NB_OPT_ROWS_CHECK_TASKS,
     {.name = "fresh",
      .kind = NB_OPT_FLAG,
      .help = "do not go on from what an interrupted run has left"},

@@ -151,10 +151,23 @@ static nb_status print_recipe(const nb_rewriting *r, nb_out *out, nb_err *err)
     return s;
 }
 
+/* Before anything takes long: tasks that can be read and asked, and memory for them as far as it is
+ * known before there is a plan. */
+static nb_status open_tasks(nb_rewriting *r, nb_err *err)
+{
+    if (r->flags == NULL)
+        return NB_OK;
+    const int64_t bytes = nb_store_file_bytes(r->store);
+    NB_TRY(nb_task_check_open(&r->tasks, r->args, r->store, err));
+    return nb_task_check_estimate(&r->tasks_plan, &r->tasks, bytes, 0, r->flags->memory,
+                                  &r->runtime, false, err);
+}
+
 static nb_status really_run(nb_rewriting *r, nb_out *out, nb_err *err)
 {
     NB_TRY(r->mixing.f != NULL ? nb_rewriting_make_mixture(r, out, err)
                                : nb_rewriting_make(r, out, err));
+    NB_TRY(nb_rewriting_answer(r, out, err));
     NB_TRY(nb_rewriting_publish(r, err));
     if (out->json)
         return nb_rewriting_print_json(r, out, err);
@@ -176,6 +189,7 @@ static nb_status run(nb_rewriting *r, nb_out *out, nb_err *err)
         NB_TRY(nb_rewriting_done_before(r, &done, out, err));
     if (done)
         return NB_OK;
+    NB_TRY(open_tasks(r, err));
     if (mixes)
         NB_TRY(find_mixture(r, out, err));
     if (prints)
@@ -220,6 +234,7 @@ nb_status nb_rewriting_run(const nb_args *args, nb_plan_request request, nb_reci
     nb_mixing_close(&r.mixing, false);
     nb_runtime_close(&r.runtime);
     nb_finite_free(&r.finite);
+    nb_task_check_free(&r.tasks);
     nb_store_close(r.store);
     return s;
 }

@@ -4,7 +4,7 @@
 #define NB_CLI_REWRITING_H
 
 #include "cli/calibrating.h"
-#include "cli/checking.h"
+#include "cli/checking_tasks.h"
 #include "cli/mixing.h"
 #include "cli/verbs.h"
 #include "quant/finite.h"
@@ -56,8 +56,9 @@ typedef struct {
     int64_t bytes;              /* of the tensor files */
     double seconds;
     nb_rewrite_result result;
-    nb_check_plan check_plan; /* zero: none */
-    json_t *evaluation;       /* of a calibrated output: checking.h; NULL: none */
+    nb_task_check tasks;                  /* that original and output answer */
+    nb_check_plan check_plan, tasks_plan; /* zero: none */
+    json_t *evaluation;                   /* checking.h, checking_tasks.h; NULL: none */
     bool dry_run;
     bool again;          /* an output was made before, of other rules: less is told of this one */
     bool rival;          /* this one is what a mixture has to beat */
@@ -71,6 +72,8 @@ typedef struct {
 /* Plans by r->request, prints that, and makes the output, whole under a temporary name, with what
  * it has lost. Failures leave what nb_rewriting_drop removes. */
 nb_status nb_rewriting_make(nb_rewriting *r, nb_out *out, nb_err *err);
+/* Adds what original and output answer to the tasks, if there are any. */
+nb_status nb_rewriting_answer(nb_rewriting *r, nb_out *out, nb_err *err);
 /* For a mixture: until it holds what was asked for and beats one format in the same bytes. */
 nb_status nb_rewriting_make_mixture(nb_rewriting *r, nb_out *out, nb_err *err);
 /* Gives the output its name, with its report: never one without the other. Working folders go. */
@@ -95,6 +98,7 @@ nb_status nb_rewriting_beside(const nb_rewriting *r, const char *ending, nb_buf 
 
 /* ---- printing: rewriting_print.c ---- */
 
+/* The plan on standard output, for people; what to beware of on standard error. */
 void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out);
 /* Bytes that it takes at its largest. */
 int64_t nb_rewriting_memory(const nb_rewriting *r);

@@ -67,6 +67,8 @@ static nb_status prepare(nb_rewriting *r, nb_out *out, nb_err *err)
     nb_buf_free(&folder);
     NB_TRY(s);
     NB_TRY(plan_check(r, out, err));
+    NB_TRY(nb_task_check_estimate(&r->tasks_plan, &r->tasks, nb_store_file_bytes(r->store),
+                                  r->bytes, r->flags->memory, &r->runtime, r->dry_run, err));
     const int64_t limit = r->flags->memory, needed = nb_rewriting_memory(r);
     if (limit > 0 && needed > limit)
         return nb_fail(err, NB_LIMIT,
@@ -170,10 +172,9 @@ static nb_status make(nb_rewriting *r, nb_out *out, nb_err *err)
     NB_TRY(plan(r, err));
     NB_TRY(try_outputs(r, err));
     NB_TRY(prepare(r, out, err));
-    if (r->calibrating.wanted || r->calibrating.checks)
+    if (r->calibrating.wanted || r->calibrating.checks || r->tasks.n > 0)
         NB_TRY(nb_rewriting_settle_nonfinite(r, err));
-    if (!out->json)
-        nb_rewriting_print_head(r, out);
+    nb_rewriting_print_head(r, out);
     NB_TRY(calibrate(r, out, err));
     nb_finite_lift(&r->finite);
     NB_TRY(write_weights(r, out, err));
@@ -197,6 +198,12 @@ nb_status nb_rewriting_make(nb_rewriting *r, nb_out *out, nb_err *err)
     return s;
 }
 
+nb_status nb_rewriting_answer(nb_rewriting *r, nb_out *out, nb_err *err)
+{
+    const nb_check_request request = check_request(r);
+    return nb_task_check_run(&r->tasks, &r->evaluation, &request, &r->runtime, out, err);
+}
+
 void nb_rewriting_drop(nb_rewriting *r, bool clear)
 {
     nb_sink_abort(r->sink);
@@ -208,7 +215,7 @@ void nb_rewriting_drop(nb_rewriting *r, bool clear)
     nb_wrapping_free(&r->wrapping);
     nb_plan_free(&r->plan);
     r->result = (nb_rewrite_result){0};
-    r->check_plan = (nb_check_plan){0};
+    r->check_plan = r->tasks_plan = (nb_check_plan){0};
 }
 
 /* ---- a mixture ---- */
@@ -334,9 +341,10 @@ nb_status nb_rewriting_dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
     r->seconds = r->calibrating.seconds + r->check_plan.seconds + writing;
     if (r->mixing.f != NULL) /* the mixture, its rival, and the better of them once more */
         r->seconds = r->mixing.plan.seconds + 2 * r->seconds + writing;
+    r->seconds += r->tasks_plan.seconds;
+    nb_rewriting_print_head(r, out);
     if (out->json)
         return nb_rewriting_print_json(r, out, err);
-    nb_rewriting_print_head(r, out);
     nb_calibrating_print_set(&r->calibrating, out);
     if (r->mixing.f != NULL)
         nb_mixing_tell_plan(&r->mixing, out);

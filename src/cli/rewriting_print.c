@@ -33,7 +33,7 @@ int64_t nb_rewriting_memory(const nb_rewriting *r)
     const int64_t writing =
         nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
     const int64_t others[] = {r->calibrating.plan.memory, r->check_plan.memory,
-                              r->mixing.plan.memory};
+                              r->tasks_plan.memory, r->mixing.plan.memory};
     int64_t most = writing;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         most = others[i] > most ? others[i] : most;
@@ -74,7 +74,9 @@ static const char *method_words(const nb_rewriting *r)
 void nb_rewriting_print_head(const nb_rewriting *r, nb_out *out)
 {
     const nb_plan *plan = &r->plan;
-    if (out->quiet)
+    if (plan->warning != NULL)
+        nb_out_note(out, "%s", plan->warning);
+    if (out->quiet || out->json)
         return;
     const bool quantize = plan->request.scheme != NULL;
     nb_out_text(out, "%s %s (%s, %s) to %s%s%s", quantize ? "quantize" : "convert", r->source,
@@ -250,6 +252,8 @@ void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
     if (r->sha256[0] != 0 && !out->quiet)
         nb_out_text(out, "  sha256 %s\n", r->sha256);
     print_evaluation(r, out);
+    if (!out->quiet)
+        nb_task_check_print(r->evaluation, out);
 }
 
 /* ---- JSON ---- */
@@ -284,6 +288,8 @@ static json_t *plan_json(const nb_rewriting *r)
     json_t *notes = json_array();
     for (int i = 0; i < plan->n_notes; i++)
         json_array_append_new(notes, text_json(plan->notes[i]));
+    if (plan->warning != NULL)
+        json_array_append_new(notes, text_json(plan->warning));
     char fallen[512];
     if (nb_calibrating_fallen(&r->calibrating, fallen, sizeof fallen))
         json_array_append_new(notes, text_json(fallen));

@@ -151,3 +151,12 @@ const char *nb_path_label(const char *path, char *buffer, size_t size)
     snprintf(buffer, size, "%.*s", (int)(n - begin), path + begin);
     return buffer;
 }
+
+const char *nb_path_stem(const char *path, char *buffer, size_t size)
+{
+    nb_path_label(path, buffer, size);
+    char *dot = strrchr(buffer, '.');
+    if (dot != NULL && dot != buffer)
+        *dot = 0;
+    return buffer;
+}

@@ -52,5 +52,7 @@ int64_t nb_peak_rss(void);
 
 /* The last part of a path, without trailing slashes: what a table calls a model. */
 const char *nb_path_label(const char *path, char *buffer, size_t size);
+/* The same without its ending: what a table calls a task. */
+const char *nb_path_stem(const char *path, char *buffer, size_t size);
 
 #endif

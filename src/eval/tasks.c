@@ -9,9 +9,8 @@
 #include <string.h>
 
 #define FILE_LIMIT  ((size_t)1 << 30)
-#define MAX_CHOICES 64
-#define MAX_TEXT    (1 << 18) /* bytes: far above what STEP_TOKENS tokens can spell */
-#define STEP_TOKENS 512       /* of a forward step */
+#define MAX_CHOICES 64        /* an answer is a byte */
+#define MAX_TEXT    (1 << 18) /* bytes: far above what NB_TASK_TOKENS tokens can spell */
 #define GROUP       64        /* items whose contexts share a step */
 
 /* ---- reading ---- */
@@ -95,7 +94,7 @@ static nb_status read_lines(nb_task *task, const nb_buf *text, const char *path,
 {
     /* An item is an object, so a file of empty lines takes no memory. */
     int64_t n_lines = 1;
-    for (size_t i = 1; i < text->len; i++)
+    for (size_t i = 1; i < text->len && n_lines != max_items; i++)
         n_lines += text->data[i] == '\n' && text->data[i - 1] != '\n';
     NB_TRY(NB_ARENA_ALLOC(&task->arena, &task->items, n_lines, err));
     const char *line = (const char *)text->data, *end = line + text->len;
@@ -158,9 +157,15 @@ typedef struct {
     nb_kv_seq seq;
 } prepared;
 
+/* For whom texts are encoded. */
+typedef struct {
+    const nb_tokenizer *tokenizer;
+    int64_t vocab_size, n_ctx;
+} reader;
+
 typedef struct {
     nb_model *model;
-    const nb_tokenizer *tokenizer;
+    reader reader;
     const nb_kernels *kernels;
     nb_work work;
     nb_kv_pool kv;
@@ -171,45 +176,45 @@ typedef struct {
     double *sums; /* per row of the step */
 } task_run;
 
-static nb_status encode_choice(const task_run *run, const nb_task_choice *c, encoded *out,
+static nb_status encode_choice(const reader *reader, const nb_task_choice *c, encoded *out,
                                nb_err *err)
 {
     const nb_encode_options how = {.add_bos = true};
     nb_tokens context = {0};
     nb_buf text = {0};
     nb_status s =
-        nb_tokenizer_encode(run->tokenizer, c->context, strlen(c->context), how, &context, err);
+        nb_tokenizer_encode(reader->tokenizer, c->context, strlen(c->context), how, &context, err);
     if (s == NB_OK)
         s = nb_buf_format(&text, err, "%s%s", c->context, c->continuation);
     out->whole.n = 0;
     if (s == NB_OK)
-        s = nb_tokenizer_encode(run->tokenizer, (const char *)text.data, text.len, how, &out->whole,
-                                err);
+        s = nb_tokenizer_encode(reader->tokenizer, (const char *)text.data, text.len, how,
+                                &out->whole, err);
     out->n_context = context.n;
     nb_buf_free(&text);
     nb_tokens_free(&context);
     if (s != NB_OK)
         return s;
-    const int64_t limit = run->model->n_ctx < STEP_TOKENS ? run->model->n_ctx : STEP_TOKENS;
+    const int64_t limit = reader->n_ctx < NB_TASK_TOKENS ? reader->n_ctx : NB_TASK_TOKENS;
     if (out->whole.n > limit)
         return nb_fail(err, NB_DATA, "an item of %lld tokens; at most %lld fit",
                        (long long)out->whole.n, (long long)limit);
     if (out->n_context < 1 || out->whole.n <= out->n_context)
         return nb_fail(err, NB_DATA, "a choice without tokens of its own");
     for (int64_t i = 0; i < out->whole.n; i++) {
-        if (out->whole.ids[i] >= run->model->config.vocab_size)
+        if (out->whole.ids[i] >= reader->vocab_size)
             return nb_fail(err, NB_DATA, "token id %d is outside the vocabulary of %lld",
-                           out->whole.ids[i], (long long)run->model->config.vocab_size);
+                           out->whole.ids[i], (long long)reader->vocab_size);
     }
     return NB_OK;
 }
 
-static nb_status prepare_item(const task_run *run, const nb_task_item *item, prepared *p,
+static nb_status prepare_item(const reader *reader, const nb_task_item *item, prepared *p,
                               nb_err *err)
 {
     p->n_choices = item->n_choices;
     for (int64_t i = 0; i < item->n_choices; i++)
-        NB_TRY(encode_choice(run, &item->choices[i], &p->choices[i], err));
+        NB_TRY(encode_choice(reader, &item->choices[i], &p->choices[i], err));
     /* What all choices begin with is computed once; the last context token stays with the rest,
      * because its prediction is scored. */
     int64_t shared = p->choices[0].n_context - 1;
@@ -222,6 +227,43 @@ static nb_status prepare_item(const task_run *run, const nb_task_item *item, pre
     }
     p->n_shared = shared;
     return NB_OK;
+}
+
+static nb_status add_size(const nb_task *task, const reader *reader, prepared *p,
+                          nb_task_size *size, nb_err *err)
+{
+    for (int64_t i = 0; i < task->n_items; i++) {
+        if (prepare_item(reader, &task->items[i], p, err) != NB_OK)
+            return nb_context(err, "%s: line %lld", task->path, (long long)task->items[i].line);
+        size->n_tokens += p->n_shared;
+        for (int64_t c = 0; c < p->n_choices; c++) {
+            const encoded *e = &p->choices[c];
+            size->n_tokens += e->whole.n - 1 - p->n_shared;
+            size->n_logits += e->whole.n - e->n_context;
+        }
+    }
+    return NB_OK;
+}
+
+static void free_choices(prepared *p)
+{
+    for (int64_t j = 0; j < MAX_CHOICES; j++)
+        nb_tokens_free(&p->choices[j].whole);
+}
+
+nb_status nb_task_measure(const nb_task *task, const nb_tokenizer *tokenizer, int64_t vocab_size,
+                          int64_t n_ctx, nb_task_size *size, nb_err *err)
+{
+    const reader reader = {tokenizer, vocab_size, n_ctx};
+    nb_task_size all = *size;
+    prepared *p;
+    NB_TRY(NB_ALLOC(&p, 1, err));
+    const nb_status s = add_size(task, &reader, p, &all, err);
+    free_choices(p);
+    nb_free(p);
+    if (s == NB_OK)
+        *size = all;
+    return s;
 }
 
 /* Log-likelihoods of choice `c` of the items [0, n) that have one, in one step. */
@@ -286,10 +328,10 @@ static nb_status prepare_group(task_run *run, const nb_task *task, int64_t first
     int64_t total = 0;
     for (*n = 0; *n < GROUP && first + *n < task->n_items; ++*n) {
         const nb_task_item *item = &task->items[first + *n];
-        if (prepare_item(run, item, &run->items[*n], err) != NB_OK)
+        if (prepare_item(&run->reader, item, &run->items[*n], err) != NB_OK)
             return nb_context(err, "%s: line %lld", task->path, (long long)item->line);
         total += longest_choice(&run->items[*n]);
-        if (total > STEP_TOKENS)
+        if (total > NB_TASK_TOKENS)
             break;
     }
     return NB_OK;
@@ -323,7 +365,7 @@ static int64_t best_of(const double *x, int64_t n)
 }
 
 static nb_status run_items(const nb_task *task, task_run *run, nb_score_progress *progress,
-                           void *context, nb_task_result *out, nb_err *err)
+                           void *context, nb_task_answer *answers, nb_task_result *out, nb_err *err)
 {
     int64_t n_right = 0, n_right_norm = 0;
     for (int64_t first = 0; first < task->n_items;) {
@@ -335,8 +377,12 @@ static nb_status run_items(const nb_task *task, task_run *run, nb_score_progress
             double normed[MAX_CHOICES];
             for (int64_t c = 0; c < item->n_choices; c++)
                 normed[c] = run->items[i].loglik[c] / (double)item->choices[c].n_chars;
-            n_right += best_of(run->items[i].loglik, item->n_choices) == item->gold;
-            n_right_norm += best_of(normed, item->n_choices) == item->gold;
+            const int64_t best = best_of(run->items[i].loglik, item->n_choices);
+            const int64_t best_norm = best_of(normed, item->n_choices);
+            n_right += best == item->gold;
+            n_right_norm += best_norm == item->gold;
+            if (answers != NULL)
+                answers[first + i] = (nb_task_answer){(uint8_t)best, (uint8_t)best_norm};
         }
         first += n;
         if (progress != NULL && !progress(context, first, task->n_items))
@@ -353,33 +399,46 @@ static nb_status run_items(const nb_task *task, task_run *run, nb_score_progress
     return NB_OK;
 }
 
+/* Every sequence of a group may end in a page of its own. */
+#define N_PAGES (nb_kv_pages_for(NB_TASK_TOKENS) + GROUP)
+
+int64_t nb_task_bytes(const nb_config *config, int n_threads, nb_kv_format kv_cell)
+{
+    const nb_model like = {.config = *config, .n_ctx = NB_TASK_TOKENS};
+    const double bytes =
+        (double)nb_work_bytes(&like, n_threads, NB_TASK_TOKENS) +
+        (double)nb_config_kv_bytes(config, kv_cell) * (double)(N_PAGES * NB_KV_PAGE) +
+        4.0 * NB_TASK_TOKENS * (double)config->d_model +
+        4.0 * NB_SCORE_ROWS * (double)config->vocab_size + (double)(GROUP * sizeof(prepared));
+    return bytes < 9e18 ? (int64_t)bytes : INT64_MAX;
+}
+
 nb_status nb_task_run(const nb_task *task, nb_model *model, const nb_tokenizer *tokenizer,
                       const nb_kernels *kernels, nb_pool *pool, nb_kv_format kv_cell,
-                      nb_score_progress *progress, void *context, nb_task_result *out, nb_err *err)
+                      nb_score_progress *progress, void *context, nb_task_answer *answers,
+                      nb_task_result *out, nb_err *err)
 {
-    task_run run = {.model = model, .tokenizer = tokenizer, .kernels = kernels};
     const nb_config *c = &model->config;
+    task_run run = {
+        .model = model, .reader = {tokenizer, c->vocab_size, model->n_ctx}, .kernels = kernels};
     nb_status s;
-    /* Every sequence of a group may end in a page of its own. */
-    const int64_t n_pages = nb_kv_pages_for(STEP_TOKENS) + GROUP;
-    NB_TRY_GOTO(s, nb_work_init(&run.work, model, kernels, pool, STEP_TOKENS, err));
-    NB_TRY_GOTO(s, nb_kv_pool_init(&run.kv, c, kv_cell, n_pages, err));
-    NB_TRY_GOTO(s, nb_alloc((void **)&run.hidden, STEP_TOKENS, (size_t)c->d_model * 4, err));
+    NB_TRY_GOTO(s, nb_work_init(&run.work, model, kernels, pool, NB_TASK_TOKENS, err));
+    NB_TRY_GOTO(s, nb_kv_pool_init(&run.kv, c, kv_cell, N_PAGES, err));
+    NB_TRY_GOTO(s, nb_alloc((void **)&run.hidden, NB_TASK_TOKENS, (size_t)c->d_model * 4, err));
     NB_TRY_GOTO(s, nb_alloc((void **)&run.logits, NB_SCORE_ROWS, (size_t)c->vocab_size * 4, err));
     NB_TRY_GOTO(s, NB_ALLOC(&run.items, GROUP, err));
     NB_TRY_GOTO(s, NB_ALLOC(&run.inputs, GROUP, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&run.targets, STEP_TOKENS, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&run.sums, STEP_TOKENS, err));
+    NB_TRY_GOTO(s, NB_ALLOC(&run.targets, NB_TASK_TOKENS, err));
+    NB_TRY_GOTO(s, NB_ALLOC(&run.sums, NB_TASK_TOKENS, err));
     for (int64_t i = 0; i < GROUP; i++)
-        NB_TRY_GOTO(s, nb_kv_seq_init(&run.items[i].seq, &run.kv, STEP_TOKENS, err));
+        NB_TRY_GOTO(s, nb_kv_seq_init(&run.items[i].seq, &run.kv, NB_TASK_TOKENS, err));
     const uint64_t env = nb_fpenv_enter();
-    s = run_items(task, &run, progress, context, out, err);
+    s = run_items(task, &run, progress, context, answers, out, err);
     nb_fpenv_leave(env);
 done:
     for (int64_t i = 0; run.items != NULL && i < GROUP; i++) {
         nb_kv_seq_free(&run.items[i].seq);
-        for (int64_t j = 0; j < MAX_CHOICES; j++)
-            nb_tokens_free(&run.items[i].choices[j].whole);
+        free_choices(&run.items[i]);
     }
     nb_kv_pool_free(&run.kv);
     nb_work_free(&run.work);

@@ -44,11 +44,33 @@ typedef struct {
     double seconds;
 } nb_task_result;
 
-/* Scores every item. Progress as in score.h, counted in items. NB_DATA names file and line of an
- * item that does not fit in the model's context, and refuses a model whose logits are not finite.
- */
+/* Tokens of a forward step, and of an item with its longest choice at most. */
+#define NB_TASK_TOKENS 512
+
+/* What scoring a task takes. */
+typedef struct {
+    int64_t n_tokens; /* that go through the blocks */
+    int64_t n_logits; /* rows of logits */
+} nb_task_size;
+
+/* Adds to *size, before there is a model: NB_DATA names file and line of an item that a model of
+ * this vocabulary, opened for n_ctx tokens, could not score. */
+nb_status nb_task_measure(const nb_task *task, const nb_tokenizer *tokenizer, int64_t vocab_size,
+                          int64_t n_ctx, nb_task_size *size, nb_err *err);
+/* Bytes that nb_task_run allocates, about. */
+int64_t nb_task_bytes(const nb_config *config, int n_threads, nb_kv_format kv_cell);
+
+/* What the model takes for right: by likelihood, and by likelihood per character. */
+typedef struct {
+    uint8_t choice, choice_norm;
+} nb_task_answer;
+
+/* Scores every item; answers [n_items], or NULL. Progress as in score.h, counted in items. NB_DATA
+ * names file and line of an item that does not fit in the model's context, and refuses a model
+ * whose logits are not finite. */
 nb_status nb_task_run(const nb_task *task, nb_model *model, const nb_tokenizer *tokenizer,
                       const nb_kernels *kernels, nb_pool *pool, nb_kv_format kv_cell,
-                      nb_score_progress *progress, void *context, nb_task_result *out, nb_err *err);
+                      nb_score_progress *progress, void *context, nb_task_answer *answers,
+                      nb_task_result *out, nb_err *err);
 
 #endif

@@ -119,27 +119,48 @@ static nb_status read_head(nb_artefact *a, nb_arena *arena, const json_t *o,
     return add_text(a, "nibble version", o, "nibble", true, err);
 }
 
-/* "0.412, 0.418 of the original (100 items)" */
+static nb_status read_task(nb_artefact_task *t, const json_t *o, nb_err *err)
+{
+    const struct {
+        const char *key;
+        bool required;
+        double *value;
+    } numbers[] = {
+        {"n", true, &t->n},
+        {"acc", true, &t->acc},
+        {"acc_se", false, &t->acc_se},
+        {"acc_norm", true, &t->acc_norm},
+        {"acc_norm_se", false, &t->acc_norm_se},
+        {"base_acc", true, &t->base_acc},
+        {"base_acc_se", false, &t->base_acc_se},
+        {"base_acc_norm", true, &t->base_acc_norm},
+        {"base_acc_norm_se", false, &t->base_acc_norm_se},
+        {"flips", false, &t->flips},
+        {"lost", false, &t->lost},
+        {"won", false, &t->won},
+    };
+    if (!json_is_object(o))
+        return nb_fail(err, NB_DATA, "it is no object");
+    NB_TRY(nb_json_text(o, "task", true, &t->name, err));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        *numbers[i].value = NAN;
+        NB_TRY(nb_json_number(o, numbers[i].key, numbers[i].required, numbers[i].value, err));
+    }
+    return NB_OK;
+}
+
 static nb_status read_tasks(nb_artefact *a, nb_arena *arena, const json_t *e, nb_err *err)
 {
     json_t *tasks = NULL;
+    NB_TRY(nb_json_text(e, "tasks_left_out", false, &a->tasks_left_out, err));
     NB_TRY(nb_json_array(e, "tasks", false, &tasks, err));
-    for (size_t i = 0; i < json_array_size(tasks); i++) {
-        const json_t *o = json_array_get(tasks, i);
-        const char *name = NULL;
-        char *what, *text;
-        double acc = NAN, base = NAN, n = NAN;
-        if (!json_is_object(o))
-            return nb_fail(err, NB_DATA, "tasks[%zu] is no object", i);
-        NB_TRY(nb_json_text(o, "task", true, &name, err));
-        NB_TRY(nb_json_number(o, "acc_norm", true, &acc, err));
-        NB_TRY(nb_json_number(o, "base_acc_norm", true, &base, err));
-        NB_TRY(nb_json_number(o, "n", true, &n, err));
-        NB_TRY(nb_arena_format(arena, &what, err, "%s, accuracy", name));
-        NB_TRY(nb_arena_format(arena, &text, err, "%.4g, the original %.4g, on %.6g items", acc,
-                               base, n));
-        if (a->n_head < MAX_LINES)
-            a->head[a->n_head++] = (nb_artefact_line){what, text};
+    const size_t n = json_array_size(tasks);
+    if (n > MAX_LINES)
+        return nb_fail(err, NB_LIMIT, "tasks: more than %d", MAX_LINES);
+    NB_TRY(NB_ARENA_ALLOC(arena, &a->tasks, (int64_t)n + 1, err));
+    for (size_t i = 0; i < n; i++) {
+        if (read_task(&a->tasks[a->n_tasks++], json_array_get(tasks, i), err) != NB_OK)
+            return nb_context(err, "tasks[%zu]", i);
     }
     return NB_OK;
 }

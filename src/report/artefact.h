@@ -27,6 +27,15 @@ typedef struct {
     const char *what, *text;
 } nb_artefact_line;
 
+/* A task that the original and the quantized model have answered. NAN: not said. */
+typedef struct {
+    const char *name;
+    double n; /* items */
+    double acc, acc_se, acc_norm, acc_norm_se;
+    double base_acc, base_acc_se, base_acc_norm, base_acc_norm_se;
+    double flips, lost, won; /* answers that changed; right ones that went and came */
+} nb_artefact_task;
+
 typedef struct {
     const char *name;       /* what a table calls it */
     nb_artefact_line *head; /* [n_head] facts: source, scheme, hashes, ... */
@@ -35,10 +44,13 @@ typedef struct {
     int64_t n_notes;
     nb_artefact_linear *linears; /* [n_linears] */
     int64_t n_linears;
+    nb_artefact_task *tasks; /* [n_tasks] */
+    int64_t n_tasks;
     double *layer_kl; /* [n_layers]: of the block alone; NAN: not measured */
     int64_t n_layers; /* of what is known by layer */
     double kl_mean, floor_kl;
-    const char *left_out; /* why there is no evaluation; NULL: there is one, or no word of it */
+    /* Why there is no evaluation, or there are no tasks; NULL: there are, or no word of it. */
+    const char *left_out, *tasks_left_out;
 } nb_artefact;
 
 /* True for an object that says it is one. */
@@ -46,7 +58,7 @@ bool nb_artefact_is(const json_t *object);
 /* Everything lives in the arena or in `object`. NB_DATA names the key. */
 nb_status nb_artefact_read(nb_artefact *out, nb_arena *arena, const json_t *object, nb_err *err);
 
-/* Appends the section: facts, notes, plots by layer, the table of linear layers. */
+/* Appends the section: facts, tasks, notes, plots by layer, the table of linear layers. */
 nb_status nb_artefact_html(const nb_artefact *a, nb_buf *out, nb_err *err);
 
 #endif

@@ -38,6 +38,52 @@ static nb_status put_number(nb_buf *out, const char *format, double v, nb_err *e
     return put_cell(out, "<td>", text, "</td>", err);
 }
 
+/* "0.4100 +- 0.0492". */
+static nb_status put_share(nb_buf *out, double v, double se, nb_err *err)
+{
+    char text[80] = "\xe2\x80\x93";
+    if (isfinite(v) && isfinite(se))
+        snprintf(text, sizeof text, "%.4f \xc2\xb1 %.4f", v, se);
+    else if (isfinite(v))
+        snprintf(text, sizeof text, "%.4f", v);
+    return put_cell(out, "<td>", text, "</td>", err);
+}
+
+static nb_status put_tasks(const nb_artefact *a, nb_buf *out, nb_err *err)
+{
+    if (a->tasks_left_out != NULL)
+        NB_TRY(put_cell(out, "<p>No answers to the tasks: ", a->tasks_left_out, "</p>\n", err));
+    if (a->n_tasks == 0)
+        return NB_OK;
+    NB_TRY(nb_buf_text(out,
+                       "<div class=\"scroll\" tabindex=\"0\" role=\"region\" "
+                       "aria-label=\"Tasks\"><table><caption>Tasks: the share of items answered "
+                       "right, by likelihood (acc) and by likelihood per character (acc_norm), "
+                       "with standard errors; what changed is counted in items, by "
+                       "likelihood</caption>\n<thead><tr><th scope=\"col\" class=\"t\">task</th>"
+                       "<th scope=\"col\">items</th><th scope=\"col\">acc</th>"
+                       "<th scope=\"col\">of the original</th><th scope=\"col\">acc_norm</th>"
+                       "<th scope=\"col\">of the original</th>"
+                       "<th scope=\"col\">answers that flipped</th>"
+                       "<th scope=\"col\">right before only</th>"
+                       "<th scope=\"col\">right now only</th></tr></thead>\n<tbody>\n",
+                       err));
+    for (int64_t i = 0; i < a->n_tasks; i++) {
+        const nb_artefact_task *t = &a->tasks[i];
+        NB_TRY(put_cell(out, "<tr><th scope=\"row\">", t->name, "</th>", err));
+        NB_TRY(put_number(out, "%.6g", t->n, err));
+        NB_TRY(put_share(out, t->acc, t->acc_se, err));
+        NB_TRY(put_share(out, t->base_acc, t->base_acc_se, err));
+        NB_TRY(put_share(out, t->acc_norm, t->acc_norm_se, err));
+        NB_TRY(put_share(out, t->base_acc_norm, t->base_acc_norm_se, err));
+        NB_TRY(put_number(out, "%.6g", t->flips, err));
+        NB_TRY(put_number(out, "%.6g", t->lost, err));
+        NB_TRY(put_number(out, "%.6g", t->won, err));
+        NB_TRY(nb_buf_text(out, "</tr>\n", err));
+    }
+    return nb_buf_text(out, "</tbody></table></div>\n", err);
+}
+
 static double bits_of(double bytes, double params)
 {
     return params > 0 ? 8 * bytes / params : NAN;
@@ -222,6 +268,7 @@ nb_status nb_artefact_html(const nb_artefact *a, nb_buf *out, nb_err *err)
     NB_TRY(put_lines("What it is", a->head, a->n_head, out, err));
     if (a->left_out != NULL)
         NB_TRY(put_cell(out, "<p>Not measured against the original: ", a->left_out, "</p>\n", err));
+    NB_TRY(put_tasks(a, out, err));
     NB_TRY(put_lines("Notes and reasons", a->notes, a->n_notes, out, err));
     NB_TRY(put_plots(a, out, err));
     NB_TRY(put_linears(a, out, err));

@@ -214,7 +214,7 @@ bool nb_report_is_artefact(const char *text, size_t len)
     return is;
 }
 
-/* The numbers that columns know: of the file, and of its evaluation. */
+/* The numbers that columns know: of the file, and of its evaluation, which was read once. */
 static nb_status add_artefact_row(nb_report *r, const json_t *object, const char *label,
                                   nb_err *err)
 {
@@ -231,6 +231,12 @@ static nb_status add_artefact_row(nb_report *r, const json_t *object, const char
         NB_TRY(take(r, from, key, column->kind == COLUMN_TEXT, &row->value[c], err));
         if (column->error_key != NULL)
             NB_TRY(take(r, from, column->error_key, false, &row->error[c], err));
+    }
+    size_t i;
+    json_t *o;
+    json_array_foreach(json_object_get(evaluation, "tasks"), i, o)
+    {
+        NB_TRY(take_task(r, row, o, json_string_value(json_object_get(o, "task")), err));
     }
     return NB_OK;
 }

@@ -28,8 +28,8 @@ nb_status nb_report_add(nb_report *report, const char *text, size_t len, const c
 /* Whether text[0, len) is the nibble-report.json of a quantized model: one object, over many lines.
  */
 bool nb_report_is_artefact(const char *text, size_t len);
-/* Adds one: a row, called `label`, and a section of the page. Messages name `name`. NB_DATA for
- * what it may not hold, NB_LIMIT past 64 of them. */
+/* Adds one: a row, called `label`, with its tasks, and a section of the page. Messages name `name`.
+ * NB_DATA for what it may not hold, NB_LIMIT past 64 of them. */
 nb_status nb_report_add_artefact(nb_report *report, const char *text, size_t len, const char *name,
                                  const char *label, nb_err *err);
 int64_t nb_report_n_rows(const nb_report *report);

@@ -213,8 +213,8 @@ static const char *plain_model(void)
 
 static nb_status run_task(fixture *f, const nb_task *t, nb_task_result *r, nb_err *err)
 {
-    return nb_task_run(t, &f->model, f->tokenizer, &f->kernels, f->pool, NB_KV_F16, NULL, NULL, r,
-                       err);
+    return nb_task_run(t, &f->model, f->tokenizer, &f->kernels, f->pool, NB_KV_F16, NULL, NULL,
+                       NULL, r, err);
 }
 
 /* log p(continuation | context), each choice from the start, in binary64. */
@@ -316,6 +316,88 @@ static void write_items(const char *name, int n)
                              words[(size_t)i % N_WORDS], 'a' + i, 'B' + i, 'z' - i, i % 2);
     assert_true(len < sizeof text);
     scratch_write(name, text, len);
+}
+
+/* What is told beforehand is what is run: the same items are refused with the same words, and sizes
+ * are those of the tokens. */
+static void tasks_are_measured_without_a_model(void **state)
+{
+    (void)state;
+    nb_err err = {0}, other = {0};
+    fixture f;
+    open_fixture(&f, plain_model(), 512, 1);
+    const int64_t vocab = f.model.config.vocab_size;
+    /* "q\nAnswer:" is shared but for its last token; then that and " a", " bcd". */
+    nb_task t = load("{\"query\": \"q\", \"choices\": [\"a\", \"bcd\"], \"gold\": 0}", 0);
+    nb_tokens context = {0}, a = {0}, b = {0};
+    const nb_encode_options how = {.add_bos = true};
+    const char *texts[] = {"q\nAnswer:", "q\nAnswer: a", "q\nAnswer: bcd"};
+    nb_tokens *tokens[] = {&context, &a, &b};
+    for (int i = 0; i < 3; i++)
+        must(nb_tokenizer_encode(f.tokenizer, texts[i], strlen(texts[i]), how, tokens[i], &err),
+             &err);
+    nb_task_size size = {.n_tokens = 1000, .n_logits = 100};
+    must(nb_task_measure(&t, f.tokenizer, vocab, 512, &size, &err), &err);
+    const int64_t shared = context.n - 1;
+    assert_int_equal(size.n_logits, 100 + a.n + b.n - 2 * context.n);
+    assert_int_equal(size.n_tokens, 1000 + shared + (a.n - 1 - shared) + (b.n - 1 - shared));
+    for (int i = 0; i < 3; i++)
+        nb_tokens_free(tokens[i]);
+    nb_task_result r;
+    const nb_task_size before = size;
+    assert_int_equal(nb_task_measure(&t, f.tokenizer, 3, 512, &size, &err), NB_DATA);
+    assert_non_null(strstr(err.text, "line 1: token id"));
+    nb_task_free(&t);
+    t = load(GOOD "{\"query\": \"01234567890123456789012345678\", \"choices\": [\"abc\", \"d\"],"
+                  " \"gold\": 0}",
+             0);
+    f.model.n_ctx = 40;
+    assert_int_equal(nb_task_measure(&t, f.tokenizer, vocab, 40, &size, &err), NB_DATA);
+    assert_int_equal(run_task(&f, &t, &r, &other), NB_DATA);
+    assert_string_equal(err.text, other.text);
+    assert_memory_equal(&size, &before, sizeof size);
+    nb_task_free(&t);
+    close_fixture(&f);
+}
+
+/* The answers are those that make the accuracies, and what fails leaves nothing. */
+static void answers_are_told_item_by_item(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    nb_err err = {0};
+    fixture f;
+    open_fixture(&f, plain_model(), 512, 1);
+    write_items("answers.jsonl", N - 20);
+    nb_task t;
+    must(nb_task_load(&t, scratch_path("answers.jsonl"), 0, &err), &err);
+    nb_task_answer answers[N];
+    nb_task_result r;
+    must(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_KV_F16, NULL, NULL, answers,
+                     &r, &err),
+         &err);
+    int64_t right = 0, right_norm = 0;
+    for (int64_t i = 0; i < N; i++) {
+        assert_true(answers[i].choice < t.items[i].n_choices);
+        assert_true(answers[i].choice_norm < t.items[i].n_choices);
+        right += answers[i].choice == t.items[i].gold;
+        right_norm += answers[i].choice_norm == t.items[i].gold;
+    }
+    assert_true((double)right / N == r.acc && (double)right_norm / N == r.acc_norm);
+    const int64_t live = nb_alloc_live();
+    nb_task_size size = {0};
+    nb_status s = NB_MEMORY;
+    int64_t n = 0;
+    while (s == NB_MEMORY) {
+        nb_alloc_fail_at(++n);
+        s = nb_task_measure(&t, f.tokenizer, f.model.config.vocab_size, 512, &size, &err);
+        nb_alloc_fail_at(0);
+        assert_int_equal(nb_alloc_live(), live);
+    }
+    must(s, &err);
+    assert_true(n > 10);
+    nb_task_free(&t);
+    close_fixture(&f);
 }
 
 /* Shared contexts, batches of items and pages change nothing: every choice has the likelihood that
@@ -431,8 +513,8 @@ static void items_that_cannot_be_scored_are_refused(void **state)
     must(nb_store_open(&store, path, &err), &err);
     must(nb_model_open(&few, store, &(nb_model_options){NB_COMPUTE_AUTO, 64}, f.pool, &err), &err);
     t = load(GOOD, 0);
-    const nb_status s =
-        nb_task_run(&t, &few, f.tokenizer, &f.kernels, f.pool, NB_KV_F16, NULL, NULL, &r, &err);
+    const nb_status s = nb_task_run(&t, &few, f.tokenizer, &f.kernels, f.pool, NB_KV_F16, NULL,
+                                    NULL, NULL, &r, &err);
     nb_task_free(&t);
     assert_int_equal(s, NB_DATA);
     assert_non_null(strstr(err.text, ": line 1: token id 122 is outside the vocabulary of 122"));
@@ -473,13 +555,14 @@ static void progress_is_told_and_can_stop(void **state)
     nb_task_result r;
     must(nb_task_load(&t, scratch_path("items.jsonl"), 0, &err), &err);
     watcher w = {0};
-    must(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_KV_F32, watch, &w, &r, &err),
+    must(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_KV_F32, watch, &w, NULL, &r,
+                     &err),
          &err);
     assert_true(w.done == 90 && w.n > 3);
     w = (watcher){.stop = true};
-    assert_int_equal(
-        nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_KV_F32, watch, &w, &r, &err),
-        NB_INTERRUPTED);
+    assert_int_equal(nb_task_run(&t, &f.model, f.tokenizer, &f.kernels, f.pool, NB_KV_F32, watch,
+                                 &w, NULL, &r, &err),
+                     NB_INTERRUPTED);
     assert_int_equal(w.n, 1);
     nb_task_free(&t);
     close_fixture(&f);
@@ -516,6 +599,8 @@ int main(void)
         cmocka_unit_test(malformed_items_are_refused_with_file_and_line),
         cmocka_unit_test(an_endless_question_is_refused),
         cmocka_unit_test(reading_survives_every_allocation_failure),
+        cmocka_unit_test(tasks_are_measured_without_a_model),
+        cmocka_unit_test(answers_are_told_item_by_item),
         cmocka_unit_test(accuracies_are_those_of_the_plain_computation),
         cmocka_unit_test(ties_go_to_the_first),
         cmocka_unit_test(items_that_cannot_be_scored_are_refused),

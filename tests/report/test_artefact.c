@@ -38,7 +38,10 @@ static const char PLANTED[] =
     " \"evaluation\": {\"n_tokens\": 2047, \"perplexity\": 21.5, \"base_perplexity\": 20.5,"
     "   \"kl_mean\": 0.05, \"kl_mean_se\": 0.001, \"kl_median\": 0.03, \"kl_p99\": 0.4,"
     "   \"top1\": 0.9, \"flips\": 0.1, \"tasks\": [{\"task\": \"arc\", \"n\": 100,"
-    "     \"acc_norm\": 0.41, \"base_acc_norm\": 0.42}],"
+    "     \"acc\": 0.4, \"acc_se\": 0.049, \"base_acc\": 0.43, \"acc_norm\": 0.41,"
+    "     \"base_acc_norm\": 0.42, \"base_acc_norm_se\": 0.0496, \"flips\": 7, \"lost\": 5,"
+    "     \"won\": 2}, {\"task\": \"<q>\", \"n\": 3, \"acc\": 1, \"base_acc\": 0,"
+    "     \"acc_norm\": 0, \"base_acc_norm\": 1}], \"tasks_left_out\": \"a < b\","
     "   \"noise_floor\": {\"kl_mean\": 1e-6, \"definition\": \"cache in F16\"},"
     "   \"layers\": [{\"layer\": 0, \"kl_mean\": 0.01}, {\"layer\": 1, \"kl_mean\": 0.02}]}}";
 
@@ -85,8 +88,15 @@ static void numbers_are_read(void **state)
     assert_true(has_line(a.head, a.n_head, "held-out tokens that the rest covers, %", "95.5"));
     assert_true(has_line(a.head, a.n_head, "which is at", "x"));
     assert_true(has_line(a.head, a.n_head, "top-1 flips, share", "0.1000"));
-    assert_true(
-        has_line(a.head, a.n_head, "arc, accuracy", "0.41, the original 0.42, on 100 items"));
+    assert_int_equal(a.n_tasks, 2);
+    const nb_artefact_task *t = a.tasks;
+    assert_string_equal(t->name, "arc");
+    assert_true(t->n == 100 && t->acc == 0.4 && t->acc_se == 0.049 && t->base_acc == 0.43);
+    assert_true(isnan(t->base_acc_se) && t->acc_norm == 0.41 && isnan(t->acc_norm_se));
+    assert_true(t->base_acc_norm == 0.42 && t->base_acc_norm_se == 0.0496);
+    assert_true(t->flips == 7 && t->lost == 5 && t->won == 2);
+    assert_true(isnan(t[1].flips) && isnan(t[1].lost) && isnan(t[1].won));
+    assert_string_equal(a.tasks_left_out, "a < b");
     assert_true(has_line(a.notes, a.n_notes, "calibration text", "too <few> tokens"));
     assert_true(a.linears[0].coverage == 0.0625 && isnan(a.linears[1].coverage));
     assert_true(a.linears[0].rms_error == 0.0912 && a.linears[0].predicted_kl == 0.00031);
@@ -159,6 +169,12 @@ static void a_page_has_all_of_it(void **state)
     assert_non_null(strstr(page, "KL &amp; more"));
     assert_null(strstr(page, "<b>"));
     assert_non_null(strstr(page, "0.0500")); /* the row of the table */
+    assert_non_null(strstr(page, "<tr><th scope=\"row\">arc</th><td>100</td>"
+                                 "<td>0.4000 \xc2\xb1 0.0490</td><td>0.4300</td><td>0.4100</td>"
+                                 "<td>0.4200 \xc2\xb1 0.0496</td><td>7</td><td>5</td><td>2</td>"));
+    assert_non_null(strstr(page, "<th scope=\"row\">&lt;q&gt;</th><td>3</td>"));
+    assert_non_null(strstr(page, "No answers to the tasks: a &lt; b"));
+    assert_non_null(strstr(page, "arc acc_norm")); /* of the table of models */
     assert_null(strstr(page, "nan"));
     free(page);
 }
@@ -202,7 +218,8 @@ static void wrong_types_are_refused_by_name(void **state)
         {"\"source\": \"a\", \"evaluation\": {\"kl_mean\": \"b\"}", "kl_mean"},
         {"\"source\": \"a\", \"evaluation\": {\"noise_floor\": 2}", "noise_floor"},
         {"\"source\": \"a\", \"evaluation\": {\"tasks\": [5]}", "tasks[0]"},
-        {"\"source\": \"a\", \"evaluation\": {\"tasks\": [{\"task\": \"b\"}]}", "acc_norm"},
+        {"\"source\": \"a\", \"evaluation\": {\"tasks\": [{\"task\": \"b\"}]}",
+         "tasks[0]: key 'n'"},
         {"\"source\": \"a\", \"calibration\": {\"score\": 1}", "score"},
         {"\"source\": \"a\", \"calibration\": {\"score\": {\"covered\": \"b\"}}", "covered"},
         {"\"source\": \"a\", \"calibration\": {\"score\": {\"warnings\": [1]}}", "warnings[0]"},
