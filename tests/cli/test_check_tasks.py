@@ -111,6 +111,18 @@ class CheckTasks(lib.Case):
         self.assertLess(t["flips"], 4)
         self.assertEqual(len(t["sha256"]), 64)
 
+    def test_of_a_mixture_what_stays_is_asked(self):
+        command = ["quantize", self.model, "-o", self.path("out"), "--bpw", "5", "--candidates",
+                   "W3A16:g32;W4A16:g32;W8A16:g32", "--calib", self.text, "--calib-samples", "4",
+                   "--calib-len", "24", "--threads", "1", "--check-tasks", self.two]
+        (dry,) = lib.json_lines(self.ok(*command, "--dry-run", "--json"))
+        (line,) = lib.json_lines(self.ok(*command, "--json"))
+        self.assertGreaterEqual(dry["memory_bytes"], line["memory_bytes"])
+        (t,) = line["evaluation"]["tasks"]
+        self.assertEqual(t["acc"], self.evaluated(self.path("out"))["two"]["acc"])
+        self.assertEqual(t["acc_norm"], self.evaluated(self.path("out"))["two"]["acc_norm"])
+        self.assertGreater(line["evaluation"]["kl_mean"], 0)
+
     def test_what_cannot_be_asked_is_refused_at_once(self):
         calib = ["--calib", self.text, "--calib-samples", "4", "--calib-len", "24", "--method",
                  "gptq"]
