@@ -14,15 +14,11 @@
 #include <assert.h>
 #include <float.h>
 #include <math.h>
-#include <string.h>
 
 static_assert(NB_F32 == 0 && NB_F16 == 1 && NB_BF16 == 2, "the order of the tables below");
 static const double type_max[] = {FLT_MAX, 65504.0, 0x1.fep127};
 /* How far a scale is moved to try its neighbours. For F32 that is no rounding, but a small step. */
 static const double type_step[] = {0x1p-9, 0x1p-10, 0x1p-7};
-
-#define CHUNK 128
-#define LANES 8
 
 /* ---- data ---- */
 
@@ -79,72 +75,6 @@ double nb_fit_far_move(int i)
     return moves[i];
 }
 
-/* ---- scanning ---- */
-
-/* A piece of the data, widened once for all maps; padded with what counts nothing. */
-typedef struct {
-    double x[CHUNK], p[CHUNK], px[CHUNK];
-    int n; /* a multiple of LANES */
-} chunk;
-
-static void chunk_load(chunk *k, const nb_fit_data *d, int64_t c)
-{
-    const int n = (int)(d->n - c < CHUNK ? d->n - c : CHUNK);
-    for (int i = 0; i < n; i++) {
-        k->x[i] = (double)d->w[c + i];
-        k->p[i] = d->importance == NULL ? 1 : (double)d->importance[c + i] + d->floor;
-        k->px[i] = k->p[i] * k->x[i];
-    }
-    k->n = (n + LANES - 1) / LANES * LANES;
-    for (int i = n; i < k->n; i++)
-        k->x[i] = k->p[i] = k->px[i] = 0;
-}
-
-/* Adding 1.5 * 2^52 rounds to nearest even, as long as the number is small: it is kept in the range
- * of codes before. */
-static inline void sums_of_lanes(double *restrict u, double *restrict uu, double *restrict xu,
-                                 const double *restrict x, const double *restrict p,
-                                 const double *restrict px, double inverse, double base, double top)
-{
-    for (int l = 0; l < LANES; l++) {
-        double v = x[l] * inverse + base;
-        v = v > 0 ? v : 0;
-        v = v < top ? v : top;
-        v = (v + 0x1.8p52) - 0x1.8p52;
-        const double pu = p[l] * v;
-        u[l] += pu;
-        uu[l] += pu * v;
-        xu[l] += px[l] * v;
-    }
-}
-
-static double folded(const double *lane)
-{
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
-           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
-static void chunk_scan(const chunk *k, const nb_fit_map *map, double top, nb_fit_sums *out)
-{
-    double u[LANES] = {0}, uu[LANES] = {0}, xu[LANES] = {0};
-    for (int i = 0; i < k->n; i += LANES)
-        sums_of_lanes(u, uu, xu, k->x + i, k->p + i, k->px + i, map->inverse, map->base, top);
-    out->u += folded(u);
-    out->uu += folded(uu);
-    out->xu += folded(xu);
-}
-
-void nb_fit_scan(const nb_fit_data *d, const nb_fit_map *map, int n_maps, int top, nb_fit_sums *out)
-{
-    memset(out, 0, (size_t)n_maps * sizeof *out);
-    for (int64_t c = 0; c < d->n; c += CHUNK) {
-        chunk k;
-        chunk_load(&k, d, c);
-        for (int m = 0; m < n_maps; m++)
-            chunk_scan(&k, &map[m], (double)top, &out[m]);
-    }
-}
-
 /* ---- points ---- */
 
 typedef enum { FREE_SCALE, FREE_ZERO, FREE_OFFSET, FREE_OFFSET_BELOW } freedom;
@@ -176,17 +106,25 @@ static double loss_of(const search *s, const nb_fit_sums *sum, const point *at)
            at->scale * (at->scale * qq + 2 * at->offset * q) + at->offset * at->offset * d->p;
 }
 
-static point solve_scale(const search *s, const nb_fit_sums *sum, double shift)
+/* The least gain, pxx - loss, with which a point may still be worth a look where losses from
+ * `limit` on are not: a little less than that, so that rounding hides none. */
+static double least_gain(const search *s, double limit)
+{
+    return s->d->pxx - limit - 1e-10 * s->d->pxx;
+}
+
+/* Most points are left without a division: there are many, and few are kept. */
+static point solve_scale(const search *s, const nb_fit_sums *sum, double shift, double gain)
 {
     const nb_fit_data *d = s->d;
     const double xq = sum->xu + shift * d->px;
     const double qq = sum->uu + shift * (2 * sum->u + shift * d->p);
-    if (!(qq > 0) || xq == 0)
+    if (!(qq > 0) || xq == 0 || xq * xq < gain * qq)
         return (point){.loss = INFINITY};
     return (point){.scale = xq / qq, .shift = shift, .loss = d->pxx - xq * xq / qq};
 }
 
-static point solve_zero(const search *s, const nb_fit_sums *sum, double shift)
+static point solve_zero(const search *s, const nb_fit_sums *sum, double shift, double gain)
 {
     point best = {.loss = INFINITY};
     static const double moves[] = {0, -1, 1};
@@ -194,7 +132,7 @@ static point solve_zero(const search *s, const nb_fit_sums *sum, double shift)
         const double moved = shift + moves[i];
         if (moved > 0 || moved < -(double)s->top)
             continue;
-        const point p = solve_scale(s, sum, moved);
+        const point p = solve_scale(s, sum, moved, gain);
         if (p.scale > 0 && p.loss < best.loss)
             best = p;
     }
@@ -212,20 +150,20 @@ static point solve_offset(const search *s, const nb_fit_sums *sum)
         at.loss = loss_of(s, sum, &at);
     }
     if (s->free == FREE_OFFSET_BELOW && !(at.offset <= 0 && at.loss < INFINITY))
-        at = solve_scale(s, sum, 0);
+        at = solve_scale(s, sum, 0, -INFINITY);
     if (!(at.scale > 0))
         at.loss = INFINITY;
     return at;
 }
 
-/* The best point for the codes of these sums. */
-static point solve(const search *s, const nb_fit_sums *sum, double shift)
+/* The best point for the codes of these sums; losses from `limit` on may become infinite. */
+static point solve(const search *s, const nb_fit_sums *sum, double shift, double limit)
 {
     switch (s->free) {
     case FREE_SCALE:
-        return solve_scale(s, sum, shift);
+        return solve_scale(s, sum, shift, least_gain(s, limit));
     case FREE_ZERO:
-        return solve_zero(s, sum, shift);
+        return solve_zero(s, sum, shift, least_gain(s, limit));
     case FREE_OFFSET:
     case FREE_OFFSET_BELOW:
         break;
@@ -248,7 +186,8 @@ static void keep(point *kept, const point *p)
         i--;
     if (i == N_KEPT || (i > 0 && p->loss == kept[i - 1].loss))
         return;
-    memmove(kept + i + 1, kept + i, (size_t)(N_KEPT - 1 - i) * sizeof *kept);
+    for (int k = N_KEPT - 1; k > i; k--)
+        kept[k] = kept[k - 1];
     kept[i] = *p;
 }
 
@@ -307,7 +246,7 @@ static void refine(const search *s, point *kept, bool far, point *best)
         at[i].loss = loss_of(s, &sum[i], &at[i]);
         if (at[i].loss < best->loss)
             *best = at[i];
-        const point p = solve(s, &sum[i], at[i].shift);
+        const point p = solve(s, &sum[i], at[i].shift, kept[N_KEPT - 1].loss);
         keep(kept, &p);
     }
 }
@@ -324,7 +263,7 @@ static point search_among(const search *s, const point *first, int n)
     point kept[N_KEPT + 1], best = {.loss = INFINITY};
     keep_none(kept);
     for (int i = 0; i < n; i++) {
-        const point p = solve(s, &sum[i], first[i].shift);
+        const point p = solve(s, &sum[i], first[i].shift, kept[N_KEPT - 1].loss);
         keep(kept, &p);
     }
     for (int i = 0; i < N_ROUNDS; i++)
@@ -405,7 +344,8 @@ static int first_zeros(const nb_fit_data *d, int top, point *first)
         else
             ends_of(i, &low, &high);
         const double scale = (max * high - min * low) / top;
-        const double below = scale > 0 ? rint(-min * low / scale) : 0;
+        /* to nearest: at most top, so that adding 1.5 * 2^52 rounds */
+        const double below = scale > 0 ? (-min * low / scale + 0x1.8p52) - 0x1.8p52 : 0;
         first[i] = (point){.scale = scale, .shift = -below};
     }
     return n;

@@ -3,6 +3,7 @@
 #include "numeric/mat.h"
 
 #include "numeric/fit.h"
+#include "numeric/fit_scan.h"
 #include "numeric/fit_super.h"
 
 #include <float.h>
@@ -53,6 +54,12 @@ static void sums_of_the_data(void **state)
     assert_true(plain.p == 4 && plain.px == 3.5 && plain.pxx == 21.25);
 }
 
+/* NaNs are equal: which of them comes out of a sum is the processor's affair. */
+static bool same_bits(double a, double b)
+{
+    return memcmp(&a, &b, sizeof a) == 0 || (isnan(a) && isnan(b));
+}
+
 /* Any length, any number of maps: what the obvious loop gives, exactly where sums are exact. */
 static void scans_are_sums(void **state)
 {
@@ -80,6 +87,48 @@ static void scans_are_sums(void **state)
                 want.xu += q * u * (double)w[i];
             }
             assert_true(sum[m].u == want.u && sum[m].uu == want.uu && sum[m].xu == want.xu);
+        }
+    }
+}
+
+/* Every variant that this machine can run gives the bits of the one in C, on what is ordinary and
+ * on what is not: maps that overflow, that make no numbers, values that do. */
+static void scans_are_the_same_with_all_vectors(void **state)
+{
+    (void)state;
+    static const double odd[] = {0,         -0.0, 1e300,     -1e300, INFINITY,
+                                 -INFINITY, NAN,  0x1p-1074, 7.5,    0.5};
+    enum { N_ODD = sizeof odd / sizeof *odd, N_MAPS = N_ODD * N_ODD + 20 };
+    nb_fit_map map[N_MAPS];
+    for (int m = 0; m < N_MAPS; m++) {
+        const uint32_t r = test_random_u32(77, (uint64_t)m);
+        map[m] = m < N_ODD * N_ODD
+                     ? (nb_fit_map){.inverse = odd[m / N_ODD], .base = odd[m % N_ODD]}
+                     : (nb_fit_map){.inverse = (double)(r % 1000) * 0.01 - 5, .base = r % 17};
+    }
+    int n_variants = 0;
+    for (; nb_fit_chunk_at(n_variants) != NULL; n_variants++) {
+    }
+    assert_true(n_variants > 0 && nb_fit_chunk_at(n_variants - 1) == nb_fit_chunk_c);
+    for (int n = 0; n <= NB_FIT_CHUNK; n += NB_FIT_LANES) {
+        nb_fit_chunk k = {.n = n};
+        for (int i = 0; i < n; i++) {
+            const uint32_t r = test_random_u32((uint64_t)n, (uint64_t)i);
+            k.x[i] = r % 7 == 0 ? odd[r / 7 % N_ODD] : (double)(int32_t)r * 0x1p-28;
+            k.p[i] = (double)(r >> 3 & 0xffff) * 0x1p-9;
+            k.px[i] = k.p[i] * k.x[i];
+        }
+        nb_fit_sums want[N_MAPS], got[N_MAPS];
+        memset(want, 0, sizeof want);
+        nb_fit_chunk_c(&k, map, N_MAPS, 15, want);
+        for (int v = 0; v < n_variants; v++) {
+            memset(got, 0, sizeof got);
+            nb_fit_chunk_at(v)(&k, map, N_MAPS, 15, got);
+            for (int m = 0; m < N_MAPS; m++) {
+                assert_true(same_bits(got[m].u, want[m].u));
+                assert_true(same_bits(got[m].uu, want[m].uu));
+                assert_true(same_bits(got[m].xu, want[m].xu));
+            }
         }
     }
 }
@@ -397,6 +446,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_of_the_data),
         cmocka_unit_test(scans_are_sums),
+        cmocka_unit_test(scans_are_the_same_with_all_vectors),
         cmocka_unit_test(scales_as_they_are_stored),
         cmocka_unit_test(tiny_groups_have_the_best_scale),
         cmocka_unit_test(tiny_groups_have_the_best_zero),
