@@ -8,8 +8,11 @@
  *   tr(E H E^T) / tr(W H W^T),   E = W - Q(W s) / s,
  *
  * which is the squared error of their outputs on the calibration tokens, the paper's equation 4,
- * without going through the tokens again. Large matrices are tried on MAX_ROWS of their rows.
- * s = 1 comes first, and the first of equals wins: the loss is never above that of plain rounding.
+ * without going through the tokens again. Large matrices are tried on MAX_ROWS of their rows: but
+ * most points of the grid on FEW_ROWS only, because rounding with searched scales is most of the
+ * time, and the N_LOOKED best of these then on all. (Ranking them by the loss of plain rounding
+ * would be cheaper still; it favours other points than searched scales do.) s = 1 comes first, and
+ * the first of equals wins: the loss is never above that of plain rounding.
  * The paper's search for q, k, v looks behind the attention instead; ours does not run the block.
  */
 #include "quant/awq_clip.h"
@@ -23,6 +26,8 @@
 #include <string.h>
 
 #define MAX_ROWS 512
+#define FEW_ROWS 64
+#define N_LOOKED 6
 #define MAX_GRID 100
 
 typedef struct {
@@ -68,17 +73,22 @@ static nb_status awq_check(const char *options, nb_err *err)
 
 /* ---- the search for s ---- */
 
+/* Rows of the point's linears, and what tr(W H W^T) is of those. */
+typedef struct {
+    nb_trial trial;
+    double power[NB_GROUP_LINEARS];
+} sample;
+
 typedef struct {
     const nb_transform_job *job;
     nb_point point;
-    nb_trial trial;
+    sample all, few; /* `few` is empty where all rows are */
     const nb_sym *h;
     int64_t n;
     double *log_x, *log_w; /* [n], by source; -DBL_MAX: a channel without inputs */
     float *s, *best_s;     /* [n] */
     float *e;              /* [most_rows][n] */
     double *row_loss;      /* [most_rows] */
-    double power[NB_GROUP_LINEARS];
 } search;
 
 static double sum(const double *x, int64_t n)
@@ -113,20 +123,20 @@ static void error_row(void *context, int64_t r, int thread)
 }
 
 /* Of x->s, settled. Linears without any output do not count. */
-static nb_status loss_of(search *x, double *out, nb_err *err)
+static nb_status loss_of(search *x, sample *on, double *out, nb_err *err)
 {
     double total = 0;
     int count = 0;
-    for (int i = 0; i < x->trial.n; i++) {
-        const nb_trial_linear *l = &x->trial.linear[i];
+    for (int i = 0; i < on->trial.n; i++) {
+        const nb_trial_linear *l = &on->trial.linear[i];
         double loss;
-        if (!(x->power[i] > 0))
+        if (!(on->power[i] > 0))
             continue;
-        nb_trial_round(&x->trial, i, x->s, x->e);
+        nb_trial_round(&on->trial, i, x->s, x->e);
         nb_pool_run(x->job->la->pool, l->n_rows, error_row,
                     &(differing){l->weight, x->s, x->e, x->n});
         NB_TRY(loss_of_rows(x, x->e, l->n_rows, &loss, err));
-        total += loss / x->power[i];
+        total += loss / on->power[i];
         count++;
     }
     *out = count > 0 ? total / count : 0;
@@ -165,8 +175,8 @@ static void weight_shares(const search *x, double *mean)
 {
     for (int64_t j = 0; j < x->n; j++)
         mean[j] = 0;
-    for (int i = 0; i < x->trial.n; i++) {
-        const nb_trial_linear *l = &x->trial.linear[i];
+    for (int i = 0; i < x->all.trial.n; i++) {
+        const nb_trial_linear *l = &x->all.trial.linear[i];
         const int64_t len = l->has_grid ? l->grid.group_len : x->n;
         for (int64_t r = 0; r < l->n_rows; r++) {
             for (int64_t j = 0; j < x->n; j += len)
@@ -202,39 +212,88 @@ static void make_s(search *x, double alpha, bool duo)
     }
 }
 
+/* A point of the grid, and what it costs. */
 typedef struct {
-    double before, loss, alpha;
-    bool duo, moved; /* or s stays 1 */
+    double alpha, loss;
+    bool duo;
+} candidate;
+
+typedef struct {
+    candidate at;
+    double before;
+    bool moved; /* or s stays 1 */
 } choice;
 
-static nb_status try_s(search *x, double alpha, bool duo, choice *best, nb_err *err)
+static int list_candidates(const awq_options *o, candidate *out)
 {
-    make_s(x, alpha, duo);
+    int n = 0;
+    for (int family = 0; family < 2; family++) {
+        if (!(family == 0 ? o->plain : o->duo))
+            continue;
+        for (int i = family == 0; i < o->grid; i++)
+            out[n++] = (candidate){.alpha = (double)i / o->grid, .duo = family == 1};
+    }
+    return n;
+}
+
+static nb_status loss_at(search *x, sample *on, candidate *c, nb_err *err)
+{
+    make_s(x, c->alpha, c->duo);
     NB_TRY(nb_transform_settle(x->job, x->point, x->s, err));
-    double loss;
-    NB_TRY(loss_of(x, &loss, err));
-    if (!(loss < best->loss))
-        return NB_OK;
-    best->loss = loss;
-    best->alpha = alpha;
-    best->duo = duo;
-    best->moved = true;
-    memcpy(x->best_s, x->s, (size_t)x->n * sizeof *x->s);
+    return loss_of(x, on, &c->loss, err);
+}
+
+/* Leaves those of least loss on few rows, in the order in which they were. Returns how many. */
+static nb_status keep_best(search *x, candidate *c, int *n, nb_err *err)
+{
+    bool kept[2 * MAX_GRID] = {0};
+    for (int i = 0; i < *n; i++)
+        NB_TRY(loss_at(x, &x->few, &c[i], err));
+    for (int k = 0; k < N_LOOKED; k++) {
+        int best = -1;
+        for (int i = 0; i < *n; i++) {
+            if (!kept[i] && (best < 0 || c[i].loss < c[best].loss))
+                best = i;
+        }
+        kept[best] = true;
+    }
+    int count = 0;
+    for (int i = 0; i < *n; i++) {
+        if (kept[i])
+            c[count++] = c[i];
+    }
+    *n = count;
     return NB_OK;
 }
 
 static nb_status search_s(search *x, const awq_options *o, choice *best, nb_err *err)
 {
+    candidate c[2 * MAX_GRID];
+    int n = list_candidates(o, c);
     for (int64_t j = 0; j < x->n; j++)
         x->s[j] = 1;
     *best = (choice){0};
-    NB_TRY(loss_of(x, &best->before, err));
-    best->loss = best->before;
-    for (int family = 0; family < 2; family++) {
-        if (!(family == 0 ? o->plain : o->duo))
+    NB_TRY(loss_of(x, &x->all, &best->before, err));
+    best->at.loss = best->before;
+    if (x->few.trial.n > 0 && n > N_LOOKED)
+        NB_TRY(keep_best(x, c, &n, err));
+    for (int i = 0; i < n; i++) {
+        NB_TRY(loss_at(x, &x->all, &c[i], err));
+        if (!(c[i].loss < best->at.loss))
             continue;
-        for (int i = family == 0; i < o->grid; i++)
-            NB_TRY(try_s(x, (double)i / o->grid, family == 1, best, err));
+        best->at = c[i];
+        best->moved = true;
+        memcpy(x->best_s, x->s, (size_t)x->n * sizeof *x->s);
+    }
+    return NB_OK;
+}
+
+static nb_status sample_init(search *x, sample *on, int64_t max_rows, nb_err *err)
+{
+    NB_TRY(nb_trial_init(&on->trial, x->job, x->point, max_rows, err));
+    for (int i = 0; i < on->trial.n; i++) {
+        const nb_trial_linear *l = &on->trial.linear[i];
+        NB_TRY(loss_of_rows(x, l->weight, l->n_rows, &on->power[i], err));
     }
     return NB_OK;
 }
@@ -244,18 +303,16 @@ static nb_status search_init(search *x, const nb_transform_job *job, nb_point po
     const nb_input_stats *stats = job->stats[point];
     *x = (search){
         .job = job, .point = point, .h = &stats->h, .n = nb_point_n_cols(job->config, point)};
-    NB_TRY(nb_trial_init(&x->trial, job, point, MAX_ROWS, err));
-    const int64_t rows = x->trial.most_rows;
+    const int64_t rows = MAX_ROWS;
     NB_TRY(NB_ALLOC(&x->log_x, x->n, err));
     NB_TRY(NB_ALLOC(&x->log_w, x->n, err));
     NB_TRY(NB_ALLOC(&x->s, x->n, err));
     NB_TRY(NB_ALLOC(&x->best_s, x->n, err));
     NB_TRY(NB_ALLOC(&x->e, rows * x->n, err));
     NB_TRY(NB_ALLOC(&x->row_loss, rows, err));
-    for (int i = 0; i < x->trial.n; i++) {
-        const nb_trial_linear *l = &x->trial.linear[i];
-        NB_TRY(loss_of_rows(x, l->weight, l->n_rows, &x->power[i], err));
-    }
+    NB_TRY(sample_init(x, &x->all, MAX_ROWS, err));
+    if (x->all.trial.most_rows > FEW_ROWS)
+        NB_TRY(sample_init(x, &x->few, FEW_ROWS, err));
     memcpy(x->log_x, stats->mean_abs, (size_t)x->n * sizeof *x->log_x);
     weight_shares(x, x->log_w);
     share(x, x->log_x);
@@ -267,7 +324,8 @@ static nb_status search_init(search *x, const nb_transform_job *job, nb_point po
 
 static void search_free(search *x)
 {
-    nb_trial_free(&x->trial);
+    nb_trial_free(&x->all.trial);
+    nb_trial_free(&x->few.trial);
     nb_free(x->log_x);
     nb_free(x->log_w);
     nb_free(x->s);
@@ -280,8 +338,8 @@ static void search_free(search *x)
 
 static bool any_power(const search *x)
 {
-    for (int i = 0; i < x->trial.n; i++) {
-        if (x->power[i] > 0)
+    for (int i = 0; i < x->all.trial.n; i++) {
+        if (x->all.power[i] > 0)
             return true;
     }
     return false;
@@ -292,8 +350,8 @@ static nb_status clip(const search *x, char *note, size_t room, nb_err *err)
 {
     double share = 0;
     int count = 0;
-    for (int i = 0; i < x->trial.n; i++) {
-        const nb_linear_id id = x->trial.linear[i].id;
+    for (int i = 0; i < x->all.trial.n; i++) {
+        const nb_linear_id id = x->all.trial.linear[i].id;
         double clipped;
         if (id == NB_LINEAR_Q || id == NB_LINEAR_K)
             continue;
@@ -316,7 +374,7 @@ static nb_status awq_point(const nb_transform_job *job, nb_point point, const aw
     choice best = {0};
     nb_status s = search_init(&x, job, point, err);
     if (s == NB_OK && !any_power(&x)) {
-        snprintf(note, room, x.trial.n == 0 ? "nothing to quantize" : "no inputs");
+        snprintf(note, room, x.all.trial.n == 0 ? "nothing to quantize" : "no inputs");
         goto done;
     }
     if (s == NB_OK)
@@ -324,8 +382,8 @@ static nb_status awq_point(const nb_transform_job *job, nb_point point, const aw
     if (s != NB_OK)
         goto done;
     result->before[point] = best.before;
-    result->after[point] = best.loss;
-    snprintf(note, room, "alpha %.3g%s", best.alpha, best.duo ? ", duo" : "");
+    result->after[point] = best.at.loss;
+    snprintf(note, room, "alpha %.3g%s", best.at.alpha, best.at.duo ? ", duo" : "");
     if (best.moved)
         NB_TRY_GOTO(s, nb_transform_move(job, point, x.best_s, err));
     if (o->clip && !nb_trial_searches(job->method))
