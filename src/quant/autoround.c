@@ -200,19 +200,39 @@ static void losses(tuning *t, int64_t n, int64_t len, double *out)
     }
 }
 
-/* The loss of all sequences, each one's in out[n_seq]. */
-static nb_status measure(tuning *t, double *out, double *total, nb_err *err)
+/* Sequences, at most, that decide between results: tens of thousands of tokens, and every result
+ * is compared on the same ones. */
+#define N_JUDGES 128
+
+/* The i-th of n sequences, evenly apart. */
+static int64_t judge(const tuning *t, int64_t i, int64_t n)
 {
-    const int64_t n_seq = t->job->n_seq;
-    for (int64_t i = 0; i < n_seq; i++)
-        t->order[i] = i;
+    return i * t->job->n_seq / n;
+}
+
+static int64_t n_judges(int64_t n_seq)
+{
+    return n_seq < N_JUDGES ? n_seq : N_JUDGES;
+}
+
+double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq)
+{
+    const int64_t batch = o->batch < n_seq ? o->batch : n_seq;
+    return 3 * (double)o->iters * (double)batch + (double)n_seq + 2 * (double)n_judges(n_seq);
+}
+
+/* The loss of n sequences, evenly apart: each one's in out[n]. */
+static nb_status measure(tuning *t, int64_t n, double *out, double *total, nb_err *err)
+{
+    for (int64_t i = 0; i < n; i++)
+        t->order[i] = judge(t, i, n);
     *total = 0;
-    for (int64_t i = 0, n; i < n_seq; i += n) {
-        n = equal_run(t, t->order + i, n_seq - i);
-        NB_TRY(forward(t, t->order + i, n, err));
-        losses(t, n, tokens_of(t, i), out + i);
+    for (int64_t i = 0, m; i < n; i += m) {
+        m = equal_run(t, t->order + i, n - i);
+        NB_TRY(forward(t, t->order + i, m, err));
+        losses(t, m, tokens_of(t, t->order[i]), out + i);
     }
-    for (int64_t i = 0; i < n_seq; i++)
+    for (int64_t i = 0; i < n; i++)
         *total += out[i];
     return NB_OK;
 }
@@ -369,16 +389,18 @@ static void for_all(tuning *t, change_fn *change)
             change(&t->rounding[i], t->job->pool);
 }
 
-/* Of the last step, the one that was best on its batch, and the start, what is best on all. */
+/* Of the last step, the one that was best on its batch, and the start, what is best on the judges,
+ * where the start had `before`. */
 static nb_status choose(tuning *t, double before, double *after, nb_block_result *result,
                         nb_err *err)
 {
+    const int64_t n = n_judges(t->job->n_seq);
     double *each, kept = 0;
-    NB_TRY(NB_ALLOC(&each, t->job->n_seq, err));
-    nb_status s = measure(t, each, after, err);
+    NB_TRY(NB_ALLOC(&each, n, err));
+    nb_status s = measure(t, n, each, after, err);
     if (s == NB_OK && result->best_step < result->n_steps) {
         for_all(t, nb_rounding_swap);
-        s = measure(t, each, &kept, err);
+        s = measure(t, n, each, &kept, err);
         if (kept < *after)
             *after = kept;
         else
@@ -398,20 +420,24 @@ static nb_status choose(tuning *t, double before, double *after, nb_block_result
 static nb_status tune(tuning *t, nb_block_result *result, nb_err *err)
 {
     const nb_block_job *job = t->job;
-    double before, after;
+    double all, before = 0, after;
+    int64_t n = 0;
     NB_TRY(open_tuning(t, err));
     NB_TRY(start(t, err));
-    NB_TRY(measure(t, t->seq_loss, &before, err));
+    NB_TRY(measure(t, job->n_seq, t->seq_loss, &all, err));
+    const int64_t n_judging = n_judges(job->n_seq);
+    for (int64_t i = 0; i < n_judging; i++) {
+        const int64_t seq = judge(t, i, n_judging);
+        before += t->seq_loss[seq];
+        n += tokens_of(t, seq) * job->config->d_model;
+    }
     after = before;
     /* Nothing to win, or nothing that could be compared. */
-    if (before > 0 && before <= DBL_MAX) {
+    if (before > 0 && all <= DBL_MAX) {
         NB_TRY(steps(t, result, err));
         NB_TRY(choose(t, before, &after, result, err));
     }
     for_all(t, nb_rounding_write);
-    int64_t n = 0;
-    for (int64_t i = 0; i < job->n_seq; i++)
-        n += tokens_of(t, i) * job->config->d_model;
     result->loss_before = before / (double)n;
     result->loss_after = after / (double)n;
     return NB_OK;

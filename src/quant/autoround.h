@@ -7,7 +7,7 @@
  * the rounded weights forward and backward, and moves every rounding (rounding.h) against the sign
  * of its gradient, by a rate that falls linearly to 0. Of the last step, the step that was best on
  * its own sequences (its loss as a share of theirs under rounding to nearest), and rounding to
- * nearest, the one that is best on all sequences is stored.
+ * nearest, the one that is best on the judges is stored: all sequences, or 128 evenly apart.
  *
  * The result depends on the data, the seed and the options alone. */
 #ifndef NB_QUANT_AUTOROUND_H
@@ -46,7 +46,7 @@ typedef struct nb_block_job {
 } nb_block_job;
 
 typedef struct nb_block_result {
-    /* Mean squared errors of the block's output over all sequences: of the start (rounding to
+    /* Mean squared errors of the block's output over the judges: of the start (rounding to
      * nearest, or what `resume` gave), and what was learned. Those of the first are what is stored
      * if best_step is 0. */
     double loss_before, loss_after;
@@ -68,6 +68,10 @@ nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method 
  * ones (most), without weights and outputs. */
 void nb_autoround_bytes(const nb_config *c, const nb_autoround_options *o, int n_threads,
                         int64_t *least, int64_t *most);
+
+/* Forward passes over a sequence, of o->len tokens at most, that tuning a block with n_seq of them
+ * takes; one backward counts as two. */
+double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq);
 
 nb_status nb_autoround(const nb_block_job *job, const nb_autoround_options *o,
                        nb_block_result *result, nb_err *err);

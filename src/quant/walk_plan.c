@@ -40,7 +40,6 @@ int64_t nb_walker_point_shape(const nb_config *c, nb_point point, int64_t *n_row
     return cols[point];
 }
 
-/* Forward and backward are three times forward. */
 static nb_status estimate_tuning(nb_walker *w, int64_t longest, double block_flops, nb_err *err)
 {
     nb_autoround_options o;
@@ -48,7 +47,7 @@ static nb_status estimate_tuning(nb_walker *w, int64_t longest, double block_flo
     NB_TRY(nb_autoround_options_parse(&o, method, w->job->tune != NULL, err));
     const double len = (double)(o.len < longest ? o.len : longest);
     w->plan.tuning_flops =
-        3 * block_flops * (double)(o.iters * o.batch) * len * (double)w->config.n_layers;
+        nb_autoround_passes(&o, w->job->n_seqs) * len * block_flops * (double)w->config.n_layers;
     w->plan.flops += w->plan.tuning_flops;
     int64_t least, most;
     nb_autoround_bytes(&w->config, &o, nb_pool_n_threads(w->job->pool), &least, &most);

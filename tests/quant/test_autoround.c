@@ -66,6 +66,7 @@ typedef struct {
     int64_t n_tokens[N_SEQ];
     int64_t stop_at; /* progress stops there; -1: never */
     int64_t fail_at; /* so many fetches go well; -1: all */
+    int64_t n_fetched;
     double share[4]; /* of the first steps */
 } scene;
 
@@ -212,6 +213,41 @@ static double stored_loss(scene *s)
     for (int i = 0; i < NB_N_LINEARS; i++)
         free(values[i]);
     return loss / (double)n;
+}
+
+/* Of many sequences some decide between results, evenly apart, and what is told is their loss: here
+ * each of six stands for itself fifty times. Tuning looks at all once, at a batch a step, and at
+ * the judges twice at most. */
+static nb_status fetch_folded(void *context, int64_t seq, int64_t n, float *x, float *y,
+                              nb_err *err)
+{
+    ((scene *)context)->n_fetched++;
+    return fetch(context, seq % N_SEQ, n, x, y, err);
+}
+
+static void some_of_many_sequences_decide(void **state)
+{
+    (void)state;
+    enum { MANY = 50 * N_SEQ, JUDGES = 128, ITERS = 40 };
+    scene s;
+    nb_err err;
+    nb_block_result result;
+    int64_t n_tokens[MANY];
+    scene_open(&s, &nb_format_int3, false, 1, NB_ISA_ALL);
+    nb_block_job job = job_of(&s);
+    job.n_seq = MANY;
+    job.fetch = fetch_folded;
+    job.n_tokens = n_tokens;
+    for (int i = 0; i < MANY; i++)
+        n_tokens[i] = LEN;
+    const nb_autoround_options o = options_of(ITERS);
+    must(nb_autoround(&job, &o, &result, &err), &err);
+    assert_true(s.n_fetched >= MANY + JUDGES + (ITERS + 1) * o.batch);
+    assert_true(s.n_fetched <= MANY + 2 * JUDGES + (ITERS + 1) * o.batch + o.batch);
+    /* 128 of 300 are not each of the six equally often, but nearly. */
+    assert_true(fabs(stored_loss(&s) / result.loss_after - 1) < 0.05);
+    assert_true(result.loss_after < 0.7 * result.loss_before);
+    scene_close(&s);
 }
 
 /* Formats by the kind of grid: with scales alone, with zero points, with minimums, with levels that
@@ -608,6 +644,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_block_comes_nearer),
+        cmocka_unit_test(some_of_many_sequences_decide),
         cmocka_unit_test(a_replay_is_written),
         cmocka_unit_test(bits_depend_on_the_problem_only),
         cmocka_unit_test(poor_data_ends_well),
