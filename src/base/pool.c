@@ -37,14 +37,13 @@ typedef struct {
     long switches;       /* involuntary ones, at the window's start or before */
     long last_switches;  /* and when the last stall ended */
     double hold, resume; /* how long one thread less, and until when */
-    int n_runs;          /* since the clock was last read */
 } backoff;
 
 #define WINDOW_SECONDS 0.015
-#define STALLED_SHARE  0.10
-#define HOLD_FIRST     0.200
-#define HOLD_LONGEST   1.600
-#define RUNS_PER_LOOK  64
+/* A thread is worth its waits until they cost this share of what one thread does. */
+#define STALLED_SHARE 0.80
+#define HOLD_FIRST    0.200
+#define HOLD_LONGEST  1.600
 
 /* Chunks [front, back) of a share, in one word: front << 32 | back. */
 typedef struct {
@@ -308,12 +307,9 @@ static void give_way(nb_pool *pool, double stalled)
 {
     backoff *b = &pool->back;
     const uint32_t n_active = atomic_load_explicit(&pool->n_active, memory_order_relaxed);
-    if (n_active < (uint32_t)pool->n_threads && ++b->n_runs >= RUNS_PER_LOOK) {
-        b->n_runs = 0;
-        if (nb_clock() >= b->resume) {
-            b->window_start = 0;
-            set_active(pool, (uint32_t)pool->n_threads);
-        }
+    if (n_active < (uint32_t)pool->n_threads && nb_clock() >= b->resume) {
+        b->window_start = 0;
+        set_active(pool, (uint32_t)pool->n_threads);
     }
     if (stalled == 0)
         return;
@@ -334,10 +330,9 @@ static void give_way(nb_pool *pool, double stalled)
     const double elapsed = now - b->window_start;
     if (elapsed < WINDOW_SECONDS || n_active <= 1)
         return;
-    if (b->stalled > STALLED_SHARE * elapsed && so_far - b->switches >= 2) {
+    if (b->stalled * n_active > STALLED_SHARE * elapsed && so_far - b->switches >= 2) {
         b->resume = now + b->hold;
         b->hold = 2 * b->hold < HOLD_LONGEST ? 2 * b->hold : HOLD_LONGEST;
-        b->n_runs = 0;
         set_active(pool, n_active - 1);
     }
     b->window_start = now;
