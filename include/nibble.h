@@ -148,9 +148,17 @@ NB_API void nb_session_truncate(nb_session *session, int64_t n);
  * docs/numerics.md defines it. */
 NB_API const float *nb_session_logits(const nb_session *session, uint64_t *hash);
 
-/* How the next token is chosen. In this order: penalties, temperature, top_k, top_p, min_p, then a
- * draw in proportion to what is left. Ties go to the lowest id. The random number is a function of
- * (seed, choice, position) alone, position being the number of tokens before the one drawn. */
+/* A number that is added to the logit of one token; outside [-100, 100] it counts as the nearer of
+ * the two. */
+typedef struct {
+    int32_t id;
+    double value;
+} nb_logit_bias;
+
+/* How the next token is chosen. In this order: bias, penalties, temperature, top_k, top_p, min_p,
+ * then a draw in proportion to what is left. Ties go to the lowest id. The random number is a
+ * function of (seed, choice, position) alone, position being the number of tokens before the one
+ * drawn. */
 typedef struct {
     double temperature;        /* 0: the most likely token, always; else 1e-3 to 1e3 */
     int64_t top_k;             /* keep the k most likely; 0: all */
@@ -161,7 +169,9 @@ typedef struct {
     double frequency_penalty;  /* subtracted once for each time a token was generated; 0: off */
     double presence_penalty;   /* subtracted when a token was generated at all; 0: off */
     uint64_t seed;
-    uint64_t choice; /* number of an answer among several to the same prompt */
+    uint64_t choice;           /* number of an answer among several to the same prompt */
+    const nb_logit_bias *bias; /* [n_bias]; an id that comes twice gets the sum */
+    int64_t n_bias;            /* at most the vocabulary's size */
 } nb_sampling;
 
 /* The choice that the model's authors recommend (generation_config.json), else greedy. */
@@ -196,13 +206,27 @@ NB_API const char *nb_stop_reason_name(nb_stop_reason reason);
  * same nb_lm. */
 typedef bool nb_text_fn(void *context, const char *text, size_t len);
 
-#define NB_MAX_STOPS 64
+#define NB_MAX_STOPS    64
+#define NB_MAX_LOGPROBS 20
+
+/* A token and the logarithm of the probability that the model gave it. */
+typedef struct {
+    int32_t id; /* -1: there was none */
+    float logprob;
+} nb_logprob;
 
 typedef struct {
     nb_sampling sampling;
     int64_t max_tokens;       /* 0: until something else ends it */
+    int64_t min_tokens;       /* before, nothing that ends an answer is chosen, and what stop
+                                 strings would be made of is text */
     const char *const *stops; /* strings that end the answer, and are left out of it */
     int n_stops;              /* at most NB_MAX_STOPS */
+    const int32_t *stop_ids;  /* tokens that end the answer beside the model's own, as these do */
+    int n_stop_ids;           /* at most NB_MAX_STOPS */
+    bool ignore_eos;          /* the model's own end of an answer is a token like any other */
+    bool logprobs;            /* for each token its logprob, and those of the n_top likeliest */
+    int n_top;                /* at most NB_MAX_LOGPROBS */
     bool with_special;        /* special tokens appear in the text */
     bool hash_logits;         /* compute logits_hash: 0.1 ms a token for 50,000 logits */
     nb_text_fn *on_text;      /* NULL: none */
@@ -224,6 +248,10 @@ typedef struct {
     double decode_s;      /* for the n_steps, with the choices that followed */
     uint64_t logits_hash; /* XOR of the hashes of the rows that tokens were chosen from */
     int64_t n_dropped;    /* tokens dropped from the conversation to make room (0 here) */
+    int32_t stop_id;      /* the token that ended it, with NB_STOP_EOS; else -1 */
+    int stop_index;       /* the stop string that ended it, with NB_STOP_TEXT; else -1 */
+    nb_logprob *logprobs; /* [n_tokens][1 + n_top]: the token itself, then the likeliest, falling;
+                             of the softmax of the model's own logits. NULL: not asked for */
 } nb_generation;
 NB_API void nb_generation_free(nb_generation *g);
 

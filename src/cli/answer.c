@@ -21,7 +21,47 @@ static nb_status draw_seed(uint64_t *seed, nb_err *err)
     return NB_OK;
 }
 
-static nb_status read_sampling(const nb_answering *a, nb_sampling *how, nb_err *err)
+/* A whole number, and a number, as JSON writes them. */
+static nb_status read_id(const char *option, const char *text, size_t len, int32_t *id, nb_err *err)
+{
+    json_t *v;
+    if (nb_json_parse(&v, text, len, err) == NB_OK && json_is_integer(v) &&
+        json_integer_value(v) >= 0 && json_integer_value(v) <= INT32_MAX) {
+        *id = (int32_t)json_integer_value(v);
+        json_decref(v);
+        return NB_OK;
+    }
+    json_decref(v);
+    return nb_fail(err, NB_USAGE, "--%s: '%.*s' is not a token id", option, (int)len, text);
+}
+
+static nb_status read_bias(const char *text, nb_logit_bias *out, nb_err *err)
+{
+    const char *equals = strchr(text, '=');
+    if (equals == NULL)
+        return nb_fail(err, NB_USAGE, "--logit-bias: '%s' is not ID=B", text);
+    NB_TRY(read_id("logit-bias", text, (size_t)(equals - text), &out->id, err));
+    json_t *v;
+    const nb_status s = nb_json_parse(&v, equals + 1, strlen(equals + 1), err);
+    const bool good = s == NB_OK && json_is_number(v);
+    if (good)
+        out->value = json_number_value(v);
+    json_decref(v);
+    return good ? NB_OK : nb_fail(err, NB_USAGE, "--logit-bias: '%s' is not a number", equals + 1);
+}
+
+static nb_status read_biases(nb_answering *a, nb_sampling *how, nb_err *err)
+{
+    const int n = nb_args_n_values(a->args, "logit-bias");
+    NB_TRY(NB_ALLOC(&a->bias, n, err));
+    for (int i = 0; i < n; i++)
+        NB_TRY(read_bias(nb_args_value(a->args, "logit-bias", i), &a->bias[i], err));
+    how->bias = a->bias;
+    how->n_bias = n;
+    return NB_OK;
+}
+
+static nb_status read_sampling(nb_answering *a, nb_sampling *how, nb_err *err)
 {
     const nb_args *args = a->args;
     NB_TRY(nb_sampling_read(a->o.store, how, err));
@@ -48,7 +88,8 @@ static nb_status read_sampling(const nb_answering *a, nb_sampling *how, nb_err *
                            "--top-k, --top-p and --min-p");
         how->temperature = 0;
     }
-    NB_TRY(nb_sampling_check(how, err));
+    NB_TRY(read_biases(a, how, err));
+    NB_TRY(nb_sampling_check(how, nb_tokenizer_n_tokens(a->o.tokenizer), err));
     how->seed = (uint64_t)nb_args_int(args, "seed");
     if (how->temperature > 0 && !nb_args_given(args, "seed"))
         NB_TRY(draw_seed(&how->seed, err));
@@ -115,6 +156,36 @@ static bool on_text(void *context, const char *text, size_t len)
 
 /* ---- opening ---- */
 
+/* What ends the answer, and what is told of it. */
+static nb_status read_ends(nb_answering *a, nb_generate_options *o, nb_err *err)
+{
+    const nb_args *args = a->args;
+    o->n_stops = nb_args_n_values(args, "stop");
+    o->n_stop_ids = nb_args_n_values(args, "stop-id");
+    if (o->n_stops > NB_MAX_STOPS || o->n_stop_ids > NB_MAX_STOPS)
+        return nb_fail(err, NB_USAGE, "--stop%s may be given %d times",
+                       o->n_stops > NB_MAX_STOPS ? "" : "-id", NB_MAX_STOPS);
+    for (int i = 0; i < o->n_stops; i++)
+        a->stops[i] = nb_args_value(args, "stop", i);
+    for (int i = 0; i < o->n_stop_ids; i++) {
+        const char *text = nb_args_value(args, "stop-id", i);
+        NB_TRY(read_id("stop-id", text, strlen(text), &a->stop_ids[i], err));
+    }
+    o->stops = a->stops;
+    o->stop_ids = a->stop_ids;
+    o->max_tokens = nb_args_int(args, "max-tokens");
+    o->min_tokens = nb_args_int(args, "min-tokens");
+    if (o->max_tokens > 0 && o->min_tokens > o->max_tokens)
+        return nb_fail(err, NB_USAGE, "--min-tokens %lld is more than --max-tokens %lld",
+                       (long long)o->min_tokens, (long long)o->max_tokens);
+    o->ignore_eos = nb_args_flag(args, "ignore-eos");
+    o->logprobs = nb_args_given(args, "logprobs");
+    o->n_top = (int)nb_args_int(args, "logprobs");
+    if (o->logprobs && !a->out->json)
+        return nb_fail(err, NB_USAGE, "--logprobs is printed with --json only");
+    return NB_OK;
+}
+
 nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, nb_err *err)
 {
     a->args = args;
@@ -124,13 +195,7 @@ nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, n
     a->policy = strcmp(nb_args_text(args, "ctx-policy"), "stop") == 0 ? NB_CTX_STOP
                                                                       : NB_CTX_DROP_OLDEST_TURN;
     nb_generate_options *o = &a->options;
-    o->n_stops = nb_args_n_values(args, "stop");
-    if (o->n_stops > NB_MAX_STOPS)
-        return nb_fail(err, NB_USAGE, "--stop may be given %d times", NB_MAX_STOPS);
-    for (int i = 0; i < o->n_stops; i++)
-        a->stops[i] = nb_args_value(args, "stop", i);
-    o->stops = a->stops;
-    o->max_tokens = nb_args_int(args, "max-tokens");
+    NB_TRY(read_ends(a, o, err));
     o->hash_logits = out->json;
     o->on_text = on_text;
     o->context = a;
@@ -169,6 +234,7 @@ void nb_answering_close(nb_answering *a)
     nb_generator_free(&a->generator);
     nb_opened_close(&a->o);
     nb_runtime_close(&a->rt);
+    nb_free(a->bias);
 }
 
 /* ---- the account ---- */
@@ -223,6 +289,30 @@ static json_t *json_rate(int64_t n, double seconds)
     return n > 0 && seconds > 0 ? json_real(rate(n, seconds)) : json_null();
 }
 
+/* Of each token: its logprob and the likeliest in its place. JSON knows no infinity: -9999 stands
+ * for it, as in vLLM. */
+static json_t *json_logprobs(const nb_generation *r, int n_top)
+{
+    json_t *rows = json_array();
+    for (int64_t i = 0; i < r->n_tokens; i++) {
+        const nb_logprob *row = r->logprobs + i * (1 + n_top);
+        json_t *top = json_array(), *of_it = NULL;
+        for (int k = 0; k <= n_top; k++) {
+            if (row[k].id < 0)
+                break;
+            const double v = row[k].logprob < -9999 ? -9999 : (double)row[k].logprob;
+            json_t *t = json_pack("{s:i, s:f}", "id", row[k].id, "logprob", v);
+            if (k == 0)
+                of_it = t;
+            else
+                json_array_append_new(top, t);
+        }
+        json_object_set_new(of_it, "top", top);
+        json_array_append_new(rows, of_it);
+    }
+    return rows;
+}
+
 json_t *nb_answering_json(const nb_answering *a, const nb_generation *r, int64_t n_dropped)
 {
     const nb_sampling *how = &a->options.sampling;
@@ -242,5 +332,7 @@ json_t *nb_answering_json(const nb_answering *a, const nb_generation *r, int64_t
         nb_args_text(a->args, "kv"), "isa", nb_isa_name(a->rt.kernels.isa), "threads",
         nb_pool_n_threads(a->rt.pool), "ctx", (json_int_t)a->generator.setup.n_ctx, "dropped_turns",
         (json_int_t)n_dropped);
+    if (a->options.logprobs)
+        json_object_set_new(j, "logprobs", json_logprobs(r, a->options.n_top));
     return j;
 }

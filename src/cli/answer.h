@@ -66,6 +66,30 @@ extern const char *const nb_ctx_policy_choices[];
          .kind = NB_OPT_TEXT,                                                                      \
          .value = "TEXT",                                                                          \
          .help = "end before this text; may be given more than once"},                             \
+        {.name = "stop-id",                                                                        \
+         .repeats = true,                                                                          \
+         .kind = NB_OPT_TEXT,                                                                      \
+         .value = "ID",                                                                            \
+         .help = "end before this token, too; may be given more than once"},                       \
+        {.name = "min-tokens",                                                                     \
+         .kind = NB_OPT_INT,                                                                       \
+         .value = "N",                                                                             \
+         .max = INT32_MAX,                                                                         \
+         .help = "nothing ends the answer before N tokens"},                                       \
+        {.name = "ignore-eos",                                                                     \
+         .kind = NB_OPT_FLAG,                                                                      \
+         .help = "go on when the model ends its answer"},                                          \
+        {.name = "logit-bias",                                                                     \
+         .repeats = true,                                                                          \
+         .kind = NB_OPT_TEXT,                                                                      \
+         .value = "ID=B",                                                                          \
+         .help = "add B (-100 to 100) to the logit of a token; may be given more than once"},      \
+        {.name = "logprobs",                                                                       \
+         .kind = NB_OPT_INT,                                                                       \
+         .value = "K",                                                                             \
+         .max = NB_MAX_LOGPROBS,                                                                   \
+         .help = "with --json: of each token, and of the K likeliest in its place, the logarithm " \
+                 "of the probability"},                                                            \
         {.name = "ctx",                                                                            \
          .kind = NB_OPT_INT,                                                                       \
          .value = "N",                                                                             \
@@ -91,6 +115,8 @@ typedef struct {
     nb_generator generator;
     nb_generate_options options;
     const char *stops[NB_MAX_STOPS];
+    int32_t stop_ids[NB_MAX_STOPS];
+    nb_logit_bias *bias;
     nb_ctx_policy policy;
     bool to_terminal; /* control characters of the text are made visible */
     bool streams;     /* text is printed as it comes */

@@ -139,6 +139,9 @@ typedef struct {
     nb_buf text, piece; /* the answer; what the last token added to it */
     nb_decoder decoder;
     nb_stoptext stops;
+    int32_t ends[2 * NB_MAX_STOPS]; /* the tokens that end the answer */
+    int n_ends;
+    nb_buf logprobs;  /* rows of 1 + n_top, one a token of the answer */
     int64_t position; /* of the next token, for its random number */
     bool begun;       /* the prompt has its final length, which is in `result` */
     bool ended;       /* the caller wants no more */
@@ -231,7 +234,7 @@ static nb_status hand_over(generation *r, nb_err *err)
 }
 
 /* The text of a new token (none for -1: the answer is over) goes through the decoder and past the
- * stop strings. */
+ * stop strings, which look at nothing before min_tokens. */
 static nb_status take_text(generation *r, int32_t id, bool *found, nb_err *err)
 {
     nb_buf decoded = {0};
@@ -239,13 +242,45 @@ static nb_status take_text(generation *r, int32_t id, bool *found, nb_err *err)
     nb_status s = nb_tokenizer_decode(r->g->setup.tokenizer, &r->decoder, &id, final ? 0 : 1,
                                       r->options->with_special, final, &decoded, err);
     *found = false;
-    if (s == NB_OK)
+    if (s == NB_OK && !final && r->made.n <= r->options->min_tokens)
+        s = nb_buf_put(&r->piece, decoded.data, decoded.len, err);
+    else if (s == NB_OK)
         s = nb_stoptext_push(&r->stops, (const char *)decoded.data, decoded.len, &r->piece, found,
                              err);
     if (s == NB_OK && final && !*found)
         s = nb_stoptext_flush(&r->stops, &r->piece, err);
     nb_buf_free(&decoded);
     return s == NB_OK ? hand_over(r, err) : s;
+}
+
+static bool ends_answer(const generation *r, int32_t id)
+{
+    for (int i = 0; i < r->n_ends; i++) {
+        if (r->ends[i] == id)
+            return true;
+    }
+    return false;
+}
+
+static nb_status pick(generation *r, int32_t *id, nb_err *err)
+{
+    nb_generator *g = r->g;
+    nb_allowed allowed = {0};
+    if (r->made.n < r->options->min_tokens)
+        allowed = (nb_allowed){.banned = r->ends, .n_banned = r->n_ends};
+    return nb_sample_among(&g->sampler, &r->options->sampling, &allowed, g->logits, r->position++,
+                           id, err);
+}
+
+/* Takes note of what the model thought of the token it is about to make. */
+static nb_status note_logprobs(generation *r, int32_t id, nb_err *err)
+{
+    if (!r->options->logprobs)
+        return NB_OK;
+    nb_logprob row[1 + NB_MAX_LOGPROBS];
+    const size_t n = 1 + (size_t)r->options->n_top;
+    nb_logprobs(&r->g->sampler, r->g->logits, id, r->options->n_top, row);
+    return nb_buf_put(&r->logprobs, row, n * sizeof *row, err);
 }
 
 /* Computes the logits and chooses from them. */
@@ -256,7 +291,7 @@ static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_err *err)
     int64_t n_fed;
     NB_TRY(catch_up(r, &n_fed, stopped, err));
     if (!*stopped) {
-        NB_TRY(nb_sample(&g->sampler, &r->options->sampling, g->logits, r->position++, id, err));
+        NB_TRY(pick(r, id, err));
         if (r->options->hash_logits)
             r->result.logits_hash ^= nb_generator_hash(g);
     }
@@ -291,14 +326,53 @@ static nb_status next(generation *r, bool *done, nb_err *err)
     if (stopped)
         return NB_OK;
     *reason = NB_STOP_EOS;
-    if (nb_tokenizer_is_stop(r->g->setup.tokenizer, id))
+    if (ends_answer(r, id)) {
+        r->result.stop_id = id;
         return NB_OK;
+    }
+    NB_TRY(note_logprobs(r, id, err));
     NB_TRY(nb_tokens_push(&r->made, id, err));
     nb_sampler_made(&r->g->sampler, id);
     NB_TRY(take_text(r, id, &found, err));
+    if (found)
+        r->result.stop_index = r->stops.found;
     *reason = found ? NB_STOP_TEXT : r->ended ? NB_STOP_CALLER : NB_STOP_MAX_TOKENS;
     *done =
         found || r->ended || (r->options->max_tokens > 0 && r->made.n >= r->options->max_tokens);
+    return NB_OK;
+}
+
+/* Gathers the tokens that end the answer: the model's own, and those of the caller. */
+static nb_status find_ends(generation *r, nb_err *err)
+{
+    const nb_generate_options *o = r->options;
+    const nb_tokenizer *t = r->g->setup.tokenizer;
+    const int64_t n_ids = r->g->sampler.n;
+    if (o->n_stop_ids < 0 || o->n_stop_ids > NB_MAX_STOPS)
+        return nb_fail(err, NB_USAGE, "%d stop_ids: there may be %d", o->n_stop_ids, NB_MAX_STOPS);
+    for (int i = 0; i < o->n_stop_ids; i++) {
+        if (o->stop_ids[i] < 0 || o->stop_ids[i] >= n_ids)
+            return nb_fail(err, NB_USAGE, "stop_ids: token id %d is outside the vocabulary of %lld",
+                           o->stop_ids[i], (long long)n_ids);
+        r->ends[r->n_ends++] = o->stop_ids[i];
+    }
+    for (int64_t id = 0; id < n_ids && !o->ignore_eos; id++) {
+        if (nb_tokenizer_is_stop(t, (int32_t)id))
+            r->ends[r->n_ends++] = (int32_t)id;
+    }
+    return NB_OK;
+}
+
+static nb_status check_options(const generation *r, nb_err *err)
+{
+    const nb_generate_options *o = r->options;
+    NB_TRY(nb_sampling_check(&o->sampling, r->g->sampler.n, err));
+    if (o->min_tokens < 0 || (o->max_tokens > 0 && o->min_tokens > o->max_tokens))
+        return nb_fail(err, NB_USAGE, "min_tokens is %lld: it must lie in [0, max_tokens]",
+                       (long long)o->min_tokens);
+    if (o->n_top < 0 || o->n_top > NB_MAX_LOGPROBS)
+        return nb_fail(err, NB_USAGE, "n_top is %d: it must lie in [0, %d]", o->n_top,
+                       NB_MAX_LOGPROBS);
     return NB_OK;
 }
 
@@ -306,7 +380,8 @@ static nb_status run(generation *r, nb_err *err)
 {
     if (r->prompt->n == 0)
         return nb_fail(err, NB_DATA, "the prompt has no tokens: there is nothing to continue");
-    NB_TRY(nb_sampling_check(&r->options->sampling, err));
+    NB_TRY(check_options(r, err));
+    NB_TRY(find_ends(r, err));
     NB_TRY(nb_stoptext_init(&r->stops, r->options->stops, r->options->n_stops, err));
     bool done = false, found;
     while (!done)
@@ -321,15 +396,18 @@ nb_status nb_generate(nb_generator *g, nb_tokens *prompt, const nb_generate_opti
 {
     generation r = {
         .g = g, .options = options, .prompt = prompt, .on_full = on_full, .full_context = context};
+    r.result.stop_id = r.result.stop_index = -1;
     const nb_status s = run(&r, err);
     nb_stoptext_free(&r.stops);
     nb_buf_free(&r.piece);
     if (s != NB_OK) {
         nb_tokens_free(&r.made);
         nb_buf_free(&r.text);
+        nb_buf_free(&r.logprobs);
         return s;
     }
     *out = r.result;
+    out->logprobs = (nb_logprob *)(void *)r.logprobs.data;
     out->tokens = r.made.ids;
     out->n_tokens = r.made.n;
     out->text = (char *)r.text.data;

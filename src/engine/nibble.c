@@ -265,7 +265,7 @@ nb_status nb_session_sample(nb_session *session, const nb_sampling *sampling, in
                             nb_err *err)
 {
     nb_generator *g = &session->generator;
-    NB_TRY(nb_sampling_check(sampling, err));
+    NB_TRY(nb_sampling_check(sampling, g->sampler.n, err));
     if (!g->has_logits)
         return nb_fail(err, NB_USAGE, "there are no logits: feed tokens first");
     nb_sampler_begin(&g->sampler, g->held.ids, g->held.n);
@@ -289,6 +289,7 @@ void nb_generation_free(nb_generation *g)
 {
     nb_free(g->tokens);
     nb_free(g->text);
+    nb_free(g->logprobs);
     *g = (nb_generation){0};
 }
 

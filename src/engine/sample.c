@@ -3,6 +3,7 @@
 
 #include "base/fpenv.h"
 #include "base/rng.h"
+#include "kernel/math.h"
 
 #include <assert.h>
 #include <math.h>
@@ -17,8 +18,26 @@ static nb_status in_range(const char *name, double v, double low, double high, n
     return nb_fail(err, NB_USAGE, "%s is %g: it must lie in [%g, %g]", name, v, low, high);
 }
 
-nb_status nb_sampling_check(const nb_sampling *how, nb_err *err)
+static nb_status check_bias(const nb_sampling *how, int64_t n_ids, nb_err *err)
 {
+    if (how->n_bias < 0 || how->n_bias > n_ids)
+        return nb_fail(err, NB_USAGE, "logit_bias has %lld entries for a vocabulary of %lld",
+                       (long long)how->n_bias, (long long)n_ids);
+    for (int64_t i = 0; i < how->n_bias; i++) {
+        const nb_logit_bias *b = &how->bias[i];
+        if (b->id < 0 || b->id >= n_ids)
+            return nb_fail(err, NB_USAGE,
+                           "logit_bias: token id %d is outside the vocabulary of %lld", b->id,
+                           (long long)n_ids);
+        if (!isfinite(b->value))
+            return nb_fail(err, NB_USAGE, "logit_bias: the value of token %d is not finite", b->id);
+    }
+    return NB_OK;
+}
+
+nb_status nb_sampling_check(const nb_sampling *how, int64_t n_ids, nb_err *err)
+{
+    NB_TRY(check_bias(how, n_ids, err));
     if (how->temperature != 0)
         NB_TRY(in_range("temperature (if not 0)", how->temperature, 1e-3, 1e3, err));
     if (how->top_k < 0)
@@ -45,7 +64,7 @@ static nb_status read_config(const json_t *config, nb_sampling *how, nb_err *err
         NB_TRY(nb_json_number(config, "top_p", false, &how->top_p, err));
         NB_TRY(nb_json_number(config, "min_p", false, &how->min_p, err));
     }
-    return nb_sampling_check(how, err);
+    return nb_sampling_check(how, 0, err);
 }
 
 nb_status nb_sampling_read(const nb_store *store, nb_sampling *out, nb_err *err)
@@ -107,6 +126,37 @@ void nb_sampler_made(nb_sampler *s, int32_t id)
 
 /* ---- the row ---- */
 
+/* What is NaN or +Inf stays, to be found: a model that computes such a thing is broken, whether or
+ * not the token may come. */
+static void exclude(float *logit)
+{
+    if (*logit < INFINITY)
+        *logit = -INFINITY;
+}
+
+static void exclude_all_but(nb_sampler *s, const nb_allowed *allowed)
+{
+    if (allowed->mask != NULL) {
+        for (int64_t i = 0; i < s->n; i++) {
+            if ((allowed->mask[i / 64] >> (i % 64) & 1) == 0)
+                exclude(&s->logit[i]);
+        }
+    }
+    for (int64_t i = 0; i < allowed->n_banned; i++) {
+        if (allowed->banned[i] >= 0 && allowed->banned[i] < s->n)
+            exclude(&s->logit[allowed->banned[i]]);
+    }
+}
+
+static void add_bias(nb_sampler *s, const nb_sampling *how)
+{
+    for (int64_t i = 0; i < how->n_bias; i++) {
+        const double v = how->bias[i].value;
+        float *logit = &s->logit[how->bias[i].id];
+        *logit = (float)((double)*logit + (v < -100 ? -100 : v > 100 ? 100 : v));
+    }
+}
+
 /* Keskar et al., arXiv:1909.05858, section 4.1, for repetition; frequency and presence as in the
  * OpenAI API. */
 static void penalize(nb_sampler *s, const nb_sampling *how)
@@ -126,11 +176,14 @@ static void penalize(nb_sampler *s, const nb_sampling *how)
     }
 }
 
-/* Copies the row, applies penalties, finds the largest logit (the lowest id on ties). */
-static nb_status take_row(nb_sampler *s, const nb_sampling *how, const float *logits, int64_t *best,
-                          nb_err *err)
+/* Copies the row; excludes, applies bias and penalties, finds the largest logit (the lowest id on
+ * ties). */
+static nb_status take_row(nb_sampler *s, const nb_sampling *how, const nb_allowed *allowed,
+                          const float *logits, int64_t *best, nb_err *err)
 {
     memcpy(s->logit, logits, (size_t)s->n * sizeof *logits);
+    exclude_all_but(s, allowed);
+    add_bias(s, how);
     penalize(s, how);
     float max = -INFINITY;
     *best = -1;
@@ -145,7 +198,8 @@ static nb_status take_row(nb_sampler *s, const nb_sampling *how, const float *lo
         }
     }
     if (*best < 0)
-        return nb_fail(err, NB_DATA, "no token has a finite logit");
+        return nb_fail(err, NB_DATA, "no token%s has a finite logit",
+                       allowed->mask != NULL || allowed->n_banned > 0 ? " that may come next" : "");
     return NB_OK;
 }
 
@@ -275,11 +329,11 @@ static int32_t draw(const nb_sampler *s, double uniform)
     return s->id[last]; /* the product above was rounded up to the whole */
 }
 
-static nb_status sample(nb_sampler *s, const nb_sampling *how, const float *logits,
-                        int64_t position, int32_t *id, nb_err *err)
+static nb_status sample(nb_sampler *s, const nb_sampling *how, const nb_allowed *allowed,
+                        const float *logits, int64_t position, int32_t *id, nb_err *err)
 {
     int64_t best;
-    NB_TRY(take_row(s, how, logits, &best, err));
+    NB_TRY(take_row(s, how, allowed, logits, &best, err));
     if (how->temperature == 0) {
         *id = (int32_t)best;
         return NB_OK;
@@ -297,12 +351,73 @@ static nb_status sample(nb_sampler *s, const nb_sampling *how, const float *logi
     return NB_OK;
 }
 
-nb_status nb_sample(nb_sampler *s, const nb_sampling *how, const float *logits, int64_t position,
-                    int32_t *id, nb_err *err)
+nb_status nb_sample_among(nb_sampler *s, const nb_sampling *how, const nb_allowed *allowed,
+                          const float *logits, int64_t position, int32_t *id, nb_err *err)
 {
     assert(position >= 0);
     const uint64_t env = nb_fpenv_enter();
-    const nb_status status = sample(s, how, logits, position, id, err);
+    const nb_status status = sample(s, how, allowed, logits, position, id, err);
     nb_fpenv_leave(env);
     return status;
+}
+
+nb_status nb_sample(nb_sampler *s, const nb_sampling *how, const float *logits, int64_t position,
+                    int32_t *id, nb_err *err)
+{
+    return nb_sample_among(s, how, &(nb_allowed){0}, logits, position, id, err);
+}
+
+/* ---- what the model thought ---- */
+
+/* Puts a token among the `n` likeliest of top[0, k), which are sorted; ids come in rising order. */
+static void insert_top(nb_logprob *top, int n, nb_logprob t)
+{
+    int at = n;
+    for (; at > 0 && top[at - 1].logprob < t.logprob; at--)
+        top[at] = top[at - 1];
+    top[at] = t;
+}
+
+/* The k largest logits, k <= s->n: a cut by radix, and then only those are sorted. */
+static void find_top(const nb_sampler *s, const float *logits, int k, nb_logprob *top)
+{
+    cut c = find_cut(logits, NULL, s->n, (double)k);
+    int n = 0;
+    for (int64_t i = 0; i < s->n && n < k; i++) {
+        const uint32_t key = order_key(logits[i]);
+        if (key < c.key || (key == c.key && c.n_equal-- <= 0))
+            continue;
+        insert_top(top, n++, (nb_logprob){(int32_t)i, logits[i]});
+    }
+}
+
+static void fill_logprobs(nb_sampler *s, const float *logits, int32_t chosen, int n_top,
+                          nb_logprob *out)
+{
+    float max = -INFINITY;
+    for (int64_t i = 0; i < s->n; i++)
+        max = logits[i] > max ? logits[i] : max;
+    for (int64_t i = 0; i < s->n; i++)
+        s->weight[i] = logits[i] - max;
+    s->kernels->exp(s->weight, s->weight, s->n);
+    double total = 0;
+    for (int64_t i = 0; i < s->n; i++)
+        total += (double)s->weight[i];
+    const int found = n_top < s->n ? n_top : (int)s->n;
+    out[0] = (nb_logprob){chosen, logits[chosen]};
+    if (found > 0)
+        find_top(s, logits, found, out + 1);
+    const double log_total = nb_log64(total);
+    for (int i = 0; i <= found; i++)
+        out[i].logprob = (float)((double)out[i].logprob - (double)max - log_total);
+    for (int i = found + 1; i <= n_top; i++)
+        out[i] = (nb_logprob){-1, -INFINITY};
+}
+
+void nb_logprobs(nb_sampler *s, const float *logits, int32_t chosen, int n_top, nb_logprob *out)
+{
+    assert(chosen >= 0 && chosen < s->n && n_top >= 0 && n_top <= NB_MAX_LOGPROBS);
+    const uint64_t env = nb_fpenv_enter();
+    fill_logprobs(s, logits, chosen, n_top, out);
+    nb_fpenv_leave(env);
 }

@@ -9,8 +9,9 @@
 #include "kernel/kernel.h"
 #include "store/store.h"
 
-/* NB_USAGE names the value that is out of range (see nibble.h for the ranges). */
-nb_status nb_sampling_check(const nb_sampling *how, nb_err *err);
+/* NB_USAGE names the value that is out of range (see nibble.h for the ranges). Ids must lie in
+ * [0, n_ids). */
+nb_status nb_sampling_check(const nb_sampling *how, int64_t n_ids, nb_err *err);
 
 /* What generation_config.json recommends: with do_sample its temperature, top_k, top_p, min_p (1,
  * 50, 1, 0 where it is silent, as in transformers); without, greedy; repetition_penalty in both
@@ -38,9 +39,25 @@ void nb_sampler_begin(nb_sampler *s, const int32_t *prompt, int64_t n_prompt);
 /* A token was generated. */
 void nb_sampler_made(nb_sampler *s, int32_t id);
 
-/* Chooses from logits [s->n] the token at `position`. NB_DATA for NaN or +Inf, named by id, and
- * when no logit is finite. `how` has passed nb_sampling_check. */
+/* Which tokens may come next. `{0}`: all. What may not counts as -Inf before anything else. */
+typedef struct {
+    const uint64_t *mask;  /* [(n + 63) / 64], id at bit id % 64 of word id / 64; NULL: all */
+    const int32_t *banned; /* of those, not these; ids outside [0, n) are ignored */
+    int64_t n_banned;
+} nb_allowed;
+
+/* Chooses from logits [s->n] the token at `position`, among all or those of `allowed`. NB_DATA for
+ * NaN or +Inf, named by id, also where a token may not come; and when no logit is finite. `how` has
+ * passed nb_sampling_check. */
 nb_status nb_sample(nb_sampler *s, const nb_sampling *how, const float *logits, int64_t position,
                     int32_t *id, nb_err *err);
+nb_status nb_sample_among(nb_sampler *s, const nb_sampling *how, const nb_allowed *allowed,
+                          const float *logits, int64_t position, int32_t *id, nb_err *err);
+
+/* Logarithms of the softmax of logits [s->n] as the model computed them, without bias, penalties,
+ * temperature or filters: out[0] of `chosen`, then out[1 .. n_top] of the most likely, falling,
+ * ties by the lowest id. 0 <= n_top <= NB_MAX_LOGPROBS; past s->n the entries have id -1. The
+ * logits have been sampled from without failure. */
+void nb_logprobs(nb_sampler *s, const float *logits, int32_t chosen, int n_top, nb_logprob *out);
 
 #endif

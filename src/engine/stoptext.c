@@ -90,8 +90,10 @@ nb_status nb_stoptext_push(nb_stoptext *st, const char *text, size_t len, nb_buf
             nb_stop *s = &st->stops[k];
             s->state = advance(s, s->state, text[i]);
             keep = s->state > keep ? s->state : keep;
-            if (s->state == s->len && s->len > matched)
+            if (s->state == s->len && s->len > matched) {
                 matched = s->len;
+                st->found = k;
+            }
         }
         if (matched > 0) {
             *found = true;

@@ -22,6 +22,7 @@ typedef struct {
     int n;
     nb_stop stops[NB_MAX_STOPS];
     nb_buf held;
+    int found; /* which string ended the text, once one did */
 } nb_stoptext;
 
 /* NB_USAGE for too many strings, and one that is empty, too long or not UTF-8 (generated text

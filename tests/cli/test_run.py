@@ -122,6 +122,49 @@ class Run(lib.Case):
         self.assertEqual((j["stop_reason"], j["text"]), ("stop", whole[:whole.index(stop)]))
         self.assertIn("a stop string of 0 bytes", self.fails(2, "run", self.model, "the", "--stop", ""))
 
+    def test_what_ends_an_answer(self):
+        args = ["the", "-n", "40", "--temperature", "1.5", "--seed", "9"]
+        whole = self.run_json(*args, "--ignore-eos")["tokens"]
+        self.assertEqual(len(whole), 40)
+        at = whole.index(whole[20])
+        cut = self.run_json(*args, "--ignore-eos", "--stop-id", str(whole[20]))
+        self.assertEqual((cut["tokens"], cut["stop_reason"]), (whole[:at], "eos"))
+        kept = self.run_json(*args, "--ignore-eos", "--stop-id", str(whole[20]), "--min-tokens", "35")
+        self.assertGreaterEqual(len(kept["tokens"]), 35)
+        self.assertNotIn(whole[20], kept["tokens"][:35])
+        self.assertIn("--min-tokens 41 is more than --max-tokens 40",
+                      self.fails(2, "run", self.model, *args, "--min-tokens", "41"))
+        for bad in ("x", "-1", "1.5", "99999999999"):
+            self.assertIn("is not a token id", self.fails(2, "run", self.model, "the", "--stop-id=" + bad))
+        self.assertIn("outside the vocabulary", self.fails(2, "run", self.model, "the", "--stop-id", "99999"))
+
+    def test_logit_bias(self):
+        args = ["the", "-n", "6", "--greedy"]
+        j = self.run_json(*args, "--logit-bias", "70=100", "--logit-bias", "71=99.5e0")
+        self.assertEqual(j["tokens"], [70] * 6)
+        banned = self.run_json(*args)["tokens"][0]
+        self.assertNotIn(banned, self.run_json(*args, "--logit-bias", f"{banned}=-100")["tokens"])
+        for bad, why in (("70", "is not ID=B"), ("a=1", "is not a token id"), ("70=", "is not a number"),
+                         ("70=1,5", "is not a number"), ("9999999=1", "outside the vocabulary")):
+            self.assertIn(why, self.fails(2, "run", self.model, *args, "--logit-bias", bad))
+
+    def test_logprobs(self):
+        args = ["the", "-n", "10"]
+        plain = self.run_json(*args)
+        j = self.run_json(*args, "--logprobs", "3")
+        self.assertEqual(list(j), KEYS + ["logprobs"])
+        self.assertEqual((j["tokens"], j["logits_hash"]), (plain["tokens"], plain["logits_hash"]))
+        for token, row in zip(j["tokens"], j["logprobs"], strict=True):
+            self.assertEqual(row["id"], token)
+            top = [t["logprob"] for t in row["top"]]
+            self.assertEqual(len(top), 3)
+            self.assertEqual(top, sorted(top, reverse=True))
+            self.assertEqual((row["top"][0]["id"], top[0]), (token, row["logprob"]))
+            self.assertLess(top[0], 0)
+        self.assertEqual([r["top"] for r in self.run_json(*args, "--logprobs", "0")["logprobs"]], [[]] * 10)
+        self.assertIn("with --json only", self.fails(2, "run", self.model, "the", "--logprobs", "1"))
+        self.assertIn("21", self.fails(2, "run", self.model, "the", "--json", "--logprobs", "21"))
+
     def test_a_full_context_stops_with_one_line(self):
         for policy, extra in (("stop", ""), ("drop-oldest-turn", "no older turn to forget")):
             done = lib.nibble("run", self.model, "the station", "-n", "0", "--ctx", "40", "--quiet",

@@ -29,7 +29,7 @@ static int32_t must_sample(nb_sampler *s, const nb_sampling *how, const float *l
 {
     nb_err err = {0};
     int32_t id = -1;
-    assert_int_equal(nb_sampling_check(how, &err), NB_OK);
+    assert_int_equal(nb_sampling_check(how, s->n, &err), NB_OK);
     assert_int_equal(nb_sample(s, how, logits, position, &id, &err), NB_OK);
     assert_in_range(id, 0, s->n - 1);
     return id;
@@ -378,7 +378,7 @@ static void options_out_of_range_are_refused(void **state)
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         nb_err err = {0};
-        assert_int_equal(nb_sampling_check(&bad[i], &err), NB_USAGE);
+        assert_int_equal(nb_sampling_check(&bad[i], 8, &err), NB_USAGE);
         assert_true(err.text[0] != 0);
     }
 }
