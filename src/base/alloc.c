@@ -87,3 +87,34 @@ void nb_free(void *p)
     else
         free(h->base);
 }
+
+nb_status nb_arrays_alloc(const nb_array *list, int n, nb_err *err)
+{
+    for (int i = 0; i < n; i++) {
+        const nb_array *a = &list[i];
+        if (nb_alloc(a->out, (size_t)a->count, a->size, err) != NB_OK) {
+            nb_arrays_free(list, i);
+            return err->status;
+        }
+    }
+    return NB_OK;
+}
+
+void nb_arrays_free(const nb_array *list, int n)
+{
+    for (int i = 0; i < n; i++) {
+        nb_free(*list[i].out);
+        *list[i].out = NULL;
+    }
+}
+
+size_t nb_arrays_bytes(const nb_array *list, int n)
+{
+    size_t total = 0, bytes;
+    for (int i = 0; i < n; i++) {
+        if (!nb_mul_size((size_t)list[i].count, list[i].size, &bytes) ||
+            !nb_add_size(total, bytes, &total))
+            return SIZE_MAX;
+    }
+    return total;
+}

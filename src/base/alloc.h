@@ -35,6 +35,23 @@ nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err);
 /* Frees what nb_alloc gave; NULL is fine. */
 void nb_free(void *p);
 
+/* Arrays that are allocated and freed together, and whose bytes are told before. */
+typedef struct {
+    void **out; /* NULL or allocated */
+    int64_t count;
+    size_t size; /* of an element */
+} nb_array;
+#define NB_ARRAY(pointer, n)                                                                       \
+    {                                                                                              \
+        .out = (void **)&(pointer), .count = (n), .size = sizeof *(pointer)                        \
+    }
+
+/* All of them as by nb_alloc, or none. */
+nb_status nb_arrays_alloc(const nb_array *list, int n, nb_err *err);
+void nb_arrays_free(const nb_array *list, int n);
+/* SIZE_MAX when that is more than a size can say. */
+size_t nb_arrays_bytes(const nb_array *list, int n);
+
 /* Tests only: the n-th allocation from now on fails (0: none). Counts down; not thread-safe. */
 void nb_alloc_fail_at(int64_t n);
 /* Tests only: allocations made and not yet freed. */
