@@ -4,6 +4,7 @@
 #include "support/golden.h"
 #include "support/scratch.h"
 #include "support/tiny_model.h"
+#include "support/must.h"
 
 #include "base/fpenv.h"
 #include "base/rng.h"
@@ -17,12 +18,6 @@
 #define MAX_TOKENS 4200
 
 static int32_t tokens[MAX_TOKENS];
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 /* ---- models ---- */
 

@@ -5,6 +5,7 @@
  * The file is NIBBLE_MODEL, or where `nibble pull` leaves it; without it the test is skipped. */
 #include "support/golden.h"
 #include "support/real_model.h"
+#include "support/must.h"
 
 #include "base/rng.h"
 #include "eval/score.h"
@@ -16,12 +17,6 @@
 static nb_pool *pools[4]; /* by their number of threads */
 static nb_store *store;
 static nb_model models[3]; /* by mode: f, i8, i16 */
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 /* ---- logits ---- */
 

@@ -7,16 +7,11 @@
 #include "eval/verify.h"
 #include "support/scratch.h"
 #include "support/tiny_model.h"
+#include "support/must.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 typedef struct {
     nb_pool *pool;

@@ -3,38 +3,11 @@
  * without tails; and planted faults through the same checks. */
 #include "support/golden.h"
 #include "support/check.h"
-#include "isas.h"
+#include "kernel/machines.h"
 #include "kernel/matmul.h"
 
 #include <math.h>
 #include <string.h>
-
-enum { MAX_THREADS = 3 };
-
-/* All tables of this machine, the scalar one first, and a pool of each size. */
-static nb_kernels tables[1 + N_ISA_MASKS];
-static int n_tables;
-static nb_pool *pools[MAX_THREADS];
-
-static int setup(void **state)
-{
-    (void)state;
-    nb_err err;
-    nb_kernels_init(&tables[0], 0);
-    n_tables = 1 + isa_tables(tables + 1);
-    for (int t = 0; t < MAX_THREADS; t++)
-        if (nb_pool_open(&pools[t], t + 1, &err) != NB_OK)
-            return -1;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    for (int t = 0; t < MAX_THREADS; t++)
-        nb_pool_close(pools[t]);
-    return 0;
-}
 
 static double *doubles(int64_t n)
 {

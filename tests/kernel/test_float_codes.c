@@ -4,26 +4,11 @@
 #include "numeric/mat.h"
 
 #include "kernel/gemm.h"
+#include "kernel/pooled.h"
 
 #include <stdio.h>
 
 enum { MAX_ROWS = 40, MAX_COLS = 576, MAX_TOK = 17 };
-
-static nb_pool *pool;
-
-static int open_pool(void **state)
-{
-    (void)state;
-    nb_err err;
-    return nb_pool_open(&pool, 2, &err) == NB_OK ? 0 : -1;
-}
-
-static int close_pool(void **state)
-{
-    (void)state;
-    nb_pool_close(pool);
-    return 0;
-}
 
 /* Every byte is a code, NaN and infinity left out unless wanted: of FP8 they are the largest. */
 static nb_mat random_mat(const nb_format *fmt, int64_t n_rows, int64_t n_cols, int64_t group_size,

@@ -4,26 +4,11 @@
 #include "numeric/mat.h"
 
 #include "kernel/gemm.h"
+#include "kernel/pooled.h"
 
 #include <stdio.h>
 
 enum { ROWS = 35, COLS = 512, MAX_TOK = 17 };
-
-static nb_pool *pool;
-
-static int open_pool(void **state)
-{
-    (void)state;
-    nb_err err;
-    return nb_pool_open(&pool, 2, &err) == NB_OK ? 0 : -1;
-}
-
-static int close_pool(void **state)
-{
-    (void)state;
-    nb_pool_close(pool);
-    return 0;
-}
 
 /* Any codes, with f16 parameters between 2^-9 and 2^-7. K-quants multiply theirs by up to 127. */
 static nb_mat random_blocks(const nb_format *f, uint64_t stream)

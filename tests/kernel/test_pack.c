@@ -3,30 +3,10 @@
 #include "numeric/mat.h"
 
 #include "kernel/gemm.h"
+#include "kernel/pooled.h"
+#include "support/must.h"
 
 #include <stdio.h>
-
-static nb_pool *pool;
-
-static int open_pool(void **state)
-{
-    (void)state;
-    nb_err err;
-    return nb_pool_open(&pool, 3, &err) == NB_OK ? 0 : -1;
-}
-
-static int close_pool(void **state)
-{
-    (void)state;
-    nb_pool_close(pool);
-    return 0;
-}
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 static nb_panels pack(const nb_mat *m)
 {

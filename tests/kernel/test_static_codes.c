@@ -3,25 +3,10 @@
 #include "numeric/mat.h"
 
 #include "kernel/gemm.h"
+#include "kernel/pooled.h"
 #include "kernel/isas.h"
 
 #include <float.h>
-
-static nb_pool *pool;
-
-static int open_pool(void **state)
-{
-    (void)state;
-    nb_err err;
-    return nb_pool_open(&pool, 3, &err) == NB_OK ? 0 : -1;
-}
-
-static int close_pool(void **state)
-{
-    (void)state;
-    nb_pool_close(pool);
-    return 0;
-}
 
 static float slow_code(float x, float scale)
 {

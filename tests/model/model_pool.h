@@ -5,14 +5,9 @@
 #include "model/forward.h"
 #include "support/golden.h"
 #include "support/scratch.h"
+#include "support/must.h"
 
 static nb_pool *pool;
-
-static inline void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 static inline int set_up(void **state)
 {

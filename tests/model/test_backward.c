@@ -2,6 +2,7 @@
  * against differences of a forward pass in binary64 written here; and both against themselves in
  * every way they may be run. */
 #include "support/golden.h"
+#include "support/must.h"
 
 #include "base/rng.h"
 #include "kernel/math.h"
@@ -11,12 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 /* ---- a random block ---- */
 

@@ -2,6 +2,7 @@
 #include "support/amx_emulator.h"
 #include "support/golden.h"
 #include "support/scratch.h"
+#include "support/must.h"
 
 #include "model/forward.h"
 
@@ -14,12 +15,6 @@ static const char *const names[] = {"llama",        "llama_bias", "llama3_rope",
                                     "llama_linear", "smollm",     "mistral",
                                     "qwen2",        "qwen2_yarn", "qwen3"};
 #define N_NAMES (sizeof names / sizeof *names)
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 typedef struct {
     nb_store *store;

@@ -1,6 +1,7 @@
 /* The paged KV cache: no page is lost, none belongs to two sequences, whatever happens in whatever
  * order. */
 #include "support/golden.h"
+#include "support/must.h"
 
 #include "base/rng.h"
 #include "model/kv.h"
@@ -10,12 +11,6 @@
 #include <string.h>
 
 static const nb_config config = {.n_layers = 3, .n_kv_heads = 2, .head_dim = 16};
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 /* Every page is in the stack or in one table, once. */
 static void check_pages(const nb_kv_pool *pool, const nb_kv_seq *seqs, int64_t n_seqs)

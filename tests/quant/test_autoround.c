@@ -1,6 +1,7 @@
 /* Learned rounding of a block: that it learns, that what it stores is what it measured, that its
  * bits depend on the problem only, and that poor data ends well. */
 #include "support/golden.h"
+#include "support/must.h"
 
 #include "base/rng.h"
 #include "numeric/minifloat.h"
@@ -11,12 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 static float uniform(uint64_t stream, int64_t i)
 {

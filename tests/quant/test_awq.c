@@ -2,7 +2,7 @@
  * it is for (a planted outlier), and inputs with which nothing can be done. */
 #include "support/golden.h"
 
-#include "../kernel/isas.h"
+#include "kernel/machines.h"
 #include "quant/awq_clip.h"
 #include "quant/room.h"
 #include "toy_block.h"
@@ -11,30 +11,7 @@
 
 extern const nb_transform nb_transform_awq;
 
-static nb_kernels tables[1 + N_ISA_MASKS];
-static int n_tables;
-static nb_pool *pools[3];
 static nb_err err;
-
-static int setup(void **state)
-{
-    (void)state;
-    nb_kernels_init(&tables[0], 0);
-    n_tables = 1 + isa_tables(tables + 1);
-    for (int t = 0; t < 3; t++) {
-        if (nb_pool_open(&pools[t], t + 1, &err) != NB_OK)
-            return -1;
-    }
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    for (int t = 0; t < 3; t++)
-        nb_pool_close(pools[t]);
-    return 0;
-}
 
 static nb_algebra algebra(int threads, int table)
 {

@@ -8,15 +8,10 @@
 #include "support/check.h"
 #include "support/scratch.h"
 #include "support/tiny_model.h"
+#include "support/must.h"
 #include "true_model.h"
 
 #define LABELS 0x6775696465
-
-static void must(nb_status s, const nb_err *err)
-{
-    if (s != NB_OK)
-        fail_msg("%s: %s", nb_status_name(s), err->text);
-}
 
 /* ---- a guide and all that it needs ---- */
 

@@ -3,7 +3,7 @@
  * and 1 to 3 threads; and against what they mean, within derived bounds. */
 #include "support/golden.h"
 #include "support/check.h"
-#include "../kernel/isas.h"
+#include "kernel/machines.h"
 #include "quant/hessian.h"
 
 #include <float.h>
@@ -11,31 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_THREADS = 3, MAX_TABLES = 1 + N_ISA_MASKS };
-
-static nb_kernels tables[MAX_TABLES];
-static int n_tables;
-static nb_pool *pools[MAX_THREADS];
 static nb_err err;
-
-static int setup(void **state)
-{
-    (void)state;
-    nb_kernels_init(&tables[0], 0);
-    n_tables = 1 + isa_tables(tables + 1);
-    for (int t = 0; t < MAX_THREADS; t++)
-        if (nb_pool_open(&pools[t], t + 1, &err) != NB_OK)
-            return -1;
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    for (int t = 0; t < MAX_THREADS; t++)
-        nb_pool_close(pools[t]);
-    return 0;
-}
 
 /* The fastest table and two threads. */
 static nb_algebra algebra(void)

@@ -6,6 +6,7 @@
 #include "quant/room.h"
 #include "support/golden.h"
 #include "support/scratch.h"
+#include "support/st_floats.h"
 #include "support/tiny_model.h"
 
 #include <math.h>
@@ -32,29 +33,11 @@ typedef struct {
  * and the others are lost to few bits. */
 static void plant(const char *folder, const char *tensor, float factor)
 {
-    char path[512];
-    uint64_t n_header;
-    snprintf(path, sizeof path, "%s/model.safetensors", folder);
-    FILE *f = fopen(path, "r+b");
-    assert_non_null(f);
-    assert_int_equal(fread(&n_header, sizeof n_header, 1, f), 1);
-    char *header = malloc(n_header);
-    assert_int_equal(fread(header, 1, n_header, f), n_header);
-    json_t *j = json_loadb(header, n_header, 0, NULL);
-    const json_t *at = golden_get(golden_get(j, tensor), "data_offsets");
-    const long begin = (long)json_integer_value(json_array_get(at, 0));
-    const long end = (long)json_integer_value(json_array_get(at, 1));
-    const size_t n = (size_t)(end - begin) / sizeof(float);
-    float *x = malloc(n * sizeof *x);
-    assert_int_equal(fseek(f, (long)(8 + n_header) + begin, SEEK_SET), 0);
-    assert_int_equal(fread(x, sizeof *x, n, f), n);
+    size_t n;
+    float *x = st_floats_read(folder, tensor, &n);
     for (size_t i = 0; i < n; i += 32)
         x[i] *= factor;
-    assert_int_equal(fseek(f, (long)(8 + n_header) + begin, SEEK_SET), 0);
-    assert_int_equal(fwrite(x, sizeof *x, n, f), n);
-    assert_int_equal(fclose(f), 0);
-    json_decref(j);
-    free(header);
+    st_floats_write(folder, tensor, x, n);
     free(x);
 }
 

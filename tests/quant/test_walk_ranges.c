@@ -3,8 +3,6 @@
 #include "walking.h"
 
 #include "model/forward.h"
-#include "quant/rewrite.h"
-#include "quant/wrapping.h"
 
 #include <math.h>
 
@@ -136,25 +134,6 @@ static float scale_by_observer(const checking *c, const inputs *in, int layer, i
     nb_range_scale(nb_observer_range(&o, c->observing.kind, c->codes, c->observing.percentile),
                    c->codes, &scale, &zero);
     return scale;
-}
-
-static void write_model(nb_store *store, const nb_plan *plan, const nb_workdir *dir,
-                        const nb_walk_result *result, nb_pool *pool, const char *path)
-{
-    nb_err err = {0};
-    nb_wrapping wrapping = {0};
-    nb_sink *sink;
-    nb_method method;
-    nb_rewrite_result sums;
-    for (int64_t i = 0; i < plan->n; i++)
-        plan->weights[i].act.scale = result->act_scale[i];
-    assert_int_equal(nb_method_parse(&method, "rtn", &err), NB_OK);
-    const nb_rewrite_options options = {.method = &method, .made = result->made, .dir = dir};
-    assert_int_equal(nb_wrapping_make(&wrapping, store, plan, &err), NB_OK);
-    assert_int_equal(nb_wrapping_open_sink(&sink, &wrapping, plan, path, true, &err), NB_OK);
-    assert_int_equal(nb_rewrite(store, plan, sink, pool, &options, &sums, &err), NB_OK);
-    assert_int_equal(nb_sink_commit(sink, &err), NB_OK);
-    nb_wrapping_free(&wrapping);
 }
 
 static void check(void *context, nb_store *store, const nb_plan *plan, const nb_workdir *dir,

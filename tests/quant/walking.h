@@ -4,8 +4,10 @@
 #define NB_TESTS_WALKING_H
 
 #include "base/rng.h"
+#include "quant/rewrite.h"
 #include "quant/room.h"
 #include "quant/walk.h"
+#include "quant/wrapping.h"
 #include "support/golden.h"
 #include "support/scratch.h"
 #include "support/tiny_model.h"
@@ -221,6 +223,26 @@ static inline walk_outcome walk_well(const walk_world *w, const walk_how *how)
     assert_int_equal(o.status, NB_OK);
     assert_true(o.n_made > 0);
     return o;
+}
+
+/* A model of what a walk has made. */
+static inline void write_model(nb_store *store, const nb_plan *plan, const nb_workdir *dir,
+                               const nb_walk_result *result, nb_pool *pool, const char *path)
+{
+    nb_err err = {0};
+    nb_wrapping wrapping = {0};
+    nb_sink *sink;
+    nb_method method;
+    nb_rewrite_result sums;
+    for (int64_t i = 0; i < plan->n; i++)
+        plan->weights[i].act.scale = result->act_scale[i];
+    assert_int_equal(nb_method_parse(&method, "rtn", &err), NB_OK);
+    const nb_rewrite_options options = {.method = &method, .made = result->made, .dir = dir};
+    assert_int_equal(nb_wrapping_make(&wrapping, store, plan, &err), NB_OK);
+    assert_int_equal(nb_wrapping_open_sink(&sink, &wrapping, plan, path, true, &err), NB_OK);
+    assert_int_equal(nb_rewrite(store, plan, sink, pool, &options, &sums, &err), NB_OK);
+    assert_int_equal(nb_sink_commit(sink, &err), NB_OK);
+    nb_wrapping_free(&wrapping);
 }
 
 #endif
