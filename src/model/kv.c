@@ -20,13 +20,18 @@ static size_t half_layer_bytes(const nb_config *c, nb_kv_format cell)
     return (size_t)c->n_kv_heads * nb_kv_head_bytes(cell, (int)c->head_dim);
 }
 
+size_t nb_kv_page_bytes(const nb_config *c, nb_kv_format cell)
+{
+    return 2 * (size_t)c->n_layers * half_layer_bytes(c, cell);
+}
+
 nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_kv_format cell, int64_t n_pages,
                           nb_err *err)
 {
     *pool = (nb_kv_pool){.config = c, .cell = cell, .n_pages = n_pages, .n_free = n_pages};
     if (n_pages > INT32_MAX)
         return nb_fail(err, NB_LIMIT, "a KV cache of %lld pages", (long long)n_pages);
-    pool->page_bytes = 2 * (size_t)c->n_layers * half_layer_bytes(c, cell);
+    pool->page_bytes = nb_kv_page_bytes(c, cell);
     nb_status s = nb_alloc((void **)&pool->arena, (size_t)n_pages, pool->page_bytes, err);
     if (s == NB_OK)
         s = NB_ALLOC(&pool->free_pages, n_pages, err);

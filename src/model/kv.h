@@ -18,6 +18,9 @@ typedef struct {
     int32_t *free_pages; /* a stack */
 } nb_kv_pool;
 
+/* Bytes of a page: keys and values of NB_KV_PAGE positions in all layers. */
+size_t nb_kv_page_bytes(const nb_config *c, nb_kv_format cell);
+
 /* Room for n_pages pages; memory becomes resident as pages are used. */
 nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_kv_format cell, int64_t n_pages,
                           nb_err *err);

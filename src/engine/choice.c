@@ -1,0 +1,160 @@
+/* See choice.h. */
+#include "engine/choice.h"
+
+#include <assert.h>
+#include <string.h>
+
+/* ---- what all share ---- */
+
+static nb_status check(const nb_generate_options *o, int64_t n_ids, nb_err *err)
+{
+    NB_TRY(nb_sampling_check(&o->sampling, n_ids, err));
+    if (o->min_tokens < 0 || (o->max_tokens > 0 && o->min_tokens > o->max_tokens))
+        return nb_fail(err, NB_USAGE, "min_tokens is %lld: it must lie in [0, max_tokens]",
+                       (long long)o->min_tokens);
+    if (o->n_top < 0 || o->n_top > NB_MAX_LOGPROBS)
+        return nb_fail(err, NB_USAGE, "n_top is %d: it must lie in [0, %d]", o->n_top,
+                       NB_MAX_LOGPROBS);
+    if (o->n_stop_ids < 0 || o->n_stop_ids > NB_MAX_STOPS)
+        return nb_fail(err, NB_USAGE, "%d stop_ids: there may be %d", o->n_stop_ids, NB_MAX_STOPS);
+    for (int i = 0; i < o->n_stop_ids; i++) {
+        if (o->stop_ids[i] < 0 || o->stop_ids[i] >= n_ids)
+            return nb_fail(err, NB_USAGE, "stop_ids: token id %d is outside the vocabulary of %lld",
+                           o->stop_ids[i], (long long)n_ids);
+    }
+    return NB_OK;
+}
+
+nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *o, const nb_tokenizer *t,
+                           int64_t n_ids, nb_err *err)
+{
+    *c = (nb_choosing){.options = o, .tokenizer = t, .n_ids = n_ids};
+    NB_TRY(check(o, n_ids, err));
+    const double r = o->sampling.repetition_penalty;
+    c->penalizes = (r != 0 && r != 1) || o->sampling.frequency_penalty != 0 ||
+                   o->sampling.presence_penalty != 0;
+    int64_t n = o->n_stop_ids;
+    for (int64_t id = 0; id < n_ids && !o->ignore_eos; id++)
+        n += nb_tokenizer_is_stop(t, (int32_t)id);
+    NB_TRY(NB_ALLOC(&c->ends, n, err));
+    for (int i = 0; i < o->n_stop_ids; i++)
+        c->ends[c->n_ends++] = o->stop_ids[i];
+    for (int64_t id = 0; id < n_ids && !o->ignore_eos; id++) {
+        if (nb_tokenizer_is_stop(t, (int32_t)id))
+            c->ends[c->n_ends++] = (int32_t)id;
+    }
+    return NB_OK;
+}
+
+void nb_choosing_free(nb_choosing *c)
+{
+    nb_free(c->ends);
+    *c = (nb_choosing){0};
+}
+
+/* ---- one ---- */
+
+nb_status nb_choice_init(nb_choice *c, const nb_choosing *of, int64_t number, const int32_t *prompt,
+                         int64_t n_prompt, int64_t max_made, nb_err *err)
+{
+    *c = (nb_choice){.of = of,
+                     .sampling = of->options->sampling,
+                     .position = n_prompt,
+                     .max_made = max_made,
+                     .end_id = -1};
+    c->sampling.choice += (uint64_t)number;
+    nb_status s = nb_stoptext_init(&c->stops, of->options->stops, of->options->n_stops, err);
+    if (s == NB_OK && of->penalizes)
+        s = NB_ALLOC(&c->n_seen, of->n_ids, err);
+    if (s == NB_OK && of->penalizes)
+        s = NB_ALLOC(&c->in_prompt, of->n_ids, err);
+    for (int64_t i = 0; s == NB_OK && of->penalizes && i < n_prompt; i++) {
+        if (prompt[i] >= 0 && prompt[i] < of->n_ids)
+            c->in_prompt[prompt[i]] = 1;
+    }
+    if (s != NB_OK)
+        nb_choice_free(c);
+    return s;
+}
+
+void nb_choice_free(nb_choice *c)
+{
+    nb_stoptext_free(&c->stops);
+    nb_buf_free(&c->piece);
+    nb_free(c->n_seen);
+    nb_free(c->in_prompt);
+    *c = (nb_choice){0};
+}
+
+nb_status nb_choice_pick(const nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
+                         nb_logprob *top, nb_err *err)
+{
+    const nb_generate_options *o = c->of->options;
+    nb_sampler s = *scratch;
+    nb_allowed allowed = {0};
+    if (c->of->penalizes) {
+        s.n_made = c->n_seen;
+        s.seen = c->in_prompt;
+    }
+    if (c->n_made < o->min_tokens)
+        allowed = (nb_allowed){.banned = c->of->ends, .n_banned = c->of->n_ends};
+    NB_TRY(nb_sample_among(&s, &c->sampling, &allowed, logits, c->position, id, err));
+    if (o->logprobs)
+        nb_logprobs(&s, logits, *id, o->n_top, top);
+    return NB_OK;
+}
+
+static bool ends(const nb_choosing *of, int32_t id)
+{
+    for (int64_t i = 0; i < of->n_ends; i++) {
+        if (of->ends[i] == id)
+            return true;
+    }
+    return false;
+}
+
+/* Text through the decoder (none for -1: the answer is over) and past the stop strings, which look
+ * at nothing before min_tokens. */
+static nb_status take_text(nb_choice *c, int32_t id, nb_err *err)
+{
+    const nb_generate_options *o = c->of->options;
+    const bool final = id < 0;
+    bool found = false;
+    nb_buf decoded = {0};
+    nb_status s = nb_tokenizer_decode(c->of->tokenizer, &c->decoder, &id, final ? 0 : 1,
+                                      o->with_special, final, &decoded, err);
+    if (s == NB_OK && !final && c->n_made <= o->min_tokens)
+        s = nb_buf_put(&c->piece, decoded.data, decoded.len, err);
+    else if (s == NB_OK)
+        s = nb_stoptext_push(&c->stops, (const char *)decoded.data, decoded.len, &c->piece, &found,
+                             err);
+    if (s == NB_OK && final && !found)
+        s = nb_stoptext_flush(&c->stops, &c->piece, err);
+    nb_buf_free(&decoded);
+    if (found)
+        c->over = NB_CHOICE_STOP_TEXT;
+    return s;
+}
+
+nb_status nb_choice_take(nb_choice *c, int32_t id, nb_err *err)
+{
+    assert(c->over == NB_CHOICE_OPEN && id >= 0);
+    c->position++;
+    c->n_made++;
+    if (c->n_seen != NULL && id < c->of->n_ids)
+        c->n_seen[id]++;
+    if (ends(c->of, id)) {
+        c->over = NB_CHOICE_END_TOKEN;
+        c->end_id = id;
+    } else {
+        NB_TRY(take_text(c, id, err));
+    }
+    if (c->over == NB_CHOICE_OPEN && c->n_made >= c->max_made)
+        c->over = NB_CHOICE_FULL;
+    if (c->over == NB_CHOICE_END_TOKEN || c->over == NB_CHOICE_FULL) {
+        const nb_over over = c->over;
+        NB_TRY(take_text(c, -1, err));
+        c->over = c->over == NB_CHOICE_STOP_TEXT ? NB_CHOICE_STOP_TEXT : over;
+    }
+    return NB_OK;
+}

@@ -1,0 +1,60 @@
+/* One answer under way, fed with logits from outside: which token comes next, what its text is, and
+ * whether the answer is over. What is chosen depends on the logits, the options and the position
+ * only. */
+#ifndef NB_ENGINE_CHOICE_H
+#define NB_ENGINE_CHOICE_H
+
+#include "engine/sample.h"
+#include "engine/stoptext.h"
+#include "text/tokenizer.h"
+
+/* What all answers to one request share. */
+typedef struct {
+    const nb_generate_options *options; /* borrowed; on_text and context are not looked at */
+    const nb_tokenizer *tokenizer;      /* borrowed */
+    int64_t n_ids;                      /* of the vocabulary that can be chosen */
+    int32_t *ends;                      /* [n_ends] tokens that end an answer; owned */
+    int64_t n_ends;
+    bool penalizes; /* it matters which tokens were seen */
+} nb_choosing;
+
+/* Checks the options, whose stop strings nb_choice_init checks. NB_USAGE names the value that is
+ * out of range. */
+nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *options,
+                           const nb_tokenizer *tokenizer, int64_t n_ids, nb_err *err);
+void nb_choosing_free(nb_choosing *c);
+
+/* Why an answer is over. */
+typedef enum { NB_CHOICE_OPEN, NB_CHOICE_END_TOKEN, NB_CHOICE_STOP_TEXT, NB_CHOICE_FULL } nb_over;
+
+/* `{0}` is empty. One thread at a time. */
+typedef struct {
+    const nb_choosing *of;
+    nb_sampling sampling; /* of->options' with a choice number of its own */
+    nb_decoder decoder;
+    nb_stoptext stops;
+    nb_buf piece;     /* text that is certain since it was last emptied */
+    int64_t position; /* of the next token */
+    int64_t n_made;   /* tokens chosen, one that ended it included */
+    int64_t max_made;
+    int32_t *n_seen; /* [n_ids] what the sampler counts, and [n_ids] flags; NULL: no penalties */
+    uint8_t *in_prompt;
+    nb_over over;
+    int32_t end_id; /* the token that ended it, or -1 */
+} nb_choice;
+
+/* The answer number `number` to a prompt; max_made >= 1 tokens at most. */
+nb_status nb_choice_init(nb_choice *c, const nb_choosing *of, int64_t number, const int32_t *prompt,
+                         int64_t n_prompt, int64_t max_made, nb_err *err);
+void nb_choice_free(nb_choice *c);
+
+/* Chooses from logits [of->n_ids], with another's sampler for scratch; the choice is not changed.
+ * top [1 + n_top], where log-probabilities are wanted: see nb_logprobs. NB_DATA: the logits are
+ * none. */
+nb_status nb_choice_pick(const nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
+                         nb_logprob *top, nb_err *err);
+/* Takes the token: its text goes into `piece`, and all that is held back once the answer is over.
+ */
+nb_status nb_choice_take(nb_choice *c, int32_t id, nb_err *err);
+
+#endif

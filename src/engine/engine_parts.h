@@ -1,0 +1,99 @@
+/* Private to the engine: what its files share. */
+#ifndef NB_ENGINE_ENGINE_PARTS_H
+#define NB_ENGINE_ENGINE_PARTS_H
+
+#include "engine/choice.h"
+#include "engine/engine.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define NB_ENGINE_LOGIT_ROWS 32 /* rows whose logits are held at once */
+
+typedef struct {
+    struct nb_engine_request_state *of;
+    int64_t number;
+    nb_choice choice;
+    bool over;
+    int64_t n_cached;                          /* tokens of the prompt that were found */
+    double first_run, first_token, last_token; /* by nb_clock; 0: not yet */
+} nb_engine_choice;
+
+/* A request with copies of all that it points to. */
+typedef struct nb_engine_request_state {
+    struct nb_engine_request_state *next;
+    nb_engine_request asked;
+    uint64_t id;
+    int64_t max_new;
+    nb_choosing choosing;
+    nb_engine_choice *choices; /* [asked.n] */
+    int64_t n_open;            /* choices that are not over */
+    double submitted;
+    bool abort_asked, taken; /* under the mutex */
+    bool admitted;           /* the schedule knows it */
+    bool aborted, deaf; /* the engine's thread: to be dropped; its owner wants to hear no more */
+    void *owned[8];     /* copies */
+    int n_owned;
+} nb_engine_request_state;
+
+/* A row of the batch of logits at hand. */
+typedef struct {
+    int64_t entry;
+    int64_t prompt_at; /* the row predicts this token of a prompt whose probabilities are wanted */
+    bool chooses;
+    int32_t id;
+    nb_status status;
+    uint64_t hash;
+    nb_logprob top[1 + NB_MAX_LOGPROBS];
+} nb_engine_row;
+
+/* What others may read at any time. */
+typedef struct {
+    _Atomic int64_t n_running, n_waiting, n_preemptions, n_steps;
+    _Atomic int64_t prompt_tokens, generated_tokens, cached_tokens, queried_tokens;
+    _Atomic int64_t finished[NB_N_FINISHES];
+    _Atomic int64_t blocks_free, blocks_cached, blocks_used, slots, slots_filled;
+    _Atomic int64_t step_nanoseconds;
+} nb_engine_shown;
+
+struct nb_engine {
+    nb_engine_setup setup; /* with defaults resolved */
+    nb_engine_observer observer;
+    int64_t n_ids, max_claimed;
+    /* shared with those who submit */
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+    nb_engine_request_state *requests, **requests_end; /* in order of arrival */
+    bool any_news, stop, draining;
+    uint64_t next_id;
+    _Atomic int64_t n_claimed; /* sequences of all requests that are there */
+    nb_engine_shown stats;
+    /* the thread's own */
+    pthread_t thread;
+    nb_engine_request_state **live; /* [n_live] those of the list that it has taken note of */
+    int64_t n_live;
+    nb_sched sched;
+    nb_plan plan;
+    nb_work work;
+    nb_kv_pool kv; /* its free list is not used: blocks are the schedule's */
+    nb_kv_seq *seqs;
+    nb_step_input *inputs;
+    int64_t *first_row; /* [entries + 1] of each entry among the rows of `hidden` */
+    bool *broken;
+    nb_sched_result *results;
+    int32_t *token;
+    nb_engine_choice **entry_choice, **by_slot; /* of the request and sample in slot_* */
+    uint64_t *slot_id;
+    int32_t *slot_sample;
+    float *hidden, *logits; /* [step_tokens][d_model], [NB_ENGINE_LOGIT_ROWS][vocab_size] */
+    nb_engine_row *rows;    /* [NB_ENGINE_LOGIT_ROWS] */
+    nb_sampler *samplers;   /* [n_threads] */
+    int n_threads;
+    int64_t n_generated;
+    double step_seconds;
+};
+
+nb_status nb_engine_start(nb_engine *e, nb_err *err);
+void nb_engine_request_free(nb_engine_request_state *r);
+
+#endif
