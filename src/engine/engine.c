@@ -143,7 +143,7 @@ static bool take_requests(nb_engine *e, bool wait)
 
 /* ---- a step ---- */
 
-static nb_engine_choice *choice_of(nb_engine *e, const nb_plan_entry *entry)
+static nb_engine_choice *choice_of(nb_engine *e, const nb_step_entry *entry)
 {
     if (e->slot_id[entry->slot] == entry->id && e->slot_sample[entry->slot] == entry->sample)
         return e->by_slot[entry->slot];
@@ -171,7 +171,7 @@ static int64_t lay_out(nb_engine *e)
 {
     int64_t n_rows = 0;
     for (int64_t i = 0; i < e->plan.n_entries; i++) {
-        const nb_plan_entry *entry = &e->plan.entries[i];
+        const nb_step_entry *entry = &e->plan.entries[i];
         nb_kv_seq *seq = &e->seqs[i];
         const int64_t n_pages = nb_kv_pages_for(entry->start + entry->n);
         /* The schedule has seen to the table, which the model only reads. */
@@ -315,7 +315,7 @@ static void choose(nb_engine *e, int64_t n_rows)
         for (int64_t i = 0; i < n; i++) {
             while (begin + i >= e->first_row[entry + 1])
                 entry++;
-            const nb_plan_entry *at = &e->plan.entries[entry];
+            const nb_step_entry *at = &e->plan.entries[entry];
             const nb_engine_choice *c = e->entry_choice[entry];
             const int64_t from_last = e->first_row[entry + 1] - 1 - (begin + i);
             const int64_t next = at->start + at->n - from_last; /* the position that it predicts */
@@ -400,7 +400,7 @@ static void show_stats(nb_engine *e, double seconds)
 static void run_step(nb_engine *e)
 {
     const double start = nb_clock();
-    nb_plan *plan = &e->plan;
+    nb_step_plan *plan = &e->plan;
     nb_err err = {0};
     if (plan->n_entries == 0) {
         nb_sched_commit(&e->sched, plan, e->results);

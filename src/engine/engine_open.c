@@ -93,7 +93,7 @@ static nb_status take_memory(nb_engine *e, nb_err *err)
     const int64_t n = s->max_seqs;
     e->n_threads = nb_pool_n_threads(s->pool);
     NB_TRY(nb_sched_init(&e->sched, &u, err));
-    NB_TRY(nb_plan_init(&e->plan, &e->sched, err));
+    NB_TRY(nb_step_plan_init(&e->plan, &e->sched, err));
     NB_TRY(nb_work_init(&e->work, s->model, s->kernels, s->pool, s->step_tokens, err));
     NB_TRY(nb_kv_pool_init(&e->kv, c, s->kv, s->n_blocks, err));
     NB_TRY(NB_ALLOC(&e->seqs, n, err));
@@ -120,7 +120,7 @@ static void give_back(nb_engine *e)
 {
     for (int i = 0; i < e->n_threads && e->samplers != NULL; i++)
         nb_sampler_free(&e->samplers[i]);
-    nb_plan_free(&e->plan);
+    nb_step_plan_free(&e->plan);
     nb_sched_free(&e->sched);
     nb_work_free(&e->work);
     nb_kv_pool_free(&e->kv);

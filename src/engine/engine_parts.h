@@ -73,7 +73,7 @@ struct nb_engine {
     nb_engine_request_state **live; /* [n_live] those of the list that it has taken note of */
     int64_t n_live;
     nb_sched sched;
-    nb_plan plan;
+    nb_step_plan plan;
     nb_work work;
     nb_kv_pool kv; /* its free list is not used: blocks are the schedule's */
     nb_kv_seq *seqs;

@@ -271,7 +271,7 @@ bool nb_sched_abort(nb_sched *s, uint64_t id)
 
 /* ---- what a step has computed ---- */
 
-static void take_result(nb_sched *s, const nb_plan_entry *e, const nb_sched_result *r)
+static void take_result(nb_sched *s, const nb_step_entry *e, const nb_sched_result *r)
 {
     nb_seq *q = &s->seqs[e->slot];
     const int64_t guessed = r->n_tokens > 0 ? r->n_tokens - 1 : 0;
@@ -293,13 +293,13 @@ static void take_result(nb_sched *s, const nb_plan_entry *e, const nb_sched_resu
     }
 }
 
-void nb_sched_commit(nb_sched *s, const nb_plan *plan, const nb_sched_result *results)
+void nb_sched_commit(nb_sched *s, const nb_step_plan *plan, const nb_sched_result *results)
 {
     assert(s->planned && plan->n_entries == s->n_running);
     s->planned = false;
     s->counts.n_steps++;
     for (int64_t i = 0; i < plan->n_entries; i++) {
-        const nb_plan_entry *e = &plan->entries[i];
+        const nb_step_entry *e = &plan->entries[i];
         nb_seq *q = &s->seqs[e->slot];
         assert(q->state == NB_SEQ_RUNNING && q->id == e->id && q->n_kv == e->start);
         if (q->aborted) {

@@ -153,25 +153,25 @@ typedef struct {
     int64_t n_found;       /* prompt tokens that were found and not computed, for its usage */
     const int32_t *tokens; /* [n], borrowed until commit */
     const int32_t *table;  /* [ceil((start + n + n_draft) / block_len)], borrowed until commit */
-} nb_plan_entry;
+} nb_step_entry;
 
 typedef struct {
     uint64_t id;
     int32_t slot, sample;
-} nb_plan_preempted;
+} nb_step_preempted;
 
 /* What to run. First copies, in their order; then the entries. */
 typedef struct {
-    nb_plan_entry *entries;       /* [max_seqs] */
+    nb_step_entry *entries;       /* [max_seqs] */
     nb_block_copy *copies;        /* [max_seqs] */
-    nb_plan_preempted *preempted; /* [max_seqs] */
+    nb_step_preempted *preempted; /* [max_seqs] */
     int64_t n_entries, n_copies, n_preempted;
     int64_t n_tokens;   /* the sum of n */
     int64_t n_admitted; /* the last so many entries did not run in the step before */
-} nb_plan;
+} nb_step_plan;
 
-nb_status nb_plan_init(nb_plan *plan, const nb_sched *s, nb_err *err);
-void nb_plan_free(nb_plan *plan);
+nb_status nb_step_plan_init(nb_step_plan *plan, const nb_sched *s, nb_err *err);
+void nb_step_plan_free(nb_step_plan *plan);
 
 /* Positions of a sequence that take room when it generates all it may: the last token never does.
  */
@@ -187,7 +187,7 @@ static inline int64_t nb_sched_watermark(const nb_sched *s)
 }
 
 /* The next step. Without entries there is nothing to do: nobody waits. */
-void nb_sched_plan(nb_sched *s, nb_plan *plan);
+void nb_sched_plan(nb_sched *s, nb_step_plan *plan);
 
 typedef enum {
     NB_SEQ_GOES_ON,
@@ -206,6 +206,6 @@ typedef struct {
 
 /* results [plan->n_entries]. A sequence that has generated max_new is over, whatever `end` says.
  * Wrong numbers are an assert. */
-void nb_sched_commit(nb_sched *s, const nb_plan *plan, const nb_sched_result *results);
+void nb_sched_commit(nb_sched *s, const nb_step_plan *plan, const nb_sched_result *results);
 
 #endif

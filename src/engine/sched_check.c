@@ -142,7 +142,7 @@ nb_status nb_sched_check(const nb_sched *s, int64_t turn, nb_err *err)
 
 /* ---- plans ---- */
 
-static nb_status check_entry(const nb_sched *s, const nb_plan_entry *e, nb_err *err)
+static nb_status check_entry(const nb_sched *s, const nb_step_entry *e, nb_err *err)
 {
     const nb_blocks *b = &s->blocks;
     MUST(e->slot >= 0 && e->slot < s->n_slots && s->seqs[e->slot].state == NB_SEQ_RUNNING,
@@ -175,14 +175,14 @@ static nb_status check_entry(const nb_sched *s, const nb_plan_entry *e, nb_err *
     return NB_OK;
 }
 
-static nb_status check_copies(const nb_sched *s, const nb_plan *plan, nb_err *err)
+static nb_status check_copies(const nb_sched *s, const nb_step_plan *plan, nb_err *err)
 {
     const int64_t len = s->setup.blocks.block_len;
     for (int64_t i = 0; i < plan->n_copies; i++) {
         const nb_block_copy *c = &plan->copies[i];
         bool wanted = false;
         for (int64_t j = 0; j < plan->n_entries; j++) {
-            const nb_plan_entry *e = &plan->entries[j];
+            const nb_step_entry *e = &plan->entries[j];
             wanted |= e->start % len != 0 && e->table[e->start / len] == c->to;
         }
         MUST(wanted && c->from >= 0 && c->from < s->setup.blocks.n_blocks && c->from != c->to,
@@ -192,12 +192,12 @@ static nb_status check_copies(const nb_sched *s, const nb_plan *plan, nb_err *er
 }
 
 /* K14: nobody goes on who is behind somebody that was preempted. */
-static nb_status check_preempted(const nb_sched *s, const nb_plan *plan, nb_err *err)
+static nb_status check_preempted(const nb_sched *s, const nb_step_plan *plan, nb_err *err)
 {
     MUST(plan->n_preempted == 0 || plan->n_admitted == 0,
          "K14: %lld sequences are admitted in a step that preempts", (wide)plan->n_admitted);
     for (int64_t i = 0; i < plan->n_preempted; i++) {
-        const nb_plan_preempted *p = &plan->preempted[i];
+        const nb_step_preempted *p = &plan->preempted[i];
         MUST(p->slot >= 0 && p->slot < s->n_slots && s->seqs[p->slot].state == NB_SEQ_WAITING &&
                  s->seqs[p->slot].id == p->id,
              "K14: slot %d is preempted and does not wait", (int)p->slot);
@@ -211,7 +211,7 @@ static nb_status check_preempted(const nb_sched *s, const nb_plan *plan, nb_err 
 
 /* K16: nobody is overtaken by more than the policy says. Samples that wait for another of theirs
  * do not count. */
-static nb_status check_admitted(const nb_sched *s, const nb_plan *plan, nb_err *err)
+static nb_status check_admitted(const nb_sched *s, const nb_step_plan *plan, nb_err *err)
 {
     const int64_t max_blocks = nb_blocks_for(&s->blocks, s->setup.blocks.max_positions);
     const int64_t most = s->setup.policy == NB_SCHED_LPM ? max_blocks * s->setup.ageing_ms : 0;
@@ -234,7 +234,7 @@ static nb_status check_admitted(const nb_sched *s, const nb_plan *plan, nb_err *
     return NB_OK;
 }
 
-nb_status nb_plan_check(const nb_sched *s, const nb_plan *plan, nb_err *err)
+nb_status nb_step_plan_check(const nb_sched *s, const nb_step_plan *plan, nb_err *err)
 {
     int64_t n_tokens = 0, n_draft = 0;
     MUST(s->planned && plan->n_entries == s->n_running, "K11: %lld entries for %lld that run",

@@ -13,6 +13,6 @@ nb_status nb_blocks_check(const nb_blocks *b, int64_t turn, nb_err *err);
 /* The blocks, the lists and the counts, at any time. */
 nb_status nb_sched_check(const nb_sched *s, int64_t turn, nb_err *err);
 /* Between nb_sched_plan and its commit, before anything else is submitted or aborted. */
-nb_status nb_plan_check(const nb_sched *s, const nb_plan *plan, nb_err *err);
+nb_status nb_step_plan_check(const nb_sched *s, const nb_step_plan *plan, nb_err *err);
 
 #endif

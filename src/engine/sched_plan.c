@@ -4,21 +4,21 @@
 
 #include <assert.h>
 
-nb_status nb_plan_init(nb_plan *plan, const nb_sched *s, nb_err *err)
+nb_status nb_step_plan_init(nb_step_plan *plan, const nb_sched *s, nb_err *err)
 {
-    *plan = (nb_plan){0};
+    *plan = (nb_step_plan){0};
     const int64_t n = s->setup.blocks.max_seqs;
     const nb_array list[] = {NB_ARRAY(plan->entries, n), NB_ARRAY(plan->copies, n),
                              NB_ARRAY(plan->preempted, n)};
     return nb_arrays_alloc(list, 3, err);
 }
 
-void nb_plan_free(nb_plan *plan)
+void nb_step_plan_free(nb_step_plan *plan)
 {
     nb_free(plan->entries);
     nb_free(plan->copies);
     nb_free(plan->preempted);
-    *plan = (nb_plan){0};
+    *plan = (nb_step_plan){0};
 }
 
 static int64_t min64(int64_t a, int64_t b)
@@ -29,7 +29,7 @@ static int64_t min64(int64_t a, int64_t b)
 /* ---- who runs already ---- */
 
 /* Reserves what the entry writes, which must be there, and adds it to the plan. */
-static void add_entry(nb_sched *s, nb_plan *plan, int32_t slot, int64_t n)
+static void add_entry(nb_sched *s, nb_step_plan *plan, int32_t slot, int64_t n)
 {
     const nb_seq *q = &s->seqs[slot];
     nb_block_copy copy;
@@ -43,7 +43,7 @@ static void add_entry(nb_sched *s, nb_plan *plan, int32_t slot, int64_t n)
                              ? (q->n_outputs > q->n_kv ? q->n_outputs : q->n_kv)
                              : q->n_tokens - 1;
     plan->entries[plan->n_entries++] =
-        (nb_plan_entry){.slot = slot,
+        (nb_step_entry){.slot = slot,
                         .sample = q->sample,
                         .id = q->id,
                         .start = q->n_kv,
@@ -57,11 +57,11 @@ static void add_entry(nb_sched *s, nb_plan *plan, int32_t slot, int64_t n)
     plan->n_tokens += n;
 }
 
-static void preempt(nb_sched *s, nb_plan *plan, int32_t slot)
+static void preempt(nb_sched *s, nb_step_plan *plan, int32_t slot)
 {
     nb_seq *q = &s->seqs[slot];
     plan->preempted[plan->n_preempted++] =
-        (nb_plan_preempted){.id = q->id, .slot = slot, .sample = q->sample};
+        (nb_step_preempted){.id = q->id, .slot = slot, .sample = q->sample};
     s->counts.n_preemptions++;
     nb_sched_stop(s, slot);
     q->state = NB_SEQ_WAITING;
@@ -71,7 +71,7 @@ static void preempt(nb_sched *s, nb_plan *plan, int32_t slot)
 
 /* Every sequence that runs gets one token at least, in order, so that whom a preemption hits has
  * not been planned yet. A prompt gets what the budget leaves when all behind it have theirs. */
-static void plan_running(nb_sched *s, nb_plan *plan)
+static void plan_running(nb_sched *s, nb_step_plan *plan)
 {
     const int64_t len = s->setup.blocks.block_len;
     int64_t budget = s->setup.step_tokens;
@@ -206,7 +206,7 @@ static bool fits(const nb_sched *s, const nb_seq *q, const head_start *h, const 
            c->longest + nb_blocks_for(&s->blocks, nb_seq_longest(q)) <= s->setup.blocks.n_blocks;
 }
 
-static void admit(nb_sched *s, nb_plan *plan, int32_t slot, const head_start *h)
+static void admit(nb_sched *s, nb_step_plan *plan, int32_t slot, const head_start *h)
 {
     nb_seq *q = &s->seqs[slot];
     nb_sched_list_remove(s->waiting, &s->n_waiting, slot);
@@ -231,7 +231,7 @@ static void admit(nb_sched *s, nb_plan *plan, int32_t slot, const head_start *h)
     plan->n_admitted++;
 }
 
-static void plan_waiting(nb_sched *s, nb_plan *plan, claims *c)
+static void plan_waiting(nb_sched *s, nb_step_plan *plan, claims *c)
 {
     window w;
     const int64_t most = min64(s->setup.blocks.max_seqs, s->setup.step_tokens);
@@ -255,12 +255,12 @@ static void plan_waiting(nb_sched *s, nb_plan *plan, claims *c)
 
 /* ---- drafts ---- */
 
-static void plan_drafts(nb_sched *s, nb_plan *plan, const claims *c)
+static void plan_drafts(nb_sched *s, nb_step_plan *plan, const claims *c)
 {
     const int64_t len = s->setup.blocks.block_len;
     int64_t budget = s->setup.step_tokens - plan->n_tokens;
     for (int64_t i = 0; i < plan->n_entries && budget > 0; i++) {
-        nb_plan_entry *e = &plan->entries[i];
+        nb_step_entry *e = &plan->entries[i];
         const nb_seq *q = &s->seqs[e->slot];
         const int64_t spare = nb_blocks_available(&s->blocks) - c->promised - nb_sched_watermark(s);
         const int64_t end = e->start + e->n, table = s->blocks.n_table[q->seq];
@@ -276,7 +276,7 @@ static void plan_drafts(nb_sched *s, nb_plan *plan, const claims *c)
     }
 }
 
-void nb_sched_plan(nb_sched *s, nb_plan *plan)
+void nb_sched_plan(nb_sched *s, nb_step_plan *plan)
 {
     claims c = {0};
     assert(!s->planned);

@@ -9,7 +9,7 @@
 typedef enum { IDLE, PLANNED, DRAINED } phase;
 
 /* Breaks something; false when this world has nothing to break just now. */
-typedef bool breaks(nb_sched *s, nb_plan *plan);
+typedef bool breaks(nb_sched *s, nb_step_plan *plan);
 
 typedef struct {
     const char *message; /* what the check says begins with this */
@@ -45,7 +45,7 @@ static nb_seq *first_waiting(const nb_sched *s)
     return s->n_waiting > 0 ? &s->seqs[s->waiting[0]] : NULL;
 }
 
-static bool used_block_is_free(nb_sched *s, nb_plan *plan)
+static bool used_block_is_free(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const int32_t block = some_used(s);
@@ -55,13 +55,13 @@ static bool used_block_is_free(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool block_is_lost(nb_sched *s, nb_plan *plan)
+static bool block_is_lost(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     return s->blocks.n_free > 0 && s->blocks.n_free-- > 0;
 }
 
-static bool cached_block_is_lost(nb_sched *s, nb_plan *plan)
+static bool cached_block_is_lost(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_blocks *b = &s->blocks;
@@ -71,7 +71,7 @@ static bool cached_block_is_lost(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool cached_block_is_used(nb_sched *s, nb_plan *plan)
+static bool cached_block_is_used(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_blocks *b = &s->blocks;
@@ -84,7 +84,7 @@ static bool cached_block_is_used(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool one_reference_too_many(nb_sched *s, nb_plan *plan)
+static bool one_reference_too_many(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const int32_t block = some_used(s);
@@ -93,7 +93,7 @@ static bool one_reference_too_many(nb_sched *s, nb_plan *plan)
     return block != NB_BLOCK_NONE;
 }
 
-static bool free_block_has_a_reference(nb_sched *s, nb_plan *plan)
+static bool free_block_has_a_reference(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     if (s->blocks.n_free > 0)
@@ -101,7 +101,7 @@ static bool free_block_has_a_reference(nb_sched *s, nb_plan *plan)
     return s->blocks.n_free > 0;
 }
 
-static bool miscounted_cached(nb_sched *s, nb_plan *plan)
+static bool miscounted_cached(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     if (s->blocks.n_free + s->blocks.n_cached == s->setup.blocks.n_blocks)
@@ -110,14 +110,14 @@ static bool miscounted_cached(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool too_many_free(nb_sched *s, nb_plan *plan)
+static bool too_many_free(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     s->blocks.n_free = s->setup.blocks.n_blocks + 1;
     return true;
 }
 
-static bool free_twice(nb_sched *s, nb_plan *plan)
+static bool free_twice(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     if (s->blocks.n_free > 1)
@@ -125,7 +125,7 @@ static bool free_twice(nb_sched *s, nb_plan *plan)
     return s->blocks.n_free > 1;
 }
 
-static bool twice_in_a_table(nb_sched *s, nb_plan *plan)
+static bool twice_in_a_table(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     for (int64_t i = 0; i < s->setup.blocks.max_seqs; i++) {
@@ -138,7 +138,7 @@ static bool twice_in_a_table(nb_sched *s, nb_plan *plan)
     return false;
 }
 
-static bool table_too_long(nb_sched *s, nb_plan *plan)
+static bool table_too_long(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_blocks *b = &s->blocks;
@@ -151,7 +151,7 @@ static bool table_too_long(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool table_too_short(nb_sched *s, nb_plan *plan)
+static bool table_too_short(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const nb_seq *q = first_running(s);
@@ -161,10 +161,10 @@ static bool table_too_short(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool guess_without_room(nb_sched *s, nb_plan *plan)
+static bool guess_without_room(nb_sched *s, nb_step_plan *plan)
 {
     for (int64_t i = 0; i < plan->n_entries; i++) {
-        nb_plan_entry *e = &plan->entries[i];
+        nb_step_entry *e = &plan->entries[i];
         const int64_t end = e->start + e->n + e->n_draft;
         if (e->samples && e->n_draft < s->seqs[e->slot].max_draft && e->n_draft + 1 < e->n_left &&
             end % s->setup.blocks.block_len == 0 && plan->n_tokens + 1 <= s->setup.step_tokens) {
@@ -175,7 +175,7 @@ static bool guess_without_room(nb_sched *s, nb_plan *plan)
     return false;
 }
 
-static bool guess_past_the_end(nb_sched *s, nb_plan *plan)
+static bool guess_past_the_end(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     for (int64_t i = 0; i < plan->n_entries; i++) {
@@ -187,15 +187,15 @@ static bool guess_past_the_end(nb_sched *s, nb_plan *plan)
     return false;
 }
 
-static int32_t *written_block(const nb_sched *s, const nb_plan *plan)
+static int32_t *written_block(const nb_sched *s, const nb_step_plan *plan)
 {
-    const nb_plan_entry *e = &plan->entries[0];
+    const nb_step_entry *e = &plan->entries[0];
     return plan->n_entries == 0 ? NULL
                                 : s->blocks.tables + s->seqs[e->slot].seq * s->blocks.max_table +
                                       e->start / s->setup.blocks.block_len;
 }
 
-static bool writes_a_shared_block(nb_sched *s, nb_plan *plan)
+static bool writes_a_shared_block(nb_sched *s, nb_step_plan *plan)
 {
     const int32_t *block = written_block(s, plan);
     if (block != NULL)
@@ -203,7 +203,7 @@ static bool writes_a_shared_block(nb_sched *s, nb_plan *plan)
     return block != NULL;
 }
 
-static bool writes_an_indexed_block(nb_sched *s, nb_plan *plan)
+static bool writes_an_indexed_block(nb_sched *s, nb_step_plan *plan)
 {
     const int32_t *block = written_block(s, plan);
     if (block != NULL)
@@ -211,7 +211,7 @@ static bool writes_an_indexed_block(nb_sched *s, nb_plan *plan)
     return block != NULL;
 }
 
-static bool copies_elsewhere(nb_sched *s, nb_plan *plan)
+static bool copies_elsewhere(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     if (plan->n_copies > 0)
@@ -219,7 +219,7 @@ static bool copies_elsewhere(nb_sched *s, nb_plan *plan)
     return plan->n_copies > 0;
 }
 
-static bool indexed_block_has_changed(nb_sched *s, nb_plan *plan)
+static bool indexed_block_has_changed(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const int32_t block = some_child(s);
@@ -228,7 +228,7 @@ static bool indexed_block_has_changed(nb_sched *s, nb_plan *plan)
     return block != NB_BLOCK_NONE;
 }
 
-static bool first_block_has_changed(nb_sched *s, nb_plan *plan)
+static bool first_block_has_changed(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const nb_seq *q = first_running(s);
@@ -243,7 +243,7 @@ static bool first_block_has_changed(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool tokens_of_a_sequence_have_changed(nb_sched *s, nb_plan *plan)
+static bool tokens_of_a_sequence_have_changed(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const nb_seq *q = first_running(s);
@@ -253,7 +253,7 @@ static bool tokens_of_a_sequence_have_changed(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool full_block_is_not_indexed(nb_sched *s, nb_plan *plan)
+static bool full_block_is_not_indexed(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const nb_seq *q = first_running(s);
@@ -263,7 +263,7 @@ static bool full_block_is_not_indexed(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool free_block_can_be_found(nb_sched *s, nb_plan *plan)
+static bool free_block_can_be_found(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     if (s->blocks.n_free > 0)
@@ -271,7 +271,7 @@ static bool free_block_can_be_found(nb_sched *s, nb_plan *plan)
     return s->blocks.n_free > 0;
 }
 
-static bool indexed_block_cannot_be_found(nb_sched *s, nb_plan *plan)
+static bool indexed_block_cannot_be_found(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     for (int64_t i = 0; i < s->blocks.n_buckets; i++) {
@@ -283,7 +283,7 @@ static bool indexed_block_cannot_be_found(nb_sched *s, nb_plan *plan)
     return false;
 }
 
-static bool bucket_goes_round(nb_sched *s, nb_plan *plan)
+static bool bucket_goes_round(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     for (int64_t i = 0; i < s->blocks.n_buckets; i++) {
@@ -296,7 +296,7 @@ static bool bucket_goes_round(nb_sched *s, nb_plan *plan)
     return false;
 }
 
-static bool parent_is_evicted_first(nb_sched *s, nb_plan *plan)
+static bool parent_is_evicted_first(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_blocks *b = &s->blocks;
@@ -316,7 +316,7 @@ static bool parent_is_evicted_first(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool table_outlives_its_sequence(nb_sched *s, nb_plan *plan)
+static bool table_outlives_its_sequence(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_blocks *b = &s->blocks;
@@ -329,7 +329,7 @@ static bool table_outlives_its_sequence(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool aborted_sequence_stays(nb_sched *s, nb_plan *plan)
+static bool aborted_sequence_stays(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = s->n_running > 0 ? first_running(s) : first_waiting(s);
@@ -338,7 +338,7 @@ static bool aborted_sequence_stays(nb_sched *s, nb_plan *plan)
     return q != NULL;
 }
 
-static bool waiting_sequence_holds_blocks(nb_sched *s, nb_plan *plan)
+static bool waiting_sequence_holds_blocks(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = first_waiting(s);
@@ -347,13 +347,13 @@ static bool waiting_sequence_holds_blocks(nb_sched *s, nb_plan *plan)
     return q != NULL;
 }
 
-static bool entry_is_left_out(nb_sched *s, nb_plan *plan)
+static bool entry_is_left_out(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     return plan->n_entries > 0 && plan->n_entries-- > 0;
 }
 
-static bool entry_runs_nothing(nb_sched *s, nb_plan *plan)
+static bool entry_runs_nothing(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     if (plan->n_entries > 0)
@@ -361,7 +361,7 @@ static bool entry_runs_nothing(nb_sched *s, nb_plan *plan)
     return plan->n_entries > 0;
 }
 
-static bool entry_is_there_twice(nb_sched *s, nb_plan *plan)
+static bool entry_is_there_twice(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     if (plan->n_entries > 1)
@@ -369,7 +369,7 @@ static bool entry_is_there_twice(nb_sched *s, nb_plan *plan)
     return plan->n_entries > 1;
 }
 
-static bool step_over_budget(nb_sched *s, nb_plan *plan)
+static bool step_over_budget(nb_sched *s, nb_step_plan *plan)
 {
     if (plan->n_tokens < 1)
         return false;
@@ -377,7 +377,7 @@ static bool step_over_budget(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool more_run_than_may(nb_sched *s, nb_plan *plan)
+static bool more_run_than_may(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     if (s->n_running < 2)
@@ -386,7 +386,7 @@ static bool more_run_than_may(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool entry_points_elsewhere(nb_sched *s, nb_plan *plan)
+static bool entry_points_elsewhere(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     if (plan->n_entries > 0)
@@ -394,7 +394,7 @@ static bool entry_points_elsewhere(nb_sched *s, nb_plan *plan)
     return plan->n_entries > 0;
 }
 
-static bool earlier_one_is_preempted(nb_sched *s, nb_plan *plan)
+static bool earlier_one_is_preempted(nb_sched *s, nb_step_plan *plan)
 {
     if (plan->n_preempted == 0)
         return false;
@@ -402,7 +402,7 @@ static bool earlier_one_is_preempted(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool preempted_one_runs(nb_sched *s, nb_plan *plan)
+static bool preempted_one_runs(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     if (plan->n_preempted == 0 || plan->n_entries == 0)
@@ -411,7 +411,7 @@ static bool preempted_one_runs(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool admits_while_preempting(nb_sched *s, nb_plan *plan)
+static bool admits_while_preempting(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     if (plan->n_preempted == 0 || plan->n_entries == 0)
@@ -420,7 +420,7 @@ static bool admits_while_preempting(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool running_out_of_order(nb_sched *s, nb_plan *plan)
+static bool running_out_of_order(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     if (s->n_running < 2)
@@ -431,7 +431,7 @@ static bool running_out_of_order(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool nobody_runs(nb_sched *s, nb_plan *plan)
+static bool nobody_runs(nb_sched *s, nb_step_plan *plan)
 {
     if (s->n_waiting == 0)
         return false;
@@ -439,7 +439,7 @@ static bool nobody_runs(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool preempted_too_often(nb_sched *s, nb_plan *plan)
+static bool preempted_too_often(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = first_waiting(s);
@@ -448,7 +448,7 @@ static bool preempted_too_often(nb_sched *s, nb_plan *plan)
     return q != NULL;
 }
 
-static bool no_room_for_the_patient(nb_sched *s, nb_plan *plan)
+static bool no_room_for_the_patient(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = first_running(s);
@@ -461,7 +461,7 @@ static bool no_room_for_the_patient(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool somebody_is_overtaken(nb_sched *s, nb_plan *plan)
+static bool somebody_is_overtaken(nb_sched *s, nb_step_plan *plan)
 {
     nb_seq *q = first_waiting(s);
     if (q == NULL || plan->n_admitted == 0 || q->n_samples > 1)
@@ -473,7 +473,7 @@ static bool somebody_is_overtaken(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool the_patient_is_overtaken(nb_sched *s, nb_plan *plan)
+static bool the_patient_is_overtaken(nb_sched *s, nb_step_plan *plan)
 {
     nb_seq *q = first_waiting(s);
     if (q == NULL || plan->n_admitted == 0 || q->n_samples > 1 ||
@@ -483,7 +483,7 @@ static bool the_patient_is_overtaken(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool token_too_few(nb_sched *s, nb_plan *plan)
+static bool token_too_few(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = first_running(s);
@@ -493,7 +493,7 @@ static bool token_too_few(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool token_too_many(nb_sched *s, nb_plan *plan)
+static bool token_too_many(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = first_waiting(s);
@@ -502,7 +502,7 @@ static bool token_too_many(nb_sched *s, nb_plan *plan)
     return q != NULL;
 }
 
-static bool slot_filled_too_many(nb_sched *s, nb_plan *plan)
+static bool slot_filled_too_many(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const int32_t block = some_used(s);
@@ -511,14 +511,14 @@ static bool slot_filled_too_many(nb_sched *s, nb_plan *plan)
     return block != NB_BLOCK_NONE;
 }
 
-static bool submitted_miscounted(nb_sched *s, nb_plan *plan)
+static bool submitted_miscounted(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     s->counts.n_submitted++;
     return true;
 }
 
-static bool output_left_out(nb_sched *s, nb_plan *plan)
+static bool output_left_out(nb_sched *s, nb_step_plan *plan)
 {
     (void)s;
     for (int64_t i = 0; i < plan->n_entries; i++) {
@@ -530,13 +530,13 @@ static bool output_left_out(nb_sched *s, nb_plan *plan)
     return false;
 }
 
-static bool slot_is_lost(nb_sched *s, nb_plan *plan)
+static bool slot_is_lost(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     return s->n_free_slots > 0 && s->n_free_slots-- > 0;
 }
 
-static bool queue_too_long(nb_sched *s, nb_plan *plan)
+static bool queue_too_long(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const nb_seq *q = first_waiting(s);
@@ -546,14 +546,14 @@ static bool queue_too_long(nb_sched *s, nb_plan *plan)
     return true;
 }
 
-static bool memory_miscounted(nb_sched *s, nb_plan *plan)
+static bool memory_miscounted(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     s->blocks.n_slots_filled++;
     return true;
 }
 
-static bool listed_in_the_wrong_state(nb_sched *s, nb_plan *plan)
+static bool listed_in_the_wrong_state(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = first_waiting(s);
@@ -562,7 +562,7 @@ static bool listed_in_the_wrong_state(nb_sched *s, nb_plan *plan)
     return q != NULL;
 }
 
-static bool runs_without_a_table(nb_sched *s, nb_plan *plan)
+static bool runs_without_a_table(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     nb_seq *q = first_running(s);
@@ -571,7 +571,7 @@ static bool runs_without_a_table(nb_sched *s, nb_plan *plan)
     return q != NULL;
 }
 
-static bool table_names_no_block(nb_sched *s, nb_plan *plan)
+static bool table_names_no_block(nb_sched *s, nb_step_plan *plan)
 {
     (void)plan;
     const nb_seq *q = first_running(s);
@@ -650,11 +650,11 @@ static bool planted_in(sim_world *w, const fault *f)
 {
     nb_err err = {0};
     nb_sched *s = sim_world_sched(w);
-    nb_plan *plan = sim_world_plan(w);
+    nb_step_plan *plan = sim_world_plan(w);
     for (int step = 0; step < 150; step++) {
         assert_int_equal(sim_world_begin(w, &err), NB_OK);
         if (f->when == PLANNED && step >= 10 && f->plant(s, plan)) {
-            must_be_found(f, nb_plan_check(s, plan, &err), &err);
+            must_be_found(f, nb_step_plan_check(s, plan, &err), &err);
             return true;
         }
         assert_int_equal(sim_world_finish(w, &err), NB_OK);

@@ -71,7 +71,7 @@ struct sim_world {
     dice dice;
     sim_fault fault;
     nb_sched sched;
-    nb_plan plan;
+    nb_step_plan plan;
     client *clients;   /* [n_slots], found by id and sample */
     uint64_t *cells;   /* [n_blocks][block_len] */
     int32_t *stale;    /* tables of the step before, by slot */
@@ -128,7 +128,7 @@ sim_world *sim_world_new(uint64_t seed, int64_t index, sim_fault fault)
     w->fault = fault;
     const nb_sched_setup setup = draw_setup(&w->dice);
     if (nb_sched_init(&w->sched, &setup, &err) != NB_OK ||
-        nb_plan_init(&w->plan, &w->sched, &err) != NB_OK)
+        nb_step_plan_init(&w->plan, &w->sched, &err) != NB_OK)
         abort();
     const int64_t n_slots = w->sched.n_slots, n_positions = setup.blocks.max_positions;
     w->clients = grab(n_slots, sizeof *w->clients);
@@ -157,7 +157,7 @@ void sim_world_free(sim_world *w)
         free(w->clients[i].tokens);
         free(w->clients[i].cells);
     }
-    nb_plan_free(&w->plan);
+    nb_step_plan_free(&w->plan);
     nb_sched_free(&w->sched);
     free(w->clients);
     free(w->cells);
@@ -174,7 +174,7 @@ nb_sched *sim_world_sched(sim_world *w)
     return &w->sched;
 }
 
-nb_plan *sim_world_plan(sim_world *w)
+nb_step_plan *sim_world_plan(sim_world *w)
 {
     return &w->plan;
 }
@@ -351,10 +351,10 @@ static nb_status traffic(sim_world *w, bool midway, nb_err *err)
 
 static void note_plan(sim_world *w)
 {
-    const nb_plan *p = &w->plan;
+    const nb_step_plan *p = &w->plan;
     uint64_t h = w->counts.hash;
     for (int64_t i = 0; i < p->n_entries; i++) {
-        const nb_plan_entry *e = &p->entries[i];
+        const nb_step_entry *e = &p->entries[i];
         h = nb_mix64(h ^ e->id) + (uint64_t)(e->start * 7 + e->n * 5 + e->n_draft * 3 + e->slot);
         h = nb_mix64(h +
                      (uint64_t)e->table[(e->start + e->n - 1) / w->sched.setup.blocks.block_len]);
@@ -374,7 +374,7 @@ nb_status sim_world_begin(sim_world *w, nb_err *err)
     NB_TRY(traffic(w, false, err));
     nb_sched_plan(&w->sched, &w->plan);
     note_plan(w);
-    NB_TRY(nb_plan_check(&w->sched, &w->plan, err));
+    NB_TRY(nb_step_plan_check(&w->sched, &w->plan, err));
     return nb_sched_check(&w->sched, w->counts.n_steps % 16, err);
 }
 
@@ -404,7 +404,7 @@ static nb_status compare_cell(sim_world *w, const client *c, const int32_t *tabl
 }
 
 /* Guesses, runs them and keeps those that the model confirms. */
-static int64_t speculate(sim_world *w, const client *c, const nb_plan_entry *e,
+static int64_t speculate(sim_world *w, const client *c, const nb_step_entry *e,
                          const int32_t *table, int32_t *answer)
 {
     int64_t p = e->start + e->n, n = 0;
@@ -430,7 +430,7 @@ static int64_t speculate(sim_world *w, const client *c, const nb_plan_entry *e,
 
 static nb_status run_entry(sim_world *w, int64_t at, nb_err *err)
 {
-    const nb_plan_entry *e = &w->plan.entries[at];
+    const nb_step_entry *e = &w->plan.entries[at];
     nb_sched_result *r = &w->results[at];
     const nb_sched *s = &w->sched;
     client *c = find_client(w, e->id, e->sample);
@@ -488,7 +488,7 @@ static nb_status run_entry(sim_world *w, int64_t at, nb_err *err)
 /* K12: each token is the one that the sequence's own tokens call for. */
 static nb_status take_tokens(sim_world *w, int64_t at, nb_err *err)
 {
-    const nb_plan_entry *e = &w->plan.entries[at];
+    const nb_step_entry *e = &w->plan.entries[at];
     const nb_sched_result *r = &w->results[at];
     client *c = find_client(w, e->id, e->sample);
     if (c == NULL)

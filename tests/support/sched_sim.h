@@ -41,7 +41,7 @@ nb_sched *sim_world_sched(sim_world *w);
  * invariant that is broken. */
 nb_status sim_world_begin(sim_world *w, nb_err *err);
 nb_status sim_world_finish(sim_world *w, nb_err *err);
-nb_plan *sim_world_plan(sim_world *w);
+nb_step_plan *sim_world_plan(sim_world *w);
 /* No more clients: steps until all is over, which must be soon; then nothing may be left. */
 nb_status sim_world_drain(sim_world *w, nb_err *err);
 
