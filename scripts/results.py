@@ -23,6 +23,8 @@ import time
 
 SIDE_BY_SIDE = 4  # models that are scored in one run
 
+# Rows make up for each other's errors by the moments of output gradients.
+GUIDED = "--method qronos --guide-outputs --calib-samples 64 --calib-len 1024"
 # name, scheme, flags beside --calib; compute mode of the evaluation
 ROWS = [
     ("RTN", "W8A16", "--method rtn", "f"),
@@ -49,10 +51,9 @@ ROWS = [
     ("IQ4_NL weighted", "IQ4_NL", "--method rtn:search", "f"),
     ("IQ4_NL GPTQ", "IQ4_NL", "--method gptq", "f"),
     ("IQ4_NL Qronos", "IQ4_NL", "--method qronos", "f"),
-    ("IQ4_NL Qronos, guided by outputs, 32 sequences", "IQ4_NL",
-     "--method qronos --guide-outputs --calib-samples 32", "f"),
-    ("mixed, Qronos, guided by outputs, 32 sequences", "--bpw 4.62",
-     "--candidates IQ4_NL,Q5_0,Q8_0 --method qronos --guide-outputs --calib-samples 32", "f"),
+    ("Qronos, guided, 64 x 1024", "IQ4_NL", GUIDED, "f"),
+    ("mixed, Qronos, guided, 64 x 1024", "--bpw 4.62",
+     GUIDED + " --candidates IQ4_NL;Q5_0;Q8_0", "f"),
     ("IQ4_NL AutoRound", "IQ4_NL", "--method autoround --calib-samples 512 --calib-len 512", "f"),
     ("Q4_0 Qronos", "Q4_0", "--method qronos", "f"),
     ("GPTQ", "W4A16:g64,sym", "--method gptq", "f"),
@@ -61,15 +62,16 @@ ROWS = [
     ("HQQ", "W4A16:g64,asym", "--method hqq", "f"),
     ("HQQ", "IQ4_NL", "--method hqq", "f"),
     ("Qronos", "W4A16:g64,asym", "--method qronos", "f"),
-    ("Qronos, guided by outputs, 32 sequences", "W4A16:g64,asym",
-     "--method qronos --guide-outputs --calib-samples 32", "f"),
+    ("Qronos, guided, 64 x 1024", "W4A16:g64,asym", GUIDED, "f"),
     ("Qronos", "W3A16:g64,asym", "--method qronos", "f"),
-    ("Qronos, guided by outputs, 32 sequences", "W3A16:g64,asym",
-     "--method qronos --guide-outputs --calib-samples 32", "f"),
+    ("Qronos, guided, 64 x 1024", "W3A16:g64,asym", GUIDED, "f"),
+    ("Qronos, guided and distilled, 64 x 1024", "W3A16:g64,asym",
+     GUIDED + " --distill 16,batch=2,len=1024,lr=0.003", "f"),
     ("GPTQ", "W2A16:g32,asym", "--method gptq", "f"),
     ("Qronos", "W2A16:g32,asym", "--method qronos", "f"),
-    ("Qronos, guided by outputs, 32 sequences", "W2A16:g32,asym",
-     "--method qronos --guide-outputs --calib-samples 32", "f"),
+    ("Qronos, guided, 64 x 1024", "W2A16:g32,asym", GUIDED, "f"),
+    ("Qronos, guided and distilled, 64 x 1024", "W2A16:g32,asym",
+     GUIDED + " --distill 40,batch=2,len=1024,lr=0.004", "f"),
     ("AutoRound", "W2A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
 ]
 
