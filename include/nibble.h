@@ -208,6 +208,7 @@ typedef bool nb_text_fn(void *context, const char *text, size_t len);
 
 #define NB_MAX_STOPS    64
 #define NB_MAX_LOGPROBS 20
+#define NB_MAX_GUESS    16
 
 /* A token and the logarithm of the probability that the model gave it. */
 typedef struct {
@@ -227,9 +228,13 @@ typedef struct {
     bool ignore_eos;          /* the model's own end of an answer is a token like any other */
     bool logprobs;            /* for each token its logprob, and those of the n_top likeliest */
     int n_top;                /* at most NB_MAX_LOGPROBS */
-    bool with_special;        /* special tokens appear in the text */
-    bool hash_logits;         /* compute logits_hash: 0.1 ms a token for 50,000 logits */
-    nb_text_fn *on_text;      /* NULL: none */
+    const char *json_schema; /* the answer is JSON as this schema, a JSON text, allows (docs/json.md
+                                says which keywords there are); NULL: any text */
+    int n_guess;             /* tokens to guess ahead in each step, where the text repeats itself;
+                                changes the speed only. At most NB_MAX_GUESS */
+    bool with_special;       /* special tokens appear in the text */
+    bool hash_logits;        /* compute logits_hash: 0.1 ms a token for 50,000 logits */
+    nb_text_fn *on_text;     /* NULL: none */
     void *context;
 } nb_generate_options;
 
@@ -243,7 +248,9 @@ typedef struct {
     int64_t n_prompt;     /* tokens of the prompt */
     int64_t n_cached;     /* of those, in the session already */
     int64_t n_prefilled;  /* tokens computed in steps of many */
-    int64_t n_steps;      /* decode steps: tokens fed one at a time */
+    int64_t n_steps;      /* decode steps: one token fed, and the guesses that follow it */
+    int64_t n_guessed;    /* tokens guessed in those steps */
+    int64_t n_accepted;   /* guesses that were right: each one saved a step */
     double prefill_s;     /* for the n_prefilled, with the first choice */
     double decode_s;      /* for the n_steps, with the choices that followed */
     uint64_t logits_hash; /* XOR of the hashes of the rows that tokens were chosen from */

@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "cli/answer.h"
 
+#include "base/file.h"
+
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -156,6 +158,44 @@ static bool on_text(void *context, const char *text, size_t len)
 
 /* ---- opening ---- */
 
+static nb_status read_schema(nb_answering *a, nb_generate_options *o, nb_err *err)
+{
+    const char *path = nb_args_text(a->args, "json-schema");
+    const bool object = nb_args_flag(a->args, "json-object");
+    if (object && path != NULL)
+        return nb_fail(err, NB_USAGE, "--json-object and --json-schema: give one of them");
+    if (object)
+        NB_TRY(nb_buf_text(&a->schema, "{\"type\":\"object\"}", err));
+    else if (path != NULL)
+        NB_TRY(nb_file_slurp(&a->schema, path, NB_JSON_MAX_TEXT, err));
+    else
+        return NB_OK;
+    if (memchr(a->schema.data, 0, a->schema.len) != NULL)
+        return nb_fail(err, NB_DATA, "%s: a zero byte in a JSON schema", path);
+    NB_TRY(nb_buf_u8(&a->schema, 0, err));
+    o->json_schema = (const char *)a->schema.data;
+    if (o->ignore_eos || o->min_tokens > 0)
+        return nb_fail(err, NB_USAGE,
+                       "--%s: the answer ends where its value does, so --ignore-eos and "
+                       "--min-tokens do not go with it",
+                       object ? "json-object" : "json-schema");
+    return NB_OK;
+}
+
+static nb_status read_guesses(const nb_answering *a, nb_generate_options *o, nb_err *err)
+{
+    const char *how = nb_args_text(a->args, "speculate");
+    if (how == NULL)
+        return NB_OK;
+    const char *k = strncmp(how, "ngram:", 6) == 0 ? how + 6 : "";
+    if (k[0] >= '0' && k[0] <= '9' && (k[1] == 0 || (k[1] >= '0' && k[1] <= '9' && k[2] == 0)))
+        o->n_guess = k[1] == 0 ? k[0] - '0' : 10 * (k[0] - '0') + k[1] - '0';
+    if (o->n_guess < 1 || o->n_guess > NB_MAX_GUESS)
+        return nb_fail(err, NB_USAGE, "--speculate: '%s' is not ngram:K with K from 1 to %d", how,
+                       NB_MAX_GUESS);
+    return NB_OK;
+}
+
 /* What ends the answer, and what is told of it. */
 static nb_status read_ends(nb_answering *a, nb_generate_options *o, nb_err *err)
 {
@@ -196,6 +236,8 @@ nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, n
                                                                       : NB_CTX_DROP_OLDEST_TURN;
     nb_generate_options *o = &a->options;
     NB_TRY(read_ends(a, o, err));
+    NB_TRY(read_schema(a, o, err));
+    NB_TRY(read_guesses(a, o, err));
     o->hash_logits = out->json;
     o->on_text = on_text;
     o->context = a;
@@ -235,6 +277,7 @@ void nb_answering_close(nb_answering *a)
     nb_opened_close(&a->o);
     nb_runtime_close(&a->rt);
     nb_free(a->bias);
+    nb_buf_free(&a->schema);
 }
 
 /* ---- the account ---- */
@@ -276,11 +319,16 @@ void nb_answering_summary(nb_answering *a, const nb_generation *r, int64_t n_dro
     char seed[40] = "";
     if (a->options.sampling.temperature > 0)
         snprintf(seed, sizeof seed, "; seed %llu", (unsigned long long)a->options.sampling.seed);
+    char guesses[80] = "";
+    if (a->options.n_guess > 0)
+        snprintf(guesses, sizeof guesses, "; guessed: %lld, %lld of them rightly",
+                 (long long)r->n_guessed, (long long)r->n_accepted);
     nb_out_note(a->out,
                 "prompt: %lld tokens (%lld of them cached), %.1f tok/s; generated: %lld tokens, "
-                "%.1f tok/s; stopped: %s%s",
+                "%.1f tok/s; stopped: %s%s%s",
                 (long long)r->n_prompt, (long long)r->n_cached, rate(r->n_prefilled, r->prefill_s),
-                (long long)r->n_tokens, rate(r->n_steps, r->decode_s), reasons[r->reason], seed);
+                (long long)r->n_tokens, rate(r->n_steps + r->n_accepted, r->decode_s),
+                reasons[r->reason], guesses, seed);
 }
 
 /* A rate of nothing is null. */
@@ -328,10 +376,14 @@ json_t *nb_answering_json(const nb_answering *a, const nb_generation *r, int64_t
         (json_int_t)r->n_tokens, "stop_reason", nb_stop_reason_name(r->reason), "seed",
         (json_int_t)how->seed, "temperature", how->temperature, "logits_hash", hash,
         "prefill_tok_s", json_rate(r->n_prefilled, r->prefill_s), "decode_tok_s",
-        json_rate(r->n_steps, r->decode_s), "compute", nb_model_compute_name(&a->o.model), "kv",
-        nb_args_text(a->args, "kv"), "isa", nb_isa_name(a->rt.kernels.isa), "threads",
-        nb_pool_n_threads(a->rt.pool), "ctx", (json_int_t)a->generator.setup.n_ctx, "dropped_turns",
-        (json_int_t)n_dropped);
+        json_rate(r->n_steps + r->n_accepted, r->decode_s), "compute",
+        nb_model_compute_name(&a->o.model), "kv", nb_args_text(a->args, "kv"), "isa",
+        nb_isa_name(a->rt.kernels.isa), "threads", nb_pool_n_threads(a->rt.pool), "ctx",
+        (json_int_t)a->generator.setup.n_ctx, "dropped_turns", (json_int_t)n_dropped);
+    if (a->options.n_guess > 0) {
+        json_object_set_new(j, "guessed_tokens", json_integer(r->n_guessed));
+        json_object_set_new(j, "accepted_tokens", json_integer(r->n_accepted));
+    }
     if (a->options.logprobs)
         json_object_set_new(j, "logprobs", json_logprobs(r, a->options.n_top));
     return j;

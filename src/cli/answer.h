@@ -90,6 +90,16 @@ extern const char *const nb_ctx_policy_choices[];
          .max = NB_MAX_LOGPROBS,                                                                   \
          .help = "with --json: of each token, and of the K likeliest in its place, the logarithm " \
                  "of the probability"},                                                            \
+        {.name = "json-schema",                                                                    \
+         .kind = NB_OPT_PATH,                                                                      \
+         .value = "FILE",                                                                          \
+         .help = "the answer is JSON that this JSON schema allows (docs/json.md)"},                \
+        {.name = "json-object", .kind = NB_OPT_FLAG, .help = "the answer is a JSON object"},       \
+        {.name = "speculate",                                                                      \
+         .kind = NB_OPT_TEXT,                                                                      \
+         .value = "ngram:K",                                                                       \
+         .help = "guess up to K tokens a step (1 to 16) from what the text repeats; the answer "   \
+                 "stays the same"},                                                                \
         {.name = "ctx",                                                                            \
          .kind = NB_OPT_INT,                                                                       \
          .value = "N",                                                                             \
@@ -117,6 +127,7 @@ typedef struct {
     const char *stops[NB_MAX_STOPS];
     int32_t stop_ids[NB_MAX_STOPS];
     nb_logit_bias *bias;
+    nb_buf schema;
     nb_ctx_policy policy;
     bool to_terminal; /* control characters of the text are made visible */
     bool streams;     /* text is printed as it comes */

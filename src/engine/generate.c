@@ -3,6 +3,7 @@
 #include "engine/generate.h"
 
 #include "base/clock.h"
+#include "engine/ngram.h"
 #include "engine/stoptext.h"
 
 #include <assert.h>
@@ -32,8 +33,7 @@ nb_status nb_generator_init(nb_generator *g, const nb_generator_setup *setup, nb
     NB_TRY_GOTO(s, nb_sampler_init(&g->sampler, u->kernels, n_ids, err));
     NB_TRY_GOTO(s, NB_ALLOC(&g->held.ids, u->n_ctx, err)); /* never grows while decoding */
     g->held.cap = u->n_ctx;
-    NB_TRY_GOTO(s, NB_ALLOC(&g->hidden, c->d_model, err));
-    NB_TRY_GOTO(s, NB_ALLOC(&g->logits, c->vocab_size, err));
+    NB_TRY_GOTO(s, nb_generator_room(g, 0, err));
 done:
     if (s != NB_OK)
         nb_generator_free(g);
@@ -47,24 +47,72 @@ void nb_generator_free(nb_generator *g)
     nb_work_free(&g->work);
     nb_sampler_free(&g->sampler);
     nb_tokens_free(&g->held);
+    nb_json_tokens_free(&g->json);
     nb_free(g->hidden);
-    nb_free(g->logits);
+    nb_free(g->rows);
     *g = (nb_generator){0};
+}
+
+nb_status nb_generator_room(nb_generator *g, int64_t n_guess, nb_err *err)
+{
+    const nb_config *c = &g->setup.model->config;
+    const int64_t n = 1 + n_guess;
+    float *hidden = NULL, *rows = NULL;
+    if (n <= g->max_rows)
+        return NB_OK;
+    nb_status s = NB_ALLOC(&hidden, n * c->d_model, err);
+    if (s == NB_OK)
+        s = NB_ALLOC(&rows, n * c->vocab_size, err);
+    if (s != NB_OK) {
+        nb_free(hidden);
+        return s;
+    }
+    nb_free(g->hidden);
+    nb_free(g->rows);
+    g->hidden = hidden;
+    g->rows = rows;
+    g->max_rows = n;
+    g->n_rows = 0;
+    g->has_logits = false;
+    return NB_OK;
+}
+
+/* Puts the logits after token `at` in force; false when they were not computed, or are gone. */
+static bool select_row(nb_generator *g, int64_t at)
+{
+    const int64_t row = at - g->first_row;
+    g->has_logits = row >= 0 && row < g->n_rows;
+    if (g->has_logits) {
+        g->logits = g->rows + row * g->setup.model->config.vocab_size;
+        g->at = at;
+    }
+    return g->has_logits;
+}
+
+/* Keeps the first n tokens, and what rows there are after them. */
+static void cut(nb_generator *g, int64_t n)
+{
+    if (n >= g->held.n)
+        return;
+    nb_kv_seq_truncate(&g->seq, n);
+    g->held.n = n;
+    const int64_t rows = n - g->first_row;
+    g->n_rows = rows < 0 ? 0 : rows < g->n_rows ? rows : g->n_rows;
 }
 
 void nb_generator_truncate(nb_generator *g, int64_t n)
 {
     if (n >= g->held.n)
         return;
-    nb_kv_seq_truncate(&g->seq, n);
-    g->held.n = n;
+    cut(g, n);
+    g->n_rows = 0;
     g->has_logits = false;
 }
 
 uint64_t nb_generator_hash(const nb_generator *g)
 {
     assert(g->has_logits);
-    return nb_logits_hash(g->logits, g->setup.model->config.vocab_size, (uint64_t)g->held.n - 1);
+    return nb_logits_hash(g->logits, g->setup.model->config.vocab_size, (uint64_t)g->at);
 }
 
 /* What could go wrong with the ids is found before anything has changed. */
@@ -82,17 +130,20 @@ static nb_status check_ids(const nb_generator *g, const int32_t *ids, int64_t n,
     return NB_OK;
 }
 
-/* One step of at most step_tokens. */
-static nb_status step(nb_generator *g, const int32_t *ids, int64_t n, bool want_logits, nb_err *err)
+/* One step of at most step_tokens; the logits after the last n_out of them, at most max_rows. */
+static nb_status step(nb_generator *g, const int32_t *ids, int64_t n, int64_t n_out, nb_err *err)
 {
     g->has_logits = false;
-    const nb_step_input in = {&g->seq, ids, n, want_logits};
+    g->n_rows = 0;
+    const nb_step_input in = {&g->seq, ids, n, n_out};
     NB_TRY(nb_forward(&g->work, &in, 1, g->hidden, err));
     for (int64_t i = 0; i < n; i++)
         NB_TRY(nb_tokens_push(&g->held, ids[i], err));
-    if (want_logits)
-        nb_logits(&g->work, g->hidden, 1, g->logits);
-    g->has_logits = want_logits;
+    if (n_out > 0)
+        nb_logits(&g->work, g->hidden, n_out, g->rows);
+    g->n_rows = n_out;
+    g->first_row = g->held.n - n_out;
+    select_row(g, g->first_row);
     return NB_OK;
 }
 
@@ -105,11 +156,10 @@ static nb_status feed(nb_generator *g, const int32_t *ids, int64_t n, nb_text_fn
     for (int64_t i = 0; i < n; i += g->setup.step_tokens) {
         const int64_t left = n - i;
         const int64_t count = left < g->setup.step_tokens ? left : g->setup.step_tokens;
-        if (step(g, ids + i, count, count == left, err) != NB_OK) {
+        if (step(g, ids + i, count, count == left ? 1 : 0, err) != NB_OK) {
             /* The cache may hold more than `held`, or NaN. */
             nb_kv_seq_truncate(&g->seq, 0);
             g->held.n = 0;
-            g->has_logits = false;
             return err->status;
         }
         if (on_text != NULL && count < left && !on_text(context, "", 0)) {
@@ -141,10 +191,13 @@ typedef struct {
     nb_stoptext stops;
     int32_t ends[2 * NB_MAX_STOPS]; /* the tokens that end the answer */
     int n_ends;
-    nb_buf logprobs;  /* rows of 1 + n_top, one a token of the answer */
-    int64_t position; /* of the next token, for its random number */
-    bool begun;       /* the prompt has its final length, which is in `result` */
-    bool ended;       /* the caller wants no more */
+    nb_json_answer json;    /* if the answer is held to a schema */
+    nb_ngram ngram;         /* of prompt and answer, if there are guesses */
+    int64_t n_ngram_prompt; /* of those tokens, the prompt's */
+    nb_buf logprobs;        /* rows of 1 + n_top, one a token of the answer */
+    int64_t position;       /* of the next token, for its random number */
+    bool begun;             /* the prompt has its final length, which is in `result` */
+    bool ended;             /* the caller wants no more */
     nb_generation result;
 } generation;
 
@@ -196,6 +249,64 @@ static void begin(generation *r, int64_t n_cached)
     r->begun = true;
 }
 
+/* Brings the tables of the guesses up to the end of the answer. */
+static void note_text(generation *r)
+{
+    nb_ngram *g = &r->ngram;
+    if (g->n == 0 || r->n_ngram_prompt != r->prompt->n) {
+        nb_ngram_clear(g);
+        for (int64_t i = 0; i < r->prompt->n; i++)
+            nb_ngram_push(g, r->prompt->ids[i]);
+        r->n_ngram_prompt = r->prompt->n;
+    }
+    for (int64_t i = g->n - r->prompt->n; i < r->made.n; i++)
+        nb_ngram_push(g, r->made.ids[i]);
+}
+
+/* Guesses what follows the answer, as far as there is room for it. */
+static int64_t guess(generation *r, int32_t *out)
+{
+    const nb_generate_options *o = r->options;
+    const nb_generator_setup *u = &r->g->setup;
+    int64_t k = o->n_guess;
+    if (k == 0)
+        return 0;
+    const int64_t in_ctx = u->n_ctx - r->prompt->n - r->made.n;
+    const int64_t asked = o->max_tokens > 0 ? o->max_tokens - r->made.n - 1 : k;
+    k = k < in_ctx ? k : in_ctx;
+    k = k < asked ? k : asked;
+    k = k < u->step_tokens - 1 ? k : u->step_tokens - 1;
+    if (k <= 0)
+        return 0;
+    note_text(r);
+    return nb_ngram_guess(&r->ngram, k, out);
+}
+
+/* Feeds the last token of the answer, and guesses after it. The contract makes a step of many
+ * tokens compute the bits of as many steps of one, and the choice at a position depends on its
+ * logits and the options alone: a guess is right if it is what is chosen there, and the answer is
+ * the same. */
+static nb_status decode(generation *r, nb_err *err)
+{
+    nb_generator *g = r->g;
+    int32_t ids[1 + NB_MAX_GUESS];
+    const int64_t before = g->held.n, n = guess(r, ids + 1);
+    bool stopped;
+    ids[0] = r->made.ids[r->made.n - 1];
+    if (n > 0) {
+        r->result.n_guessed += n;
+        if (step(g, ids, 1 + n, 1 + n, err) == NB_OK)
+            return NB_OK;
+        const bool again = err->status == NB_DATA;
+        /* A wrong guess may lead to Inf where the answer does not. */
+        nb_kv_seq_truncate(&g->seq, again ? before : 0);
+        g->held.n = again ? before : 0;
+        if (!again)
+            return err->status;
+    }
+    return feed(g, ids, 1, NULL, NULL, &stopped, err);
+}
+
 /* Makes the sequence hold prompt and answer, so that there are logits to choose from. *n_fed tokens
  * had to be computed: one for a decode step. */
 static nb_status catch_up(generation *r, int64_t *n_fed, bool *stopped, nb_err *err)
@@ -204,13 +315,21 @@ static nb_status catch_up(generation *r, int64_t *n_fed, bool *stopped, nb_err *
     nb_text_fn *on_text = r->options->on_text;
     const int64_t n_prompt = r->prompt->n, n = n_prompt + r->made.n;
     int64_t same = common_beginning(r);
-    nb_generator_truncate(g, same);
-    if (same == n && !g->has_logits)
-        nb_generator_truncate(g, --same); /* the last token again, for its logits */
+    *stopped = false;
+    *n_fed = 0;
+    if (same == n && select_row(g, n - 1)) { /* guessed, and rightly so */
+        if (!r->begun)
+            begin(r, same);
+        return NB_OK;
+    }
+    cut(g, same);
+    if (same == n)
+        cut(g, --same); /* the last token again, for its logits */
     if (!r->begun)
         begin(r, same);
-    *stopped = false;
     *n_fed = n - same;
+    if (same == n - 1 && same >= n_prompt)
+        return decode(r, err);
     if (same < n_prompt) {
         NB_TRY(feed(g, r->prompt->ids + same, n_prompt - same, on_text, r->options->context,
                     stopped, err));
@@ -268,6 +387,8 @@ static nb_status pick(generation *r, int32_t *id, nb_err *err)
     nb_allowed allowed = {0};
     if (r->made.n < r->options->min_tokens)
         allowed = (nb_allowed){.banned = r->ends, .n_banned = r->n_ends};
+    if (r->json.schema != NULL)
+        allowed.mask = nb_json_answer_mask(&r->json, r->ends, r->n_ends);
     return nb_sample_among(&g->sampler, &r->options->sampling, &allowed, g->logits, r->position++,
                            id, err);
 }
@@ -296,9 +417,10 @@ static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_err *err)
             r->result.logits_hash ^= nb_generator_hash(g);
     }
     const double seconds = nb_clock() - start;
-    if (n_fed == 1 && r->made.n > 0) {
+    if (n_fed <= 1 && r->made.n > 0) {
         r->result.decode_s += seconds;
-        r->result.n_steps++;
+        r->result.n_steps += n_fed;
+        r->result.n_accepted += 1 - n_fed;
     } else {
         r->result.prefill_s += seconds;
         r->result.n_prefilled += n_fed;
@@ -333,12 +455,19 @@ static nb_status next(generation *r, bool *done, nb_err *err)
     NB_TRY(note_logprobs(r, id, err));
     NB_TRY(nb_tokens_push(&r->made, id, err));
     nb_sampler_made(&r->g->sampler, id);
+    if (r->json.schema != NULL)
+        nb_json_answer_made(&r->json, id);
     NB_TRY(take_text(r, id, &found, err));
     if (found)
         r->result.stop_index = r->stops.found;
-    *reason = found ? NB_STOP_TEXT : r->ended ? NB_STOP_CALLER : NB_STOP_MAX_TOKENS;
-    *done =
-        found || r->ended || (r->options->max_tokens > 0 && r->made.n >= r->options->max_tokens);
+    /* Where nothing but an end could follow, it need not be computed. */
+    const bool whole = r->json.schema != NULL && nb_json_answer_done(&r->json);
+    *reason = found      ? NB_STOP_TEXT
+              : r->ended ? NB_STOP_CALLER
+              : whole    ? NB_STOP_EOS
+                         : NB_STOP_MAX_TOKENS;
+    *done = found || r->ended || whole ||
+            (r->options->max_tokens > 0 && r->made.n >= r->options->max_tokens);
     return NB_OK;
 }
 
@@ -354,6 +483,12 @@ static nb_status find_ends(generation *r, nb_err *err)
         if (o->stop_ids[i] < 0 || o->stop_ids[i] >= n_ids)
             return nb_fail(err, NB_USAGE, "stop_ids: token id %d is outside the vocabulary of %lld",
                            o->stop_ids[i], (long long)n_ids);
+        if (o->json_schema != NULL && !nb_tokenizer_is_special(t, o->stop_ids[i]) &&
+            !nb_tokenizer_is_stop(t, o->stop_ids[i]))
+            return nb_fail(err, NB_USAGE,
+                           "stop_ids: token %d is text, which JSON may need: with a JSON schema "
+                           "only special tokens end the answer",
+                           o->stop_ids[i]);
         r->ends[r->n_ends++] = o->stop_ids[i];
     }
     for (int64_t id = 0; id < n_ids && !o->ignore_eos; id++) {
@@ -373,7 +508,30 @@ static nb_status check_options(const generation *r, nb_err *err)
     if (o->n_top < 0 || o->n_top > NB_MAX_LOGPROBS)
         return nb_fail(err, NB_USAGE, "n_top is %d: it must lie in [0, %d]", o->n_top,
                        NB_MAX_LOGPROBS);
+    if (o->n_guess < 0 || o->n_guess > NB_MAX_GUESS)
+        return nb_fail(err, NB_USAGE, "n_guess is %d: it must lie in [0, %d]", o->n_guess,
+                       NB_MAX_GUESS);
+    if (o->json_schema != NULL && (o->ignore_eos || o->min_tokens > 0))
+        return nb_fail(err, NB_USAGE,
+                       "an answer as a JSON schema allows ends where its value does: ignore_eos "
+                       "and min_tokens do not go with it");
     return NB_OK;
+}
+
+/* What guesses and a schema need. */
+static nb_status prepare(generation *r, nb_err *err)
+{
+    nb_generator *g = r->g;
+    const char *schema = r->options->json_schema;
+    if (r->options->n_guess > 0) {
+        NB_TRY(nb_generator_room(g, r->options->n_guess, err));
+        NB_TRY(nb_ngram_init(&r->ngram, g->setup.n_ctx, err));
+    }
+    if (schema == NULL)
+        return NB_OK;
+    if (g->json.tokenizer == NULL)
+        NB_TRY(nb_json_tokens_init(&g->json, g->setup.tokenizer, g->sampler.n, err));
+    return nb_json_answer_init(&r->json, &g->json, schema, strlen(schema), err);
 }
 
 static nb_status run(generation *r, nb_err *err)
@@ -382,6 +540,7 @@ static nb_status run(generation *r, nb_err *err)
         return nb_fail(err, NB_DATA, "the prompt has no tokens: there is nothing to continue");
     NB_TRY(check_options(r, err));
     NB_TRY(find_ends(r, err));
+    NB_TRY(prepare(r, err));
     NB_TRY(nb_stoptext_init(&r->stops, r->options->stops, r->options->n_stops, err));
     bool done = false, found;
     while (!done)
@@ -398,8 +557,14 @@ nb_status nb_generate(nb_generator *g, nb_tokens *prompt, const nb_generate_opti
         .g = g, .options = options, .prompt = prompt, .on_full = on_full, .full_context = context};
     r.result.stop_id = r.result.stop_index = -1;
     const nb_status s = run(&r, err);
+    if (r.begun) { /* wrong guesses are forgotten */
+        cut(g, common_beginning(&r));
+        select_row(g, g->held.n - 1);
+    }
     nb_stoptext_free(&r.stops);
     nb_buf_free(&r.piece);
+    nb_json_answer_free(&r.json);
+    nb_ngram_free(&r.ngram);
     if (s != NB_OK) {
         nb_tokens_free(&r.made);
         nb_buf_free(&r.text);

@@ -6,6 +6,7 @@
 #ifndef NB_ENGINE_GENERATE_H
 #define NB_ENGINE_GENERATE_H
 
+#include "engine/json_answer.h"
 #include "engine/sample.h"
 #include "model/forward.h"
 #include "text/tokenizer.h"
@@ -30,12 +31,20 @@ typedef struct {
     nb_kv_seq seq;
     nb_sampler sampler;
     nb_tokens held; /* the ids in the cache */
-    float *hidden, *logits;
-    bool has_logits; /* logits follow the last of held */
+    float *hidden;  /* [max_rows][d_model] */
+    float *rows;    /* [max_rows][vocab_size] logits that follow the tokens at first_row and on */
+    int64_t max_rows, n_rows, first_row;
+    const float *logits; /* the row in force, which follows the token at `at` */
+    int64_t at;
+    bool has_logits;
+    nb_json_tokens json; /* made for the first answer that is held to a schema */
 } nb_generator;
 
 nb_status nb_generator_init(nb_generator *g, const nb_generator_setup *setup, nb_err *err);
 void nb_generator_free(nb_generator *g);
+
+/* Room for the logits of n_guess guesses in a step; made by the first generation that guesses. */
+nb_status nb_generator_room(nb_generator *g, int64_t n_guess, nb_err *err);
 
 /* Appends tokens to the sequence; afterwards logits are those after the last. NB_LIMIT when they
  * do not fit, NB_DATA for unknown ids: nothing has changed. After any other failure the sequence

@@ -165,6 +165,41 @@ class Run(lib.Case):
         self.assertIn("with --json only", self.fails(2, "run", self.model, "the", "--logprobs", "1"))
         self.assertIn("21", self.fails(2, "run", self.model, "the", "--json", "--logprobs", "21"))
 
+    def test_answers_are_json(self):
+        schema = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 4},
+                                                   "n": {"enum": [1, 22, None]}},
+                  "required": ["a", "n"], "additionalProperties": False}
+        path = self.write("s.json", json.dumps(schema))
+        for seed in range(4):
+            j = self.run_json("the", "-n", "0", "--json-schema", path, "--temperature", "1", "--seed", str(seed))
+            value = json.loads(j["text"])
+            self.assertEqual(list(value), ["a", "n"])
+            self.assertLessEqual(len(value["a"]), 4)
+            self.assertIn(value["n"], [1, 22, None])
+            self.assertEqual(j["stop_reason"], "eos")
+        cut = self.run_json("the", "-n", "1", "--json-object")
+        self.assertEqual(cut["stop_reason"], "max_tokens")
+        self.assertIn(cut["text"].lstrip(), ("", "{"))
+        self.assertIn("give one of them", self.fails(2, "run", self.model, "the", "--json-object", "--json-schema", path))
+        self.assertIn("do not go with it", self.fails(2, "run", self.model, "the", "--json-object", "--ignore-eos"))
+        bad = self.write("bad.json", '{"items": {"format": "date"}}')
+        self.assertIn("at '#/items': the keyword 'format' is not supported",
+                      self.fails(1, "run", self.model, "the", "--json-schema", bad))
+        self.assertIn("none.json", self.fails(1, "run", self.model, "the", "--json-schema", self.path("none.json")))
+
+    def test_guesses_change_the_speed_alone(self):
+        for how in (["--greedy"], ["--temperature", "0.5", "--seed", "3"]):
+            args = ["the land and the land and the", "-n", "60", *how]
+            plain, guessed = self.run_json(*args), self.run_json(*args, "--speculate", "ngram:5")
+            for key in ("text", "tokens", "logits_hash", "stop_reason"):
+                self.assertEqual(guessed[key], plain[key])
+            self.assertEqual(list(guessed), KEYS + ["guessed_tokens", "accepted_tokens"])
+            self.assertLessEqual(guessed["accepted_tokens"], guessed["guessed_tokens"])
+        always = self.run_json("the", "-n", "50", "--logit-bias", "70=100", "--speculate", "ngram:16")
+        self.assertGreater(always["accepted_tokens"], 35)
+        for bad in ("ngram", "ngram:0", "ngram:17", "ngram:x", "draft:4", "ngram:04x"):
+            self.assertIn("is not ngram:K", self.fails(2, "run", self.model, "the", "--speculate", bad))
+
     def test_a_full_context_stops_with_one_line(self):
         for policy, extra in (("stop", ""), ("drop-oldest-turn", "no older turn to forget")):
             done = lib.nibble("run", self.model, "the station", "-n", "0", "--ctx", "40", "--quiet",
