@@ -192,6 +192,13 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
 
 /* ---- the walk ---- */
 
+/* Which formats a mixture ends with cannot be foreseen, nor those of its rival: where none has
+ * scales to tune, there is nothing to do. */
+static bool distills(const nb_calibrating_flags *flags, const nb_plan *plan)
+{
+    return flags->distills && (!flags->mixes || nb_distill_learns(plan));
+}
+
 static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *flags,
                           const nb_plan *plan, nb_store *store, const nb_method *method,
                           const nb_runtime *rt)
@@ -204,7 +211,7 @@ static nb_walk_job job_of(const nb_calibrating *c, const nb_calibrating_flags *f
                          .n_seqs = c->set.n,
                          .method = method,
                          .tune = flags->tunes ? &flags->tune : NULL,
-                         .distill = flags->distills ? &flags->distill : NULL,
+                         .distill = distills(flags, plan) ? &flags->distill : NULL,
                          .transform = flags->transform,
                          .transform_options = flags->transform_options,
                          .flow = flags->flow,
@@ -247,7 +254,7 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
     bool can_do_without;
     const bool learns = nb_walk_wanted(plan, method, flags->transform, &can_do_without);
     /* What would use statistics but can do without (rtn:search) gets them if a text is named. */
-    const bool tunes = flags->tunes || flags->distills;
+    const bool tunes = flags->tunes || distills(flags, plan);
     can_do_without = can_do_without && !tunes && flags->set.options.n_paths == 0;
     NB_TRY(check_observer(flags, plan, err));
     c->wanted = ((learns || tunes) && plan->n_quantized > 0 && !can_do_without) || waits(plan);
@@ -256,6 +263,8 @@ nb_status nb_calibrating_open(nb_calibrating *c, const nb_calibrating_flags *fla
                        "--tune goes on from the codes of another method, and method %s tunes whole "
                        "blocks itself",
                        method->quantizer->name);
+    if (flags->distills && plan->n_quantized == 0)
+        return nb_fail(err, NB_USAGE, "--distill tunes scales, and nothing here is quantized");
     if (!c->wanted && flags->guide)
         return nb_fail(err, NB_USAGE,
                        "--guide weighs the tokens of a calibration text, and method %s uses none%s",

@@ -72,6 +72,8 @@ void nb_calibrating_close(nb_calibrating *c, bool done);
  * standard error; and how alike held-out inputs of layers are to the rest, after it. */
 void nb_calibrating_print_set(const nb_calibrating *c, nb_out *out);
 void nb_calibrating_print_coverage(const nb_calibrating *c, nb_out *out);
+/* What tuning all scales at the end has done; nothing where there was none. */
+void nb_calibrating_print_distilled(const nb_calibrating *c, nb_out *out);
 /* What became of layers whose inputs are of no use, in one line: how many, which, why. False: there
  * are none. */
 bool nb_calibrating_fallen(const nb_calibrating *c, char *text, size_t size);

@@ -104,6 +104,23 @@ void nb_calibrating_print_coverage(const nb_calibrating *c, nb_out *out)
         100 * all.sum / (double)all.n, 100 * all.most, all.where);
 }
 
+void nb_calibrating_print_distilled(const nb_calibrating *c, nb_out *out)
+{
+    const json_t *o = c->result.distilled;
+    const long long steps = json_integer_value(json_object_get(o, "steps"));
+    const json_t *before = json_object_get(o, "kl_before"), *after = json_object_get(o, "kl_after");
+    if (out->quiet || out->json || o == NULL)
+        return;
+    nb_out_text(out, "  distilled: %lld step%s", steps, steps == 1 ? "" : "s");
+    if (json_is_number(before) && json_is_number(after))
+        nb_out_text(out, ", held-out KL %.4g -> %.4g", json_number_value(before),
+                    json_number_value(after));
+    if (steps < json_integer_value(json_object_get(o, "wanted")))
+        nb_out_text(out, "; the next one's loss is no finite number");
+    nb_out_text(out, "%s\n",
+                json_is_true(json_object_get(o, "kept")) ? "" : "; scales stay as they were");
+}
+
 bool nb_calibrating_fallen(const nb_calibrating *c, char *text, size_t size)
 {
     json_t *o, *first = NULL, *last = NULL;

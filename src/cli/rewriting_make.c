@@ -117,6 +117,7 @@ static nb_status calibrate(nb_rewriting *r, nb_out *out, nb_err *err)
         return NB_OK;
     NB_TRY(nb_calibrating_run(c, r->flags, &r->plan, r->store, r->method, &r->runtime, out, err));
     nb_calibrating_print_coverage(c, out);
+    nb_calibrating_print_distilled(c, out);
     for (int64_t i = 0; i < r->plan.n; i++) {
         if (c->result.act_scale[i] != 0)
             r->plan.weights[i].act.scale = c->result.act_scale[i];
@@ -136,6 +137,7 @@ static nb_status write_weights(nb_rewriting *r, nb_out *out, nb_err *err)
     const nb_rewrite_options options = {.method = r->method,
                                         .nonfinite = r->nonfinite,
                                         .made = r->calibrating.result.made,
+                                        .made_from = r->calibrating.result.made_from,
                                         .dir = &r->calibrating.dir,
                                         .progress = show_progress,
                                         .context = &p};

@@ -103,6 +103,16 @@ static int64_t n_learned(const nb_plan *plan, int64_t index)
     return plan->how[index] == NB_HOW_QUANTIZE ? nb_scales_floats(&plan->weights[index]) : 0;
 }
 
+bool nb_distill_learns(const nb_plan *plan)
+{
+    bool any = false;
+    for (int64_t layer = 0; layer < plan->config.n_layers && !any; layer++) {
+        for (int j = 0; j < NB_N_LINEARS && !any; j++)
+            any = n_learned(plan, index_of(plan, layer, j)) > 0;
+    }
+    return any;
+}
+
 static bool learns(const distilling *d, int64_t index)
 {
     return n_learned(d->job->plan, index) > 0;
@@ -282,7 +292,15 @@ static int64_t drawn(distilling *d, int64_t place)
     return d->order[place % d->n_train];
 }
 
-static nb_status step(distilling *d, nb_err *err)
+static void tell(const distilling *d, double kl)
+{
+    if (d->job->what != NULL)
+        snprintf(d->job->what, 64, "step %lld of %lld, KL %.4f", (long long)d->state->n_steps,
+                 (long long)d->o->steps, kl);
+}
+
+/* *finite is false, and the step is not made, where its loss is no number. */
+static nb_status step(distilling *d, bool *finite, nb_err *err)
 {
     const nb_distill_options *o = d->o;
     const nb_passes_blocks blocks = {
@@ -294,19 +312,19 @@ static nb_status step(distilling *d, nb_err *err)
     d->hash = 0;
     NB_TRY(forward(d, true, err));
     const double kl = sum_kl(d) / (double)n_tokens(d->hand, d->n_hand);
-    if (!isfinite(kl))
-        return nb_fail(err, NB_DATA, "the loss of step %lld is not finite", (long long)at);
+    *finite = isfinite(kl);
+    if (!*finite)
+        return NB_OK;
     NB_TRY(nb_passes_backward(&d->passes, &blocks, err));
     d->state->n_steps++;
     d->state->hash = d->hash;
-    snprintf(d->job->what, 64, "step %lld of %lld, KL %.4f", (long long)d->state->n_steps,
-             (long long)o->steps, kl);
+    tell(d, kl);
     return d->job->keep == NULL ? NB_OK : d->job->keep(d->job->context, err);
 }
 
 /* ---- the end ---- */
 
-/* What was learned, beside what the start was: until all of it is there. */
+/* What was learned, beside the start. */
 static nb_status write_learned(distilling *d, nb_err *err)
 {
     const nb_plan *plan = d->job->plan;
@@ -423,18 +441,21 @@ static nb_status check_state(distilling *d, nb_err *err)
 static nb_status run(distilling *d, nb_err *err)
 {
     nb_distill_state *s = d->state;
+    bool finite = true;
+    s->after = NAN;
+    s->better = false;
     NB_TRY(open_distilling(d, err));
     NB_TRY(check_state(d, err));
     if (s->n_steps == 0) {
         NB_TRY(measure(d, true, &s->before, err));
-        snprintf(d->job->what, 64, "held-out KL %.4f", s->before);
+        tell(d, s->before);
     }
-    while (s->n_steps < d->o->steps)
-        NB_TRY(step(d, err));
-    NB_TRY(measure(d, false, &s->after, err));
-    if (s->after >= s->before) /* NaN: nothing to judge by */
-        return NB_OK;
-    return write_learned(d, err);
+    while (s->n_steps < d->o->steps && finite)
+        NB_TRY(step(d, &finite, err));
+    if (finite)
+        NB_TRY(measure(d, false, &s->after, err));
+    s->better = finite && (d->n_held == 0 || s->after < s->before);
+    return s->better ? write_learned(d, err) : NB_OK;
 }
 
 nb_status nb_distill(const nb_distill_job *job, nb_distill_state *state, nb_err *err)
@@ -466,12 +487,19 @@ int64_t nb_distill_memory(const nb_config *c, const nb_plan *plan, const nb_dist
     const int64_t passes = nb_passes_memory(c, o->len, n_threads, true);
     if (passes == INT64_MAX)
         return passes;
-    int64_t block = row_floats(plan, c->n_layers) * 4;
-    for (int i = 0; i < NB_N_LINEARS; i++) {
-        const nb_weight *w = &plan->weights[index_of(plan, 0, i)];
-        block += w->bytes + nb_scales_bytes(w->n_rows, w->n_cols, w->n_cols / 16 + 1);
+    int64_t most = 0;
+    for (int64_t layer = 0; layer < c->n_layers; layer++) {
+        int64_t block = 0;
+        for (int j = 0; j < NB_N_LINEARS; j++) {
+            const int64_t i = index_of(plan, layer, j);
+            const nb_weight *w = &plan->weights[i];
+            if (plan->how[i] == NB_HOW_QUANTIZE) /* three floats a group at least are learned */
+                block += w->bytes +
+                         nb_scales_bytes(w->n_rows, w->n_cols, n_learned(plan, i) / 3 / w->n_rows);
+        }
+        most = larger(most, block);
     }
-    return passes + block;
+    return passes + row_floats(plan, c->n_layers) * 4 + most;
 }
 
 double nb_distill_flops(const nb_config *c, const nb_distill_options *o, const nb_calib_seq *seqs,
@@ -496,7 +524,7 @@ double nb_distill_flops(const nb_config *c, const nb_distill_options *o, const n
 
 const nb_quantizer nb_quantizer_distill = {
     .name = "distill",
-    .source = "EfficientQAT, arXiv:2407.11062; SignRound, arXiv:2309.05516",
-    .summary = "codes with which the whole model predicts what the original does",
+    .source = "EfficientQAT, arXiv:2407.11062; Adam, arXiv:1412.6980",
+    .summary = "scales with which the whole model predicts what the original does",
     .check = check,
 };

@@ -7,7 +7,10 @@
  * text.
  *
  * A step takes the next sequences of a shuffled set, by a rate that rises over a few steps and then
- * falls to 0. Of the end and the start, what has the lesser KL on held-out sequences is kept.
+ * falls to 0. Of the end and the start, what has the lesser KL on held-out sequences counts; the
+ * end where there are none. A step whose loss is no finite number is the last one, and the start
+ * counts. Embeddings and head are the original's.
+ *
  * Memory holds one block at a time; what is learned lies on disk, and a killed run goes on from its
  * last step to the same bytes. */
 #ifndef NB_QUANT_DISTILL_H
@@ -42,16 +45,20 @@ typedef struct {
     /* Called after each step, to keep `state`. */
     nb_status (*keep)(void *context, nb_err *err);
     void *context; /* of both */
-    char *what;    /* [64] */
+    char *what;    /* [64]; NULL: nobody asks */
 } nb_distill_job;
 
-/* How far it has come, for a later run. */
+/* How far it has come, for a later run. `{.before = NAN, .after = NAN}`: nowhere yet. */
 typedef struct {
     int64_t n_steps;
     uint64_t hash; /* of what was learned until then */
     double before; /* KL on held-out sequences at the start; NaN: not measured */
-    double after;
+    double after;  /* and at the end */
+    bool better;   /* at the end: what was learned counts */
 } nb_distill_state;
+
+/* Whether there is anything to learn. */
+bool nb_distill_learns(const nb_plan *plan);
 
 /* Bytes in memory (INT64_MAX where it is no number) and on disk; floating-point operations. */
 int64_t nb_distill_memory(const nb_config *c, const nb_plan *plan, const nb_distill_options *o,
@@ -60,7 +67,9 @@ int64_t nb_distill_disk(const nb_config *c, const nb_plan *plan, const nb_distil
 double nb_distill_flops(const nb_config *c, const nb_distill_options *o, const nb_calib_seq *seqs,
                         int64_t n_seqs);
 
-/* Replaces the matrices in `dir` by those that were learned. */
+/* If state->better, the matrices that were learned then lie in `dir`, under their numbers in the
+ * plan and plan->n more. Those of the start stay in any case, so that a run that is killed here
+ * finds what it needs. A state that does not fit what lies in `dir` is one of no steps. */
 nb_status nb_distill(const nb_distill_job *job, nb_distill_state *state, nb_err *err);
 
 #endif

@@ -216,7 +216,7 @@ static nb_status put_weight(rewriter *w, int64_t i, nb_err *err)
 static nb_status put_made(rewriter *w, int64_t i, nb_err *err)
 {
     NB_TRY(nb_room_for(&w->made, &w->plan->weights[i], err));
-    NB_TRY(nb_workdir_get_mat(w->options->dir, i, &w->made, err));
+    NB_TRY(nb_workdir_get_mat(w->options->dir, w->options->made_from + i, &w->made, err));
     return nb_sink_put(w->sink, i, &w->made.mat, err);
 }
 

@@ -17,7 +17,8 @@ typedef struct {
     const nb_method *method; /* of weights whose rule names none (nb_plan_method) */
     nb_nonfinite nonfinite;
     /* Weights that a walk has made already, and where they are; NULL: none. */
-    const bool *made; /* [plan->n] */
+    const bool *made;  /* [plan->n] */
+    int64_t made_from; /* weight i has number made_from + i there */
     const nb_workdir *dir;
     nb_rewrite_progress *progress; /* NULL: none */
     void *context;

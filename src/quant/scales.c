@@ -1,6 +1,7 @@
 /* See scales.h. */
 #include "quant/scales.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -39,14 +40,23 @@ static int64_t groups_of_row(const nb_grid *grid, const nb_mat *m)
     return (m->n_cols + grid->group_len - 1) / grid->group_len;
 }
 
+/* The grid of matrices like m, where each group has a scale that can be stored by itself. */
+static bool grid_that_learns(const nb_mat *m, bool nested, nb_grid *grid)
+{
+    nb_err ignored = {0};
+    return m->fmt->grid != NULL && m->fmt->grid->group_put != NULL && m->scale_rows <= 1 &&
+           !nested && nb_grid_of(grid, m, &ignored) == NB_OK && !grid->whole;
+}
+
 int64_t nb_scales_floats(const nb_weight *to)
 {
     nb_grid grid;
-    nb_err ignored = {0};
-    const nb_mat shape = {
-        .fmt = to->fmt, .n_rows = to->n_rows, .n_cols = to->n_cols, .group_size = to->group_size};
-    if (to->fmt->grid == NULL || to->fmt->grid->group_put == NULL || to->scale_rows > 1 ||
-        to->nested || nb_grid_of(&grid, &shape, &ignored) != NB_OK || grid.whole)
+    const nb_mat shape = {.fmt = to->fmt,
+                          .n_rows = to->n_rows,
+                          .n_cols = to->n_cols,
+                          .group_size = to->group_size,
+                          .scale_rows = to->scale_rows};
+    if (!grid_that_learns(&shape, to->nested, &grid))
         return 0;
     return to->n_rows * groups_of_row(&grid, &shape) * n_values(&grid) *
            (int64_t)(sizeof(learned) / sizeof(float));
@@ -94,8 +104,8 @@ static void start_row(const pass *p, int64_t row)
     s->out->fmt->decode_row(s->out, row, s->value + row * s->out->n_cols);
 }
 
-/* A group of scale 0 stands for 0, and stays. Where the format cannot store what was learned, what
- * it held stays, which is that of the start or of a step before: so the start is put first. */
+/* A start that was stored can be stored again. An offset of -0 stays one, where nothing was learned
+ * of it. */
 static void set_row(const pass *p, int64_t row)
 {
     const nb_scales *s = p->s;
@@ -107,7 +117,7 @@ static void set_row(const pass *p, int64_t row)
         if (first->scale == 0)
             continue;
         wanted.scale = first->scale * (1 + l[0].x);
-        if (s->grid.has_offset)
+        if (s->grid.has_offset && l[1].x != 0)
             wanted.offset = first->offset + first->scale * l[1].x;
         if (!nb_grid_group_put(&s->grid, s->out, row, col, &wanted))
             (void)nb_grid_group_put(&s->grid, s->out, row, col, first);
@@ -117,6 +127,8 @@ static void set_row(const pass *p, int64_t row)
 
 static void descend(const pass *p, learned *l, double slope)
 {
+    if (!(fabs(slope) <= (double)FLT_MAX))
+        return;
     const double root = (double)l->root;
     const double mean = BETA1 * (double)l->mean + (1 - BETA1) * slope;
     const double square = BETA2 * root * root + (1 - BETA2) * slope * slope;
@@ -169,8 +181,8 @@ nb_status nb_scales_init(nb_scales *s, nb_mat *out, nb_pool *pool, nb_err *err)
 {
     nb_scales_free(s);
     nb_scales made = {.out = out};
-    NB_TRY(nb_grid_of(&made.grid, out, err));
-    made.n_groups = groups_of_row(&made.grid, out);
+    if (grid_that_learns(out, out->nested.code != NULL, &made.grid))
+        made.n_groups = groups_of_row(&made.grid, out);
     const size_t floats = aligned((size_t)(out->n_rows * out->n_cols) * sizeof(float));
     NB_TRY(nb_alloc(&made.memory, (size_t)nb_scales_bytes(out->n_rows, out->n_cols, made.n_groups),
                     1, err));

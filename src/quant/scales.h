@@ -26,8 +26,10 @@ typedef struct {
     void *memory;
 } nb_scales;
 
-/* Floats of what is learned of a matrix as planned, Adam's moments included. 0: nothing can be
- * learned, because there is no grid, or scales are shared by rows or depend on each other. */
+/* Floats of what is learned of a matrix as planned: of each group, row by row, a, Adam's first
+ * moment and the root of the second one, then the same of b where there are offsets. 0: nothing can
+ * be learned, because there is no grid, or scales are shared by rows or depend on each other; such
+ * a matrix has values, and stays as it is. */
 int64_t nb_scales_floats(const nb_weight *to);
 /* Bytes that nb_scales_init takes. */
 int64_t nb_scales_bytes(int64_t n_rows, int64_t n_cols, int64_t n_groups);
@@ -36,9 +38,12 @@ int64_t nb_scales_bytes(int64_t n_rows, int64_t n_cols, int64_t n_groups);
 nb_status nb_scales_init(nb_scales *s, nb_mat *out, nb_pool *pool, nb_err *err);
 void nb_scales_free(nb_scales *s);
 
-/* Puts what was learned, all 0 at the start, into `out` and the values. */
+/* Puts what was learned, all 0 at the start, into `out` and the values. A group of scale 0, which
+ * no format stores another scale for, stays; what a format cannot store is as at the start. */
 void nb_scales_set(nb_scales *s, const float *learned, nb_pool *pool);
-/* Step number `step`, from 1, at this rate: changes `learned`, neither `out` nor the values. */
+/* Step number `step`, from 1, at this rate: changes `learned`, neither `out` nor the values. Where
+ * a slope is no finite number of binary32, what is learned stays for this step, its moments, too.
+ */
 void nb_scales_step(const nb_scales *s, float *learned, int64_t step, double rate, nb_pool *pool);
 
 #endif

@@ -64,7 +64,8 @@ typedef struct {
 } nb_walk_plan;
 
 typedef struct {
-    bool *made;        /* [plan->n]: the weight is in the working folder */
+    bool *made;        /* [plan->n]: the weight is in the working folder, */
+    int64_t made_from; /* under its number in the plan and this */
     float *act_scale;  /* [plan->n]: of weights whose static activations had none; else 0 */
     json_t *layers;    /* array, an object a linear: see walk.c */
     json_t *distilled; /* object: what the tuning at the end has done; NULL: there was none */

@@ -9,7 +9,6 @@
 static nb_status check(const nb_walk_job *job, nb_err *err)
 {
     const nb_plan *plan = job->plan;
-    bool any = false;
     if (job->transform != NULL)
         return nb_fail(err, NB_UNSUPPORTED,
                        "--distill runs the model with its own norms, and transform %s changes them",
@@ -19,11 +18,11 @@ static nb_status check(const nb_walk_job *job, nb_err *err)
             return nb_fail(err, NB_UNSUPPORTED,
                            "--distill runs the model with activations in full precision, and this "
                            "scheme quantizes them");
-        any = any || (plan->how[i] == NB_HOW_QUANTIZE && nb_scales_floats(&plan->weights[i]) > 0);
     }
-    return any ? NB_OK
+    return nb_distill_learns(plan)
+               ? NB_OK
                : nb_fail(err, NB_UNSUPPORTED,
-                         "--distill tunes scales one by one, and no format here has such scales");
+                         "--distill tunes scales one by one, and no layer here gets such scales");
 }
 
 nb_status nb_walker_plan_distill(nb_walker *w, nb_err *err)
@@ -57,8 +56,8 @@ nb_status nb_walker_put_distill(const nb_walker *w, json_t *state, nb_err *err)
     if (w->job->distill == NULL)
         return NB_OK;
     snprintf(hash, sizeof hash, "%016" PRIx64, d->hash);
-    json_t *o = json_pack("{s:I, s:s, s:b}", "steps", (json_int_t)d->n_steps, "hash", hash, "done",
-                          (int)w->distilled);
+    json_t *o = json_pack("{s:I, s:s, s:b, s:b}", "steps", (json_int_t)d->n_steps, "hash", hash,
+                          "done", (int)w->distilled, "better", (int)d->better);
     bool bad = o == NULL;
     if (!bad && isfinite(d->before))
         bad = json_object_set_new(o, "before", json_real(d->before)) != 0;
@@ -86,6 +85,7 @@ void nb_walker_take_distill(nb_walker *w, const json_t *state)
     w->distill_state.n_steps = n;
     w->distill_state.before = number(o, "before");
     w->distill_state.after = number(o, "after");
+    w->distill_state.better = json_is_true(json_object_get(o, "better"));
     w->distilled = json_is_true(json_object_get(o, "done"));
 }
 
@@ -96,22 +96,35 @@ static nb_status keep(void *context, nb_err *err)
     return nb_walker_save(context, err);
 }
 
-/* What was learned takes the place of what it began with; again, where a run was killed at it. */
-static nb_status take_learned(nb_walker *w, nb_err *err)
+/* Whether all that was learned lies in the working folder, whole. */
+static nb_status check_learned(const nb_walker *w, bool *whole, nb_err *err)
 {
     const int64_t n = w->job->plan->n;
-    for (int64_t i = 0; i < n; i++) {
+    *whole = true;
+    for (int64_t i = 0; i < n && *whole; i++) {
         if (w->result->made[i])
-            NB_TRY(nb_workdir_move_mat(w->job->dir, n + i, i, err));
+            NB_TRY(nb_workdir_check_mat(w->job->dir, n + i, whole, err));
     }
     return NB_OK;
 }
 
-nb_status nb_walker_distill(nb_walker *w, nb_err *err)
+static nb_status report(nb_walker *w, nb_err *err)
+{
+    const nb_distill_state *s = &w->distill_state;
+    json_t *o = json_pack("{s:I, s:I, s:b}", "steps", (json_int_t)s->n_steps, "wanted",
+                          (json_int_t)w->distill.steps, "kept", (int)s->better);
+    bool bad = o == NULL;
+    if (!bad && isfinite(s->before))
+        bad = json_object_set_new(o, "kl_before", json_real(s->before)) != 0;
+    if (!bad && isfinite(s->after))
+        bad = json_object_set_new(o, "kl_after", json_real(s->after)) != 0;
+    w->result->distilled = o;
+    return bad ? nb_fail(err, NB_MEMORY, "no memory for the report") : NB_OK;
+}
+
+static nb_status distill(nb_walker *w, nb_err *err)
 {
     const nb_walk_job *job = w->job;
-    if (job->distill == NULL)
-        return NB_OK;
     const nb_distill_job d = {.store = job->store,
                               .plan = job->plan,
                               .pool = job->pool,
@@ -125,18 +138,22 @@ nb_status nb_walker_distill(nb_walker *w, nb_err *err)
                               .keep = keep,
                               .context = w,
                               .what = w->what};
-    if (!w->distilled) {
-        NB_TRY(nb_distill(&d, &w->distill_state, err));
-        w->distilled = true;
-        NB_TRY(nb_walker_save(w, err));
-    }
-    NB_TRY(take_learned(w, err));
-    const nb_distill_state *s = &w->distill_state;
-    json_t *o = json_pack("{s:I}", "steps", (json_int_t)s->n_steps);
-    bool bad = o == NULL;
-    if (!bad && isfinite(s->before) && isfinite(s->after))
-        bad = json_object_set_new(o, "kl_before", json_real(s->before)) != 0 ||
-              json_object_set_new(o, "kl_after", json_real(s->after)) != 0;
-    w->result->distilled = o;
-    return bad ? nb_fail(err, NB_MEMORY, "no memory for the report") : NB_OK;
+    const double left = 1 - (double)w->distill_state.n_steps / (double)w->distill.steps;
+    const double done = w->plan.flops - w->distill_flops * left;
+    w->done = done > w->done ? done : w->done;
+    NB_TRY(nb_distill(&d, &w->distill_state, err));
+    w->distilled = true;
+    return nb_walker_save(w, err);
+}
+
+nb_status nb_walker_distill(nb_walker *w, nb_err *err)
+{
+    if (w->job->distill == NULL)
+        return NB_OK;
+    if (w->distilled && w->distill_state.better)
+        NB_TRY(check_learned(w, &w->distilled, err));
+    if (!w->distilled)
+        NB_TRY(distill(w, err));
+    w->result->made_from = w->distill_state.better ? w->job->plan->n : 0;
+    return report(w, err);
 }

@@ -55,7 +55,7 @@ typedef struct nb_walker {
     nb_distill_state distill_state;
     int64_t distill_memory, distill_disk;
     double distill_flops;
-    bool distilled; /* it is done, and what was learned may wait to be taken */
+    bool distilled; /* it is done */
     double done, started;
     char what[64];
     char tuned[120]; /* what the tuning of the block at hand says of it, and its time a weight */

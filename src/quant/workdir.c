@@ -309,20 +309,3 @@ nb_status nb_workdir_check_mat(const nb_workdir *w, int64_t index, bool *good, n
     nb_buf_free(&path);
     return s == NB_MEMORY ? s : NB_OK;
 }
-
-nb_status nb_workdir_move_mat(const nb_workdir *w, int64_t from, int64_t to, nb_err *err)
-{
-    char names[2][40];
-    nb_buf path[2] = {{0}, {0}};
-    nb_status s = NB_OK;
-    for (int i = 0; i < 2 && s == NB_OK; i++) {
-        mat_name(names[i], sizeof names[i], i == 0 ? from : to);
-        s = path_of(w, names[i], &path[i], err);
-    }
-    if (s == NB_OK && rename((const char *)path[0].data, (const char *)path[1].data) != 0 &&
-        errno != ENOENT)
-        s = nb_fail_errno(err, errno, "%s: cannot rename", (const char *)path[0].data);
-    nb_buf_free(&path[0]);
-    nb_buf_free(&path[1]);
-    return s;
-}

@@ -37,8 +37,6 @@ nb_status nb_workdir_get_state(const nb_workdir *w, json_t **state, bool *damage
  * planned (quant/room.h), and refuses what is not what was written. */
 nb_status nb_workdir_put_mat(const nb_workdir *w, int64_t index, const nb_mat *mat, nb_err *err);
 nb_status nb_workdir_get_mat(const nb_workdir *w, int64_t index, nb_loaded *made, nb_err *err);
-/* The matrix of number `from`, where there is one, becomes that of number `to`. */
-nb_status nb_workdir_move_mat(const nb_workdir *w, int64_t from, int64_t to, nb_err *err);
 /* Whether a matrix is there, as it was written: so that damage shows before hours of work, not
  * after. */
 nb_status nb_workdir_check_mat(const nb_workdir *w, int64_t index, bool *good, nb_err *err);

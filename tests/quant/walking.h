@@ -4,6 +4,7 @@
 #define NB_TESTS_WALKING_H
 
 #include "base/rng.h"
+#include "quant/distill.h"
 #include "quant/rewrite.h"
 #include "quant/room.h"
 #include "quant/walk.h"
@@ -12,6 +13,7 @@
 #include "support/scratch.h"
 #include "support/tiny_model.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +38,7 @@ typedef struct {
     const char *scheme;    /* [W4A16:g32] */
     const char *method;    /* [gptq] */
     const char *tune;      /* "autoround:iters=2"; NULL: none */
+    const char *distill;   /* "steps=3,lr=0.01"; NULL: none */
     const char *transform; /* "awq:clip=off"; NULL: none */
     const char *dir;       /* [work] */
     const char *key;       /* [key] */
@@ -59,6 +62,11 @@ typedef struct {
     const char *anew;
     nb_walk_plan plan;
     json_t *layers; /* the caller's */
+    struct {
+        int64_t steps;
+        double before, after; /* NaN: not measured */
+        bool any, kept;
+    } distilled;
 } walk_outcome;
 
 static inline void walk_world_open(walk_world *w, const char *name, const walk_world_how *how)
@@ -112,7 +120,7 @@ static inline void walk_digest(const nb_plan *plan, const nb_workdir *dir,
         if (!result->made[i])
             continue;
         assert_int_equal(nb_room_for(&loaded, &plan->weights[i], &out->err), NB_OK);
-        assert_int_equal(nb_workdir_get_mat(dir, i, &loaded, &out->err), NB_OK);
+        assert_int_equal(nb_workdir_get_mat(dir, result->made_from + i, &loaded, &out->err), NB_OK);
         nb_mat_arrays arrays;
         nb_mat_list_arrays(&loaded.mat, &arrays);
         nb_sha256_update(&sha, &i, sizeof i);
@@ -127,6 +135,16 @@ static inline void walk_digest(const nb_plan *plan, const nb_workdir *dir,
     nb_sha256_hex_of(digest, out->digest);
 }
 
+static inline void walk_take_distilled(walk_outcome *out, const json_t *o)
+{
+    const json_t *before = json_object_get(o, "kl_before"), *after = json_object_get(o, "kl_after");
+    out->distilled.any = o != NULL;
+    out->distilled.steps = json_integer_value(json_object_get(o, "steps"));
+    out->distilled.before = json_is_number(before) ? json_number_value(before) : NAN;
+    out->distilled.after = json_is_number(after) ? json_number_value(after) : NAN;
+    out->distilled.kept = json_is_true(json_object_get(o, "kept"));
+}
+
 /* What a walk leaves, for those who look further. The plan and the folder are open. */
 typedef void walk_visit(void *context, nb_store *store, const nb_plan *plan, const nb_workdir *dir,
                         const nb_walk_result *result);
@@ -139,7 +157,7 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
     nb_pool *pool;
     nb_kernels kernels;
     nb_scheme scheme;
-    nb_method method, tune;
+    nb_method method, tune, distill;
     nb_plan plan = {0};
     nb_workdir dir;
     nb_walk_result result;
@@ -180,6 +198,10 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
         assert_int_equal(nb_method_parse(&tune, how->tune, err), NB_OK);
         job.tune = &tune;
     }
+    if (how->distill != NULL) {
+        assert_int_equal(nb_method_of(&distill, &nb_quantizer_distill, how->distill, err), NB_OK);
+        job.distill = &distill;
+    }
     if (how->transform != NULL)
         assert_int_equal(
             nb_transform_by_name(&job.transform, &job.transform_options, how->transform, err),
@@ -196,6 +218,7 @@ static inline void walk_and_visit(walk_outcome *out, const walk_world *w, const 
         out->resumed = result.resumed;
         out->anew = result.anew;
         out->layers = json_incref(result.layers);
+        walk_take_distilled(out, result.distilled);
         if (visit != NULL)
             visit(context, w->store, &plan, &dir, &result);
         nb_walk_result_free(&result);
@@ -237,7 +260,8 @@ static inline void write_model(nb_store *store, const nb_plan *plan, const nb_wo
     for (int64_t i = 0; i < plan->n; i++)
         plan->weights[i].act.scale = result->act_scale[i];
     assert_int_equal(nb_method_parse(&method, "rtn", &err), NB_OK);
-    const nb_rewrite_options options = {.method = &method, .made = result->made, .dir = dir};
+    const nb_rewrite_options options = {
+        .method = &method, .made = result->made, .made_from = result->made_from, .dir = dir};
     assert_int_equal(nb_wrapping_make(&wrapping, store, plan, &err), NB_OK);
     assert_int_equal(nb_wrapping_open_sink(&sink, &wrapping, plan, path, true, &err), NB_OK);
     assert_int_equal(nb_rewrite(store, plan, sink, pool, &options, &sums, &err), NB_OK);
