@@ -46,15 +46,30 @@ class Browser:
             os.dup2(a, 3)
             os.dup2(b, 4)
 
-        flags = ["--headless=new", "--remote-debugging-pipe", "--user-data-dir=" + self.profile,
-                 "--no-first-run", "--disable-gpu", "--disable-extensions", "--disable-sync",
-                 "--disable-background-networking", "--disable-component-update",
-                 "--disable-dev-shm-usage", "--mute-audio", "--window-size=1280,900"]
+        flags = [
+            "--headless=new",
+            "--remote-debugging-pipe",
+            "--user-data-dir=" + self.profile,
+            "--no-first-run",
+            "--disable-gpu",
+            "--disable-extensions",
+            "--disable-sync",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-dev-shm-usage",
+            "--mute-audio",
+            "--window-size=1280,900",
+        ]
         if os.geteuid() == 0:
             flags.append("--no-sandbox")
-        self.process = subprocess.Popen([path or find(), *flags, "about:blank"], preexec_fn=arrange,
-                                        close_fds=False, stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [path or find(), *flags, "about:blank"],
+            preexec_fn=arrange,
+            close_fds=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_read)
         os.close(to_write)
         self.lock = threading.Lock()
@@ -92,7 +107,7 @@ class Browser:
             self.waiting[self.last_id] = answer
             data = json.dumps(message).encode() + b"\0"
             while data:
-                data = data[os.write(self.to_browser, data):]
+                data = data[os.write(self.to_browser, data) :]
         try:
             got = answer.get(timeout=timeout)
         except queue.Empty:
@@ -109,11 +124,17 @@ class Browser:
         self.pages[page.session] = page
         for domain in ("Page", "Runtime", "Log", "Network", "Accessibility"):
             page.call(domain + ".enable")
-        # The policy's refusals are events in the page, before any script of its own runs.
-        page.call("Page.addScriptToEvaluateOnNewDocument", source="""
+        # The policy's refusals are events in the page, before any script of its own runs; one() and
+        # all() are for the expressions of tests.
+        page.call(
+            "Page.addScriptToEvaluateOnNewDocument",
+            source="""
             window.violations = [];
+            window.one = (selector) => document.querySelector(selector);
+            window.all = (selector) => document.querySelectorAll(selector);
             document.addEventListener('securitypolicyviolation',
-                (e) => window.violations.push(e.violatedDirective + ' ' + e.blockedURI));""")
+                (e) => window.violations.push(e.violatedDirective + ' ' + e.blockedURI));""",
+        )
         return page
 
     def __enter__(self):
@@ -133,15 +154,20 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
 
-KEYS = {"Enter": ("Enter", 13, "\r"), "Escape": ("Escape", 27, ""), "Tab": ("Tab", 9, ""),
-        "Space": (" ", 32, " "), "ArrowDown": ("ArrowDown", 40, "")}
+KEYS = {
+    "Enter": ("Enter", 13, "\r"),
+    "Escape": ("Escape", 27, ""),
+    "Tab": ("Tab", 9, ""),
+    "Space": (" ", 32, " "),
+    "ArrowDown": ("ArrowDown", 40, ""),
+}
 
 
 class Page:
     def __init__(self, browser, session, context):
         self.browser, self.session, self.context = browser, session, context
-        self.console = []   # warnings, errors and exceptions
-        self.addresses = [] # all that was asked for
+        self.console = []  # warnings, errors and exceptions
+        self.addresses = []  # all that was asked for
 
     def told(self, message):
         method, params = message["method"], message["params"]
@@ -166,8 +192,13 @@ class Page:
         self.until("document.readyState === 'complete' && location.href.startsWith(%s)" % json.dumps(url))
 
     def run(self, expression):
-        got = self.call("Runtime.evaluate", expression=expression, awaitPromise=True,
-                        returnByValue=True, userGesture=True)
+        got = self.call(
+            "Runtime.evaluate",
+            expression=expression,
+            awaitPromise=True,
+            returnByValue=True,
+            userGesture=True,
+        )
         if "exceptionDetails" in got:
             details = got["exceptionDetails"]
             raise BrowserError(details.get("exception", {}).get("description", details["text"]))
@@ -185,7 +216,7 @@ class Page:
             time.sleep(0.02)
 
     def text(self, selector):
-        return self.run("document.querySelector(%s).innerText" % json.dumps(selector))
+        return self.run("one(%s).innerText" % json.dumps(selector))
 
     def key(self, name, shift=False):
         key, code, text = KEYS.get(name, (name, ord(name[0].upper()), name))
@@ -199,29 +230,40 @@ class Page:
     def click(self, selector):
         """As a pointer would: on the middle of it, once it is in view and nothing covers it."""
         x, y = self.run("""(() => {
-            const node = document.querySelector(%s);
+            const node = one(%s);
             node.scrollIntoView({block: 'center'});
             const box = node.getBoundingClientRect();
             const x = box.x + box.width / 2, y = box.y + box.height / 2;
             const hit = document.elementFromPoint(x, y);
-            if (!hit || !(node.contains(hit) || hit.contains(node))) throw new Error('covered: ' + node.outerHTML.slice(0, 200));
+            if (!hit || !(node.contains(hit) || hit.contains(node)))
+                throw new Error('covered: ' + node.outerHTML.slice(0, 200));
             return [x, y];
         })()""" % json.dumps(selector))
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def size(self, width, height):
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
-                  deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
 
     def prefers(self, **features):
         """prefers(color_scheme="dark") and the like."""
-        self.call("Emulation.setEmulatedMedia", features=[
-            {"name": "prefers-" + name.replace("_", "-"), "value": value}
-            for name, value in features.items()])
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[
+                {"name": "prefers-" + name.replace("_", "-"), "value": value}
+                for name, value in features.items()
+            ],
+        )
 
     def shoot(self, path):
         import base64
+
         got = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         with open(path, "wb") as f:
             f.write(base64.b64decode(got["data"]))

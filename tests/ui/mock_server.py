@@ -18,11 +18,11 @@ STARTED = time.time() - 660
 # Each of these has to stay text, whatever a browser would make of it.
 HOSTILE = [
     "<script>window.hacked = 1</script>",
-    "<img src=x onerror=\"window.hacked = 2\">",
+    '<img src=x onerror="window.hacked = 2">',
     "<svg onload='window.hacked = 3'><a href=\"javascript:window.hacked=4\">x</a></svg>",
     "</p></div></main><style>* { display: none }</style>",
     "[a link](javascript:window.hacked=5) and [another](data:text/html,<script>window.hacked=6</script>)",
-    "![a picture](http://127.0.0.1:9/x.png) and http://127.0.0.1:9/y.png\"onmouseover=\"window.hacked=7",
+    '![a picture](http://127.0.0.1:9/x.png) and http://127.0.0.1:9/y.png"onmouseover="window.hacked=7',
     "`<b>` **<i>bold</i>** \u202etxet desrever\u202c \u2067abc\u2069 &lt;b&gt; &#60;",
     "```html\n<script>window.hacked = 8</script>\n\u202e code \u202c\n```",
     "| <b>a</b> | b |\n|---|---|\n| <img src=x onerror=window.hacked=9> | \u0000 |",
@@ -63,9 +63,15 @@ def metrics_text(made=1000, alerts=(), hist=None, **gauges):
             out.append('%s_bucket%s,le="%s"} %d' % (name, label, bound, n))
         out.append("%s_sum%s} %s" % (name, label, total))
         out.append("%s_count%s} %d" % (name, label, counts[-1]))
-    out += ["process_resident_memory_bytes 536870912", "process_cpu_seconds_total 12.5",
-            "process_open_fds 17", "process_start_time_seconds %f" % STARTED,
-            "this is no sample {", 'broken{a="} 1', ""]
+    out += [
+        "process_resident_memory_bytes 536870912",
+        "process_cpu_seconds_total 12.5",
+        "process_open_fds 17",
+        "process_start_time_seconds %f" % STARTED,
+        "this is no sample {",
+        'broken{a="} 1',
+        "",
+    ]
     return "\n".join(out)
 
 
@@ -78,8 +84,12 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, code, body, kind="application/json", headers=()):
         data = body if isinstance(body, bytes) else body.encode()
         self.send_response(code)
-        for name, value in [("Content-Type", kind), ("Content-Length", str(len(data))),
-                            ("Connection", "close"), *headers]:
+        for name, value in [
+            ("Content-Type", kind),
+            ("Content-Length", str(len(data))),
+            ("Connection", "close"),
+            *headers,
+        ]:
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -93,16 +103,28 @@ class Handler(BaseHTTPRequestHandler):
         mock = self.server.mock
         mock.requests.append(("GET", self.path, dict(self.headers), None))
         if self.path == "/":
-            self.answer(200, mock.page, "text/html; charset=utf-8",
-                        [("Content-Security-Policy", mock.policy), ("X-Content-Type-Options", "nosniff")])
+            self.answer(
+                200,
+                mock.page,
+                "text/html; charset=utf-8",
+                [("Content-Security-Policy", mock.policy), ("X-Content-Type-Options", "nosniff")],
+            )
         elif mock.need_key and self.headers.get("Authorization") != "Bearer " + KEY:
             self.refuse(401, "no such key")
         elif self.path == "/v1/models":
-            self.answer(200, json.dumps({"object": "list", "data": [
-                {"id": mock.model, "object": "model", "max_model_len": 2048}]}))
+            self.answer(
+                200,
+                json.dumps(
+                    {
+                        "object": "list",
+                        "data": [{"id": mock.model, "object": "model", "max_model_len": 2048}],
+                    }
+                ),
+            )
         elif self.path == "/metrics":
-            self.answer(200, mock.metrics() if callable(mock.metrics) else mock.metrics,
-                        "text/plain; version=0.0.4")
+            self.answer(
+                200, mock.metrics() if callable(mock.metrics) else mock.metrics, "text/plain; version=0.0.4"
+            )
         elif self.path == "/nibble/report" and mock.report is not None:
             self.answer(200, json.dumps(mock.report))
         else:
@@ -140,14 +162,31 @@ class Handler(BaseHTTPRequestHandler):
     def piece(self, text=None, finish=None, end="\n\n", **more):
         delta = {} if text is None else {"content": text}
         choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
-        return "data: " + json.dumps({"object": "chat.completion.chunk", "choices": choices, **more},
-                                     ensure_ascii=False) + end
+        return (
+            "data: "
+            + json.dumps(
+                {"object": "chat.completion.chunk", "choices": choices, **more}, ensure_ascii=False
+            )
+            + end
+        )
 
     def end_stream(self, made, prompt=11, cached=4, reason="stop"):
         self.send(self.piece(finish=reason))
-        self.send("data: " + json.dumps({"choices": [], "usage": {
-            "prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made,
-            "prompt_tokens_details": {"cached_tokens": cached}}}) + "\n\ndata: [DONE]\n\n")
+        self.send(
+            "data: "
+            + json.dumps(
+                {
+                    "choices": [],
+                    "usage": {
+                        "prompt_tokens": prompt,
+                        "completion_tokens": made,
+                        "total_tokens": prompt + made,
+                        "prompt_tokens_details": {"cached_tokens": cached},
+                    },
+                }
+            )
+            + "\n\ndata: [DONE]\n\n"
+        )
 
     def say_other(self, mock, body):
         self.begin()
@@ -177,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
         self.begin()
         text = "\n\n".join(HOSTILE)
         for at in range(0, len(text), 5):
-            self.send(self.piece(text[at:at + 5]))
+            self.send(self.piece(text[at : at + 5]))
         self.end_stream(40)
 
     def say_long(self, _, __):
@@ -186,14 +225,56 @@ class Handler(BaseHTTPRequestHandler):
             self.send(self.piece("<b>" + "x" * (16384 - 3)))
         self.end_stream(64)
 
+    def say_worst(self, _, __):
+        self.begin()
+        backticks = "".join("`" * (1 + i % 90) + " " for i in range(180))
+        for mark in (
+            "**a ",
+            "*_a",
+            "[",
+            "[a](",
+            "![a](http://",
+            "> ",
+            "- ",
+            "  - a\n",
+            "|",
+            "| ",
+            "\\",
+            "<",
+            "# ",
+            "``` ",
+            "~~~",
+            "1. ",
+            "h",
+            "http://a",
+            "_",
+            "* ",
+            "\u202e",
+            "&",
+            "\r",
+            "~~a",
+            backticks,
+        ):
+            self.send(self.piece((mark * (40000 // len(mark) + 1))[:40000] + "x\n\n"))
+            self.send(self.piece("\n```\n\n~~~~\n\n"))
+        self.end_stream(50)
+
     def say_pieces(self, _, __):
         """The same events, cut where nobody would: inside characters, and between CR and LF."""
         self.begin()
-        data = (": a comment\r\n\r\n" + self.piece("Gr\u00fc\u00dfe ", end="\r\n\r\n") + "event: x\rid: 4\r" +
-                self.piece("\U0001f600 ", end="\r\r") + self.piece("\u4f60\u597d", end="\n\r\n") +
-                "data:" + self.piece(".", finish="stop", end="")[6:] + "\n\n" + "data: [DONE]\n\n").encode()
+        data = (
+            ": a comment\r\n\r\n"
+            + self.piece("Gr\u00fc\u00dfe ", end="\r\n\r\n")
+            + "event: x\rid: 4\r"
+            + self.piece("\U0001f600 ", end="\r\r")
+            + self.piece("\u4f60\u597d", end="\n\r\n")
+            + "data:"
+            + self.piece(".", finish="stop", end="")[6:]
+            + "\n\n"
+            + "data: [DONE]\n\n"
+        ).encode()
         for at in range(0, len(data), 3):
-            self.send(data[at:at + 3])
+            self.send(data[at : at + 3])
             time.sleep(0.001)
 
     def say_fenced(self, mock, _):
@@ -201,17 +282,20 @@ class Handler(BaseHTTPRequestHandler):
         code = "".join("line %d of code, <b>\n" % i for i in range(1500))
         self.send(self.piece("Here:\n\n```c\n"))
         for at in range(0, len(code), 1000):
-            self.send(self.piece(code[at:at + 1000]))
+            self.send(self.piece(code[at : at + 1000]))
         self.send(self.piece("```\n\nDone."))
         self.end_stream(1500)
 
     def say_markdown(self, _, __):
         self.begin()
-        self.send(self.piece(
-            "# Title\n\nSome **bold _both_**, *it*, ~~old~~, `a*b*c` and snake_case_name, 2 * 3 * 4.\n\n"
-            "1. one\n2. two\n   - inner\n   - more\n3. three\n\n> said\n\n---\n\n"
-            "| a | b |\n|---|--:|\n| 1 | **2** |\n\n"
-            "See [the site](https://example.org/a) and https://example.org/b.\n\n```\nx < y\n```\n"))
+        self.send(
+            self.piece(
+                "# Title\n\nSome **bold _both_**, *it*, ~~old~~, `a*b*c` and snake_case_name, 2 * 3 * 4.\n\n"
+                "1. one\n2. two\n   - inner\n   - more\n3. three\n\n> said\n\n---\n\n"
+                "| a | b |\n|---|--:|\n| 1 | **2** |\n\n"
+                "See [the site](https://example.org/a) and https://example.org/b.\n\n```\nx < y\n```\n"
+            )
+        )
         self.end_stream(60, reason="length")
 
     def say_busy(self, _, __):
@@ -239,16 +323,32 @@ class Handler(BaseHTTPRequestHandler):
     def say_odd(self, _, __):
         """JSON of every wrong shape: nothing of it may break the page."""
         self.begin()
-        for odd in ("null", "1", "[]", '"x"', "{}", '{"choices": 3}', '{"choices": [null]}',
-                    '{"choices": [{"delta": {"content": 5}}]}', '{"choices": [{"delta": null}]}',
-                    '{"usage": 7}', '{"usage": {"completion_tokens": "many"}}'):
+        for odd in (
+            "null",
+            "1",
+            "[]",
+            '"x"',
+            "{}",
+            '{"choices": 3}',
+            '{"choices": [null]}',
+            '{"choices": [{"delta": {"content": 5}}]}',
+            '{"choices": [{"delta": null}]}',
+            '{"usage": 7}',
+            '{"usage": {"completion_tokens": "many"}}',
+        ):
             self.send("data: %s\n\n" % odd)
         self.send(self.piece("fine", finish="stop") + "data: [DONE]\n\n")
 
     def say_whole(self, _, __):
-        self.answer(200, json.dumps({"choices": [{"message": {"content": "All at once."},
-                                                 "finish_reason": "stop"}],
-                                     "usage": {"prompt_tokens": 1, "completion_tokens": 3}}))
+        self.answer(
+            200,
+            json.dumps(
+                {
+                    "choices": [{"message": {"content": "All at once."}, "finish_reason": "stop"}],
+                    "usage": {"prompt_tokens": 1, "completion_tokens": 3},
+                }
+            ),
+        )
 
     def say_empty(self, _, __):
         self.begin()

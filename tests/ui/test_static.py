@@ -48,7 +48,7 @@ def luminance(colour):
     colour = colour.lstrip("#")
     if len(colour) == 3:
         colour = "".join(c * 2 for c in colour)
-    parts = [int(colour[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     r, g, b = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
@@ -97,8 +97,22 @@ def faults_of(page, policy):
     for address in re.findall(r"https?://[\w.]+[^\s'\"`]*", page):
         if not address.startswith("http://www.w3.org/2000/svg"):
             out.append("the address " + address)
-    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "createContextualFragment",
-                 "DOMParser", "srcdoc", "postMessage", "WebSocket", "XMLHttpRequest", "importScripts", "import("):
+    for word in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "new Function",
+        "createContextualFragment",
+        "DOMParser",
+        "srcdoc",
+        "postMessage",
+        "WebSocket",
+        "XMLHttpRequest",
+        "importScripts",
+        "import(",
+    ):
         if word in script:
             out.append("the script has " + word)
 
@@ -117,11 +131,17 @@ def faults_of(page, policy):
     # Controls have labels; landmarks and headings are what a screen reader goes by.
     labelled = {a["for"] for t, a, _ in reader.elements if t == "label" and "for" in a}
     for tag, attributes, within in reader.elements:
-        if tag in ("input", "select", "textarea") and "label" not in within and attributes.get("id") not in labelled:
+        if (
+            tag in ("input", "select", "textarea")
+            and "label" not in within
+            and attributes.get("id") not in labelled
+        ):
             out.append("<%s id=%s> has no label" % (tag, attributes.get("id")))
         if tag == "button" and attributes.get("type") not in ("button", "submit"):
             out.append("a button without a type")
-        if tag in ("section", "nav", "aside", "dialog") and not ({"aria-label", "aria-labelledby"} & set(attributes)):
+        if tag in ("section", "nav", "aside", "dialog") and not (
+            {"aria-label", "aria-labelledby"} & set(attributes)
+        ):
             out.append("<%s> has no name" % tag)
         if int(attributes.get("tabindex", 0)) > 0:
             out.append("a tabindex that changes the order")
@@ -139,7 +159,14 @@ def faults_of(page, policy):
     for theme in themes:
         colour = dict(re.findall(r"--([\w-]+): (#[0-9a-f]+);", theme))
         pairs = [(a, b, 4.5) for a in ("fg", "soft", "accent") for b in ("bg", "card")]
-        pairs += [("bad", "bad-bg", 4.5), ("bad", "card", 4.5), ("bad", "bg", 4.5), ("on-accent", "accent", 4.5), ("fg", "code", 4.5), ("soft", "code", 4.5)]
+        pairs += [
+            ("bad", "bad-bg", 4.5),
+            ("bad", "card", 4.5),
+            ("bad", "bg", 4.5),
+            ("on-accent", "accent", 4.5),
+            ("fg", "code", 4.5),
+            ("soft", "code", 4.5),
+        ]
         pairs += [(a, "card", 3) for a in ("s0", "s1", "s2", "edge")]
         for a, b, least in pairs:
             if a not in colour or b not in colour or contrast(colour[a], colour[b]) < least:
@@ -155,18 +182,18 @@ class Static(unittest.TestCase):
         faults = [
             ("</section>", "", "closes section"),
             ("<body>", "<body><div>", "closes div"),
-            ("<h2 id=\"title-chat\"", "<h2 style=\"color: red\" id=\"title-chat\"", "against the policy"),
-            ("<button type=\"submit\"", "<button onclick=\"x()\" type=\"submit\"", "against the policy"),
-            ("<main ", "<img src=\"x.png\"><main ", "fetches"),
-            ("href=\"#chat\"", "href=\"/chat\"", "leads out"),
+            ('<h2 id="title-chat"', '<h2 style="color: red" id="title-chat"', "against the policy"),
+            ('<button type="submit"', '<button onclick="x()" type="submit"', "against the policy"),
+            ("<main ", '<img src="x.png"><main ', "fetches"),
+            ('href="#chat"', 'href="/chat"', "leads out"),
             ("</main>", "https://example.org/x</main>", "the address"),
             ("// ----", "x.innerHTML = 1; // ----", "innerHTML"),
             ("// ----", " // ----", "does not name the script"),
             ("color-scheme: light;", "color-scheme:  light;", "does not name the style"),
-            ("id=\"send\"", "id=\"stop\"", "two elements are #stop"),
-            ("id=\"regenerate\"", "id=\"generate\"", "asks for #regenerate"),
-            ("<label for=\"message\">", "<label>", "has no label"),
-            ("aria-label=\"Views\"", "", "<nav> has no name"),
+            ('id="send"', 'id="stop"', "two elements are #stop"),
+            ('id="regenerate"', 'id="generate"', "asks for #regenerate"),
+            ('<label for="message">', "<label>", "has no label"),
+            ('aria-label="Views"', "", "<nav> has no name"),
             ("--soft: #59626c", "--soft: #8a929a", "soft on bg"),
             ("--on-accent: #0c1417", "--on-accent: #ffffff", "on-accent on accent"),
             ("--edge: #7b838b", "--edge: #d5d9dd", "edge on card"),
@@ -179,7 +206,10 @@ class Static(unittest.TestCase):
                 self.assertIn(old, PAGE)
                 found = faults_of(PAGE.replace(old, new, 1), POLICY)
                 self.assertTrue(any(want in fault for fault in found), found)
-        for old, new, want in (("script-src 'sha256-", "script-src 'unsafe-inline' 'sha256-", "unsafe"), ("connect-src 'self'", "connect-src *", "has *")):
+        for old, new, want in (
+            ("script-src 'sha256-", "script-src 'unsafe-inline' 'sha256-", "unsafe"),
+            ("connect-src 'self'", "connect-src *", "has *"),
+        ):
             self.assertIn(old, POLICY)
             self.assertTrue(any(want in fault for fault in faults_of(PAGE, POLICY.replace(old, new))))
 

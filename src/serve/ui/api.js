@@ -23,12 +23,13 @@ function saidBy(body) {
 function inWords(status, said, wait) {
     const quoted = said ? ' The server says: ' + said : '';
     switch (status) {
-    case 401: return 'The server wants an API key, and this one is missing or wrong. It goes into the settings.';
+    case 401: return 'The server wants an API key, and this one is missing or wrong: it goes into the settings.';
     case 403: return 'The server does not allow this.' + quoted;
     case 404: return 'The server does not have this.' + quoted;
     case 408: return 'The request took too long to arrive.' + quoted;
     case 413: return 'The conversation is longer than the server takes in one request.' + quoted;
-    case 429: return 'The server is busy' + (wait ? `; it asks to try again in ${wait} s.` : '. Try again in a moment.') + quoted;
+    case 429: return (wait ? `The server is busy; it asks to try again in ${wait} s.`
+        : 'The server is busy. Try again in a moment.') + quoted;
     case 503: return 'The server is not ready: it is loading the model, shutting down, or full.' + quoted;
     }
     if (status >= 500) return `The server failed (${status}).` + quoted;
@@ -60,8 +61,8 @@ async function request(path, options = {}) {
     if (response.ok) return response;
     let said = '';
     try { said = saidBy(await response.json()); } catch { /* no words */ }
-    throw new Refusal(inWords(response.status, said.slice(0, 2000), Number(response.headers.get('Retry-After'))),
-        response.status);
+    const wait = Number(response.headers.get('Retry-After'));
+    throw new Refusal(inWords(response.status, said.slice(0, 2000), wait), response.status);
 }
 
 // What a page reads by itself may not wait for ever: the next look comes anyway.
@@ -109,7 +110,8 @@ async function stream(body, signal, told) {
     const result = { finish: null, usage: null, done: false };
     const take = (object) => {
         const said = saidBy(object);
-        if (said || object.error) throw new Refusal('The server stopped the answer: ' + (said || 'it does not say why.'), 500);
+        if (said || object.error)
+            throw new Refusal('The server stopped the answer: ' + (said || 'it does not say why.'), 500);
         if (object.usage && typeof object.usage === 'object') result.usage = object.usage;
         const choice = Array.isArray(object.choices) ? object.choices[0] : null;
         if (!choice) return;
@@ -129,7 +131,11 @@ async function stream(body, signal, told) {
                 break;
             }
             let object;
-            try { object = JSON.parse(data); } catch { throw new Refusal('The server sent something that is no JSON.', 500); }
+            try {
+                object = JSON.parse(data);
+            } catch {
+                throw new Refusal('The server sent something that is no JSON.', 500);
+            }
             if (object && typeof object === 'object') take(object);
         }
     } catch (error) {

@@ -31,11 +31,12 @@ function lineChart(title, series, format, most) {
         const mean = values.reduce((a, b) => a + b, 0) / values.length;
         return { name, words: `now ${format(last)}, mean ${format(mean)}, most ${format(Math.max(...values))}` };
     });
+    const words = said.map((s) => `${s.name} ${s.words}`).join('; ');
     const drawing = svg('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img',
-        'aria-label': `${title}, the last ${seconds(end - begin)}: ` + said.map((s) => `${s.name} ${s.words}`).join('; ') });
-    for (const share of [0, 0.5, 1]) {
-        drawing.append(svg('line', { class: 'grid', x1: LEFT, x2: W - RIGHT, y1: y(share * high), y2: y(share * high) }),
-            svg('text', { x: LEFT - 5, y: y(share * high) + 4, 'text-anchor': 'end' }, format(share * high)));
+        'aria-label': `${title}, the last ${seconds(end - begin)}: ${words}` });
+    for (const v of [0, high / 2, high]) {
+        drawing.append(svg('line', { class: 'grid', x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v) }),
+            svg('text', { x: LEFT - 5, y: y(v) + 4, 'text-anchor': 'end' }, format(v)));
     }
     drawing.append(svg('text', { x: LEFT, y: H - 6 }, `${seconds(end - begin)} ago`),
         svg('text', { x: W - RIGHT, y: H - 6, 'text-anchor': 'end' }, 'now'));
@@ -48,7 +49,8 @@ function lineChart(title, series, format, most) {
         if (d) drawing.append(svg('path', { class: 's' + i, d }));
     });
     const legend = said.map((s, i) => el('span', {},
-        svg('svg', { viewBox: '0 0 26 8', 'aria-hidden': 'true' }, svg('path', { class: 's' + i, d: 'M0 4H26' })), `${s.name}: ${s.words}`));
+        svg('svg', { viewBox: '0 0 26 8', 'aria-hidden': 'true' }, svg('path', { class: 's' + i, d: 'M0 4H26' })),
+        `${s.name}: ${s.words}`));
     return el('figure', {}, el('figcaption', {}, el('strong', {}, title), el('br'), legend), drawing);
 }
 
@@ -57,10 +59,11 @@ function barChart(title, names, rows, format) {
     const all = rows.flatMap(({ values }) => values).filter((v) => Number.isFinite(v) && v >= 0);
     if (!all.length) return null;
     const high = Math.max(...all) || 1;
-    const line = 15 * names.length + 5, left = 8 + 7 * Math.min(28, Math.max(...rows.map((r) => r.name.length)));
+    const longest = Math.max(...rows.map(({ name }) => name.length));
+    const line = 15 * names.length + 5, left = 8 + 7 * Math.min(28, longest);
     const width = 640, room = width - left - 90;
     const drawing = svg('svg', { viewBox: `0 0 ${width} ${rows.length * line + 4}`, role: 'img',
-        'aria-label': `${title}: from ${format(Math.min(...all))} to ${format(Math.max(...all))}. The numbers are in the table.` });
+        'aria-label': `${title}: from ${format(Math.min(...all))} to ${format(high)}. The numbers are in the table.` });
     rows.forEach(({ name, values }, r) => {
         drawing.append(svg('text', { x: left - 6, y: r * line + 13, 'text-anchor': 'end' }, name.slice(0, 28)));
         values.forEach((v, i) => {

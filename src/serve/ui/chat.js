@@ -20,8 +20,8 @@ const settings = {
         const stored = kept.get(localStorage, 'settings') || {};
         for (const { key, label, min, max, step } of NUMBERS) {
             $('numbers').append(el('label', {}, label,
-                el('input', { id: 'n-' + key, type: 'number', min, max, step: step < 1 ? 'any' : 1, inputmode: 'decimal',
-                    autocomplete: 'off', 'aria-label': `${label}, from ${min} to ${max}` })));
+                el('input', { id: 'n-' + key, type: 'number', min, max, step: step < 1 ? 'any' : 1,
+                    inputmode: 'decimal', autocomplete: 'off', 'aria-label': `${label}, from ${min} to ${max}` })));
         }
         for (const id of this.ids()) {
             const field = $(id), value = stored[id];
@@ -83,34 +83,36 @@ const aloud = {
     start() {
         this.waiting = '';
         clearInterval(this.timer);
-        this.timer = setInterval(() => this.tell(false), 4000);
+        this.timer = setInterval(() => this.tell(), 4000);
     },
 
     add(text) {
         if ($('aloud').value !== 'end') this.waiting += text;
     },
 
-    tell(all) {
-        if (!all && $('aloud').value !== 'pieces') return;
-        let end = this.waiting.length;
-        if (!all) {
-            const found = this.waiting.match(/^[^]*[.!?:\u3002\uff01\uff1f](?=\s)|^[^]*\n/);
-            end = found ? found[0].length : 0;
-        }
+    tell() {
+        if ($('aloud').value !== 'pieces') return;
+        const found = this.waiting.match(/^[^]*[.!?:\u3002\uff01\uff1f](?=\s)|^[^]*\n/);
+        const end = found ? found[0].length : 0;
         if (!end) return;
-        const text = this.waiting.slice(0, Math.min(end, 2000)).replace(/[*_`#|]+/g, '');
-        this.say(text + (end > 2000 ? ' \u2026 and more' : ''));
+        this.say(this.cut(end));
         this.waiting = this.waiting.slice(end);
     },
 
-    say(text) {
-        $('spoken').replaceChildren(el('p', {}, text));
+    // Marks are not read out; what is longer than anybody would listen to is left to be read.
+    cut(end) {
+        const text = this.waiting.slice(0, Math.min(end, 2000)).replace(/[*_`#|]+/g, '').trim();
+        return end > 2000 ? text + ' \u2026 and more' : text;
+    },
+
+    say(...texts) {
+        $('spoken').replaceChildren(...texts.filter(Boolean).map((text) => el('p', {}, text)));
     },
 
     end(last) {
         clearInterval(this.timer);
-        this.waiting += '\n' + last;
-        this.tell(true);
+        this.say(this.cut(this.waiting.length), last);
+        this.waiting = '';
     },
 };
 
@@ -123,8 +125,9 @@ const chat = {
         const stored = kept.get(sessionStorage, 'chat');
         if (Array.isArray(stored)) {
             for (const m of stored) {
-                if (m && (m.role === 'user' || m.role === 'assistant') && typeof m.content === 'string')
-                    this.messages.push({ role: m.role, content: m.content, note: typeof m.note === 'string' ? m.note : '' });
+                if (!m || (m.role !== 'user' && m.role !== 'assistant') || typeof m.content !== 'string') continue;
+                const note = typeof m.note === 'string' ? m.note : '';
+                this.messages.push({ role: m.role, content: m.content, note });
             }
         }
         this.show();
@@ -163,7 +166,8 @@ const chat = {
     build(message) {
         const mine = message.role === 'user';
         const said = el('div', { class: 'said' });
-        const tools = el('div', { class: 'row' }, copyButton(() => message.content, mine ? 'Copy your message' : 'Copy the answer'));
+        const tools = el('div', { class: 'row' },
+            copyButton(() => message.content, mine ? 'Copy your message' : 'Copy the answer'));
         if (mine) {
             tools.append(el('button', { type: 'button', class: 'small', on: { click: () => this.edit(message) },
                 'aria-label': 'Edit your message and go on from there' }, 'Edit'));
@@ -324,7 +328,8 @@ const chat = {
         this.running = null;
         const at_stop = document.activeElement === $('stop');
         if (refusal) ended = 'not complete';
-        message.note = [this.figures(first - began, latest - first, pieces, usage), ended].filter(Boolean).join(' \u00b7 ');
+        const figures = this.figures(first - began, latest - first, pieces, usage);
+        message.note = [figures, ended].filter(Boolean).join(' \u00b7 ');
         put(message.foot, message.note);
         const listed = this.messages.includes(message);
         if (listed && !message.content) {

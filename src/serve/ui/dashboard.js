@@ -55,7 +55,7 @@ const dashboard = {
         });
         const stored = kept.get(localStorage, 'dashboard') || {};
         for (const id of ['window', 'period']) {
-            if (typeof stored[id] === 'string' && [...$(id).options].some((o) => o.value === stored[id])) $(id).value = stored[id];
+            if ([...$(id).options].some(({ value }) => value === stored[id])) $(id).value = stored[id];
             $(id).addEventListener('change', () => {
                 kept.set(localStorage, 'dashboard', { window: $('window').value, period: $('period').value });
                 this.show();
@@ -95,9 +95,11 @@ const dashboard = {
     add(t, r) {
         const last = this.samples[this.samples.length - 1];
         // Counters that fall: the server was started anew.
-        if (last && (r.made < last.r.made || r.finished < last.r.finished || r.started > last.r.started + 1)) this.samples = [];
+        if (last && (r.made < last.r.made || r.finished < last.r.finished || r.started > last.r.started + 1))
+            this.samples = [];
         this.samples.push({ t, r });
-        while (this.samples.length > 2 && (this.samples[1].t < t - 930 || this.samples.length > 1000)) this.samples.shift();
+        while (this.samples.length > 2 && (this.samples[1].t < t - 930 || this.samples.length > 1000))
+            this.samples.shift();
     },
 
     // The latest sample that is at least `age` seconds older than number `at`, or the oldest.
@@ -131,19 +133,21 @@ const dashboard = {
     alerts() {
         const last = this.samples[this.samples.length - 1];
         if (!last) return [];
-        return [...last.r.alerts].map(([name, value]) => ({ name, on: value > 0, words: ALERTS[name] || `Alert: ${name}` }));
+        return [...last.r.alerts].map(([name, value]) =>
+            ({ name, on: value > 0, words: Object.hasOwn(ALERTS, name) ? ALERTS[name] : `Alert: ${name}` }));
     },
 
     showAlerts() {
-        const alerts = this.alerts(), on = alerts.filter((a) => a.on).map((a) => a.words);
-        const box = $('alerts');
-        if ([...box.children].map((p) => p.textContent).join('\n') !== on.join('\n'))
-            box.replaceChildren(...on.map((words) => el('p', {}, words)));
-        const items = alerts.length ? alerts.map((a) => el('li', a.on ? { class: 'on' } : {}, a.on ? a.words : `${a.name}: no`))
-            : [el('li', { class: 'soft' }, 'The server has not said anything of alerts.')];
-        const list = $('alert-list');
-        if ([...list.children].map((li) => li.textContent).join('\n') !== items.map((li) => li.textContent).join('\n'))
-            list.replaceChildren(...items);
+        const alerts = this.alerts();
+        // Only what changed is written: what is written is read out.
+        const show = (box, nodes) => {
+            const text = (all) => [...all].map((node) => node.textContent).join('\n');
+            if (text(box.children) !== text(nodes)) box.replaceChildren(...nodes);
+        };
+        show($('alerts'), alerts.filter((a) => a.on).map((a) => el('p', {}, a.words)));
+        show($('alert-list'), alerts.length
+            ? alerts.map((a) => a.on ? el('li', { class: 'on' }, a.words) : el('li', {}, `${a.name}: no`))
+            : [el('li', { class: 'soft' }, 'The server has not said anything of alerts.')]);
     },
 
     showTiles(at) {
@@ -171,8 +175,10 @@ const dashboard = {
             ['running for', seconds(Date.now() / 1000 - r.started), ''],
         ];
         const list = $('tiles');
-        if (list.children.length !== tiles.length)
-            list.replaceChildren(...tiles.map(([title]) => el('div', {}, el('dt', {}, title), el('dd', {}, el('span'), el('small')))));
+        if (list.children.length !== tiles.length) {
+            list.replaceChildren(...tiles.map(([title]) =>
+                el('div', {}, el('dt', {}, title), el('dd', {}, el('span'), el('small')))));
+        }
         tiles.forEach(([, value, more], i) => {
             const [span, small] = list.children[i].lastChild.children;
             put(span, value);
@@ -188,15 +194,13 @@ const dashboard = {
         };
         const rows = LATENCIES.map(({ key, title }) => {
             const h = this.over(at, key, age), n = h ? h.n[h.n.length - 1] : NaN;
-            return [title, count(n), seconds(n > 0 ? h.sum / n : NaN), ...[0.5, 0.9, 0.95, 0.99].map((q) => shown(h, q))];
+            const mean = n > 0 ? h.sum / n : NaN;
+            return [title, count(n), seconds(mean), ...[0.5, 0.9, 0.95, 0.99].map((q) => shown(h, q))];
         });
         const span = age ? Math.min(age, this.samples[at].t - this.before(at, age).t) : 0;
         const heads = ['time', 'count', 'mean', 'p50', 'p90', 'p95', 'p99'];
-        const table = el('table', {},
-            el('caption', {}, age ? `Over ${seconds(span)}; percentiles are read from histograms.` : 'Since the server started; percentiles are read from histograms.'),
-            el('thead', {}, el('tr', {}, heads.map((head, i) => el('th', { scope: 'col', class: i ? null : 't' }, head)))),
-            el('tbody', {}, rows.map((row) => el('tr', {}, row.map((cell, i) => i ? el('td', {}, cell) : el('th', { scope: 'row' }, cell))))));
-        $('latency').replaceChildren(table);
+        const caption = age ? `Over ${seconds(span)}` : 'Since the server started';
+        $('latency').replaceChildren(tableOf(`${caption}; percentiles are read from histograms.`, heads, rows));
     },
 
     showCharts() {
@@ -206,10 +210,13 @@ const dashboard = {
         const gauge = (key) => (i) => this.samples[i].r[key];
         const plain = (v) => count(v, v < 10 ? 1 : 0);
         $('charts').replaceChildren(
-            lineChart('Tokens a second', [series('generated', (i) => this.rate(i, 'made')), series('read', (i) => this.rate(i, 'read'))], plain),
+            lineChart('Tokens a second',
+                [series('generated', (i) => this.rate(i, 'made')), series('read', (i) => this.rate(i, 'read'))], plain),
             lineChart('Requests', [series('running', gauge('running')), series('waiting', gauge('waiting'))], plain),
-            lineChart('KV cache', [series('in use', gauge('usage')), series('fragmentation', gauge('fragmentation'))], percent, 1),
-            lineChart('Time to the first token', [series('p50', p('ttft', 0.5)), series('p95', p('ttft', 0.95))], seconds),
+            lineChart('KV cache',
+                [series('in use', gauge('usage')), series('fragmentation', gauge('fragmentation'))], percent, 1),
+            lineChart('Time to the first token',
+                [series('p50', p('ttft', 0.5)), series('p95', p('ttft', 0.95))], seconds),
             lineChart('Time between tokens', [series('p50', p('itl', 0.5)), series('p95', p('itl', 0.95))], seconds),
             lineChart('Memory', [series('resident', gauge('memory'))], bytes));
     },

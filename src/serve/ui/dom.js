@@ -67,6 +67,15 @@ function copyButton(text, label) {
     return button;
 }
 
+// rows: texts; the first of each names its row. Without heads, a table of facts.
+function tableOf(caption, heads, rows) {
+    const head = heads && heads.map((text, i) => el('th', { scope: 'col', class: i ? null : 't' }, text));
+    const cell = (text, i) => i ? el('td', { class: heads ? null : 't' }, text) : el('th', { scope: 'row' }, text);
+    return el('table', { class: heads ? null : 'facts' }, el('caption', {}, caption),
+        head && el('thead', {}, el('tr', {}, head)),
+        el('tbody', {}, rows.map((row) => el('tr', {}, row.map(cell)))));
+}
+
 // ---- numbers as they are shown; anything that is no finite number is a dash
 
 const DASH = '\u2013';

@@ -25,10 +25,11 @@ const main = {
         this.theme();
         settings.start();
         chat.start();
-        for (const { key, does } of KEYS) $('keys').append(el('tr', {}, el('td', {}, el('kbd', {}, key)), el('td', {}, does)));
-        const single = kept.get(localStorage, 'single-keys');
-        $('single-keys').checked = single !== false;
-        $('single-keys').addEventListener('change', () => kept.set(localStorage, 'single-keys', $('single-keys').checked));
+        for (const { key, does } of KEYS)
+            $('keys').append(el('tr', {}, el('td', {}, el('kbd', {}, key)), el('td', {}, does)));
+        const single = $('single-keys');
+        single.checked = kept.get(localStorage, 'single-keys') !== false;
+        single.addEventListener('change', () => kept.set(localStorage, 'single-keys', single.checked));
         $('help-open').addEventListener('click', () => this.help());
         $('help-close').addEventListener('click', () => $('help').close());
         document.addEventListener('keydown', (event) => this.pressed(event));
@@ -44,7 +45,8 @@ const main = {
         if (choice === 'light' || choice === 'dark') $('theme').value = choice;
         const set = () => {
             const value = $('theme').value;
-            document.documentElement.dataset.theme = value === 'system' ? (system.matches ? 'dark' : 'light') : value;
+            const own = system.matches ? 'dark' : 'light';
+            document.documentElement.dataset.theme = value === 'system' ? own : value;
         };
         $('theme').addEventListener('change', () => {
             kept.set(localStorage, 'theme', $('theme').value);
@@ -78,7 +80,7 @@ const main = {
     },
 
     pressed(event) {
-        if (event.key === 'Escape' && chat.running && !$('help').open) {
+        if (event.key === 'Escape' && chat.running && !$('help').open && !event.isComposing) {
             chat.stop();
             event.preventDefault();
             return;

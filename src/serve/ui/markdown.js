@@ -76,8 +76,8 @@ function inline(text) {
             }
             if (close >= 0) {
                 const code = text.slice(end, close);
-                const bared = code.length > 2 && code.startsWith(' ') && code.endsWith(' ') ? code.slice(1, -1) : code;
-                add([el('code', { dir: 'auto' }, codeText(bared))]);
+                const padded = code.length > 2 && code.startsWith(' ') && code.endsWith(' ');
+                add([el('code', { dir: 'auto' }, codeText(padded ? code.slice(1, -1) : code))]);
                 i = close + run.length;
             } else {
                 unclosed.add(run.length);
@@ -145,8 +145,10 @@ function cells(line) {
 // What a line starts, when no block is open that takes it.
 function startOf(line) {
     let m;
-    if ((m = /^ {0,3}(`{3,}|~{3,})([^`]*)$/.exec(line))) return { kind: 'code', fence: m[1], language: m[2].trim(), lines: [] };
-    if ((m = /^ {0,3}(#{1,6})\s+(\S.*)$/.exec(line))) return { kind: 'heading', level: m[1].length, lines: [m[2]], whole: true };
+    if ((m = /^ {0,3}(`{3,}|~{3,})([^`]*)$/.exec(line)))
+        return { kind: 'code', fence: m[1], language: m[2].trim(), lines: [] };
+    if ((m = /^ {0,3}(#{1,6})\s+(\S.*)$/.exec(line)))
+        return { kind: 'heading', level: m[1].length, lines: [m[2]], whole: true };
     if (/^ {0,3}([-*_])(\s*\1){2,}\s*$/.test(line)) return { kind: 'rule', lines: [], whole: true };
     if ((m = /^ {0,3}>\s?(.*)$/.exec(line))) return { kind: 'quote', lines: [m[1]] };
     if (/^\s*([-*+]|\d{1,9}[.)])\s+\S/.test(line)) return { kind: 'list', lines: [line] };
@@ -194,7 +196,8 @@ const BUILD = {
     table(block) {
         if (block.lines.length < 2 || !/^[\s|:-]+$/.test(block.lines[1]) || !block.lines[1].includes('-'))
             return BUILD.text(block);
-        const row = (line, tag) => el('tr', {}, cells(line).slice(0, 64).map((cell) => el(tag, { dir: 'auto' }, inline(cell))));
+        const row = (line, tag) => el('tr', {},
+            cells(line).slice(0, 64).map((cell) => el(tag, { dir: 'auto' }, inline(cell))));
         return el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Table' },
             el('table', {}, el('thead', {}, row(block.lines[0], 'th')),
                 el('tbody', {}, block.lines.slice(2).map((line) => row(line, 'td')))));

@@ -36,7 +36,7 @@ function byLabel(metrics, name, label) {
     return out;
 }
 
-// { le: bounds ascending, n: cumulative counts, sum, count }, over all label sets; null if none.
+// { le: bounds ascending, n: cumulative counts, sum }, over all label sets; null if none.
 function histogram(metrics, name) {
     const found = metrics.get(name + '_bucket');
     if (!found) return null;
@@ -46,13 +46,13 @@ function histogram(metrics, name) {
         if (text && !Number.isNaN(le)) at.set(le, (at.get(le) || 0) + value);
     }
     const le = [...at.keys()].sort((a, b) => a - b);
-    return { le, n: le.map((bound) => at.get(bound)), sum: total(metrics, name + '_sum'), count: total(metrics, name + '_count') };
+    return { le, n: le.map((bound) => at.get(bound)), sum: total(metrics, name + '_sum') };
 }
 
 // What came between two readings. A histogram that shrank belongs to another run of the server.
 function since(now, before) {
     if (!now || !before || before.le.length !== now.le.length) return now;
-    return { le: now.le, n: now.n.map((n, i) => Math.max(0, n - before.n[i])), sum: now.sum - before.sum, count: now.count - before.count };
+    return { le: now.le, n: now.n.map((n, i) => Math.max(0, n - before.n[i])), sum: now.sum - before.sum };
 }
 
 // The q-quantile, on a straight line within its bucket, as Prometheus's histogram_quantile has it.
@@ -64,5 +64,6 @@ function quantile(h, q) {
     const i = h.n.findIndex((cumulative) => cumulative >= rank && cumulative > 0);
     if (h.le[i] === Infinity) return { value: i > 0 ? h.le[i - 1] : NaN, over: true };
     const low = i > 0 ? h.le[i - 1] : 0, under = i > 0 ? h.n[i - 1] : 0;
-    return { value: low + (h.le[i] - low) * (h.n[i] > under ? (rank - under) / (h.n[i] - under) : 1), over: false };
+    const share = h.n[i] > under ? (rank - under) / (h.n[i] - under) : 1;
+    return { value: low + (h.le[i] - low) * share, over: false };
 }

@@ -14,13 +14,10 @@ const list = (v) => Array.isArray(v) ? v.filter(is.object) : [];
 const number = (v) => is.number(v) ? v : NaN;
 const word = (v) => is.text(v) ? v : '';
 
-function table(caption, heads, rows, marks = {}) {
+function table(caption, heads, rows) {
     if (!rows.length) return null;
     return el('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': caption },
-        el('table', marks, el('caption', {}, caption),
-            heads && el('thead', {}, el('tr', {}, heads.map((head, i) => el('th', { scope: 'col', class: i ? null : 't' }, head)))),
-            el('tbody', {}, rows.map((row) => el('tr', {}, row.map((cell, i) => i
-                ? el('td', { class: heads ? null : 't' }, cell) : el('th', { scope: 'row' }, cell)))))));
+        tableOf(caption, heads, rows));
 }
 
 const report = {
@@ -50,17 +47,19 @@ const report = {
 
     facts(o, calibration) {
         const rows = [
-            ['source', word(o.source)], ['scheme', word(o.scheme)], ['method', word(o.method)], ['container', word(o.container)],
-            ['bits per weight, all tensors', digits(o.bpw)], ['bits per weight, quantized ones', digits(o.linear_bpw)],
+            ['source', word(o.source)], ['scheme', word(o.scheme)], ['method', word(o.method)],
+            ['container', word(o.container)], ['bits per weight, all tensors', digits(o.bpw)],
+            ['bits per weight, quantized ones', digits(o.linear_bpw)],
             ['size', is.number(o.bytes) ? `${bytes(o.bytes)} (of ${bytes(o.source_bytes)})` : ''],
             ['parameters', count(o.n_params)],
             ['tensors quantized', is.number(o.n_quantized) ? `${count(o.n_quantized)} of ${count(o.n_tensors)}` : ''],
             ['error of the weights, root mean square', digits(o.rms_error)],
             ['time it took', seconds(o.seconds)], ['memory it took', bytes(o.peak_rss_bytes)],
             ['calibration tokens', count(calibration.tokens)],
-            ['calibration set, sha256', word(calibration.sha256)], ['output, sha256', word(o.sha256)], ['made by nibble', word(o.nibble)],
+            ['calibration set, sha256', word(calibration.sha256)], ['output, sha256', word(o.sha256)],
+            ['made by nibble', word(o.nibble)],
         ].filter(([, value]) => value && value !== DASH);
-        return table('What it is', null, rows, { class: 'facts' });
+        return table('What it is', null, rows);
     },
 
     evaluated(e) {
@@ -73,7 +72,7 @@ const report = {
             ['likeliest token agrees', percent(number(e.top1))], ['tokens measured on', count(e.n_tokens)],
         ].filter(([, value]) => value !== DASH);
         if (!rows.length) return out;
-        out.push(el('h3', {}, 'How far from the original'), table('Measured on text that was held out', null, rows, { class: 'facts' }));
+        out.push(el('h3', {}, 'How far from the original'), table('Measured on text that was held out', null, rows));
         const per = list(e.layers).filter((l) => is.number(l.layer)).slice(0, 400)
             .map((l) => ({ name: `layer ${l.layer}`, values: [number(l.kl_mean)] }));
         out.push(barChart('KL divergence with this block alone quantized', ['KL'], per, digits));
@@ -86,7 +85,8 @@ const report = {
         if (!tasks.length) return out;
         const share = (v, se) => percent(number(v)) + (is.number(se) ? ` \u00b1 ${percent(se)}` : '');
         out.push(el('h3', {}, 'Tasks'),
-            barChart('Items answered right', ['quantized', 'original'], tasks.map((t) => ({ name: word(t.task), values: [number(t.acc), number(t.base_acc)] })), percent),
+            barChart('Items answered right', ['quantized', 'original'],
+                tasks.map((t) => ({ name: word(t.task), values: [number(t.acc), number(t.base_acc)] })), percent),
             table('Right by likelihood (acc), and by likelihood per character (acc_norm), with standard errors',
                 ['task', 'items', 'acc', 'of the original', 'acc_norm', 'of the original', 'answers that flipped'],
                 tasks.map((t) => [word(t.task), count(t.n), share(t.acc, t.acc_se), share(t.base_acc, t.base_acc_se),
@@ -95,11 +95,13 @@ const report = {
     },
 
     notes(o, calibration) {
-        const texts = [o.notes, object(calibration.score).warnings].flatMap((v) => Array.isArray(v) ? v.filter(is.text) : []);
+        const texts = [o.notes, object(calibration.score).warnings]
+            .flatMap((v) => Array.isArray(v) ? v.filter(is.text) : []);
         for (const r of list(o.reasons))
             texts.push(`${word(r.layers)}: ${word(r.scheme)}${word(r.because) ? ', because ' + r.because : ''}`);
         if (!texts.length) return [];
-        return [el('h3', {}, 'Notes'), el('ul', {}, texts.slice(0, 200).map((text) => el('li', { dir: 'auto' }, text)))];
+        const items = texts.slice(0, 200).map((text) => el('li', { dir: 'auto' }, text));
+        return [el('h3', {}, 'Notes'), el('ul', {}, items)];
     },
 
     // Error of the outputs, layer by layer, and the worst layers first in the bars.
@@ -113,15 +115,19 @@ const report = {
             if (!blocks.has(m[1])) blocks.set(m[1], KINDS.map(() => NaN));
             blocks.get(m[1])[KINDS.indexOf(m[2])] = l.loss;
         }
-        const worst = [...all].filter((l) => is.number(l.loss)).sort((a, b) => b.loss - a.loss).slice(0, 12)
-            .map((l) => ({ name: l.name.replace(/^model\.layers\./, '').replace(/\.weight$/, ''), values: [l.loss, number(l.held_out_loss)] }));
-        const rows = all.map((l) => [l.name, word(l.format), digits(8 * number(l.bytes) / number(l.params)), digits(l.loss),
-            digits(l.held_out_loss), digits(l.rms_error), digits(l.predicted_kl), word(l.note)]);
+        const worst = all.filter((l) => is.number(l.loss)).sort((a, b) => b.loss - a.loss).slice(0, 12).map((l) => ({
+            name: l.name.replace(/^model\.layers\./, '').replace(/\.weight$/, ''),
+            values: [l.loss, number(l.held_out_loss)],
+        }));
+        const rows = all.map((l) => [l.name, word(l.format), digits(8 * number(l.bytes) / number(l.params)),
+            digits(l.loss), digits(l.held_out_loss), digits(l.rms_error), digits(l.predicted_kl), word(l.note)]);
         return [el('h3', {}, 'Linear layers'),
-            barChart('The largest errors of outputs, as a share of their energy', ['calibration text', 'held out'], worst, digits),
-            table('Error of outputs by layer and kind', ['layer', ...KINDS], [...blocks].map(([layer, losses]) => [layer, ...losses.map((v) => digits(v, 3))])),
+            barChart('The largest errors of outputs, as a share of their energy',
+                ['calibration text', 'held out'], worst, digits),
+            table('Error of outputs by layer and kind', ['layer', ...KINDS],
+                [...blocks].map(([layer, losses]) => [layer, ...losses.map((v) => digits(v, 3))])),
             el('details', {}, el('summary', {}, `All ${count(all.length)}`),
-                table('All linear layers', ['layer', 'format', 'bits per weight', 'error of outputs', 'held out', 'error of weights',
-                    'predicted KL', 'note'], rows))];
+                table('All linear layers', ['layer', 'format', 'bits per weight', 'error of outputs', 'held out',
+                    'error of weights', 'predicted KL', 'note'], rows))];
     },
 };
