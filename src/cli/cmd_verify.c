@@ -3,6 +3,7 @@
 #include "base/rng.h"
 #include "cli/runtime.h"
 #include "cli/verbs.h"
+#include "engine/engine_verify.h"
 #include "eval/verify.h"
 
 #include <stdio.h>
@@ -71,6 +72,7 @@ typedef struct {
     nb_kv_format kv;
     int64_t n_ways;
     uint64_t hash, other_hash;
+    int n_engine; /* ways of the engine that gave the hash */
 } cell_result;
 
 typedef struct {
@@ -93,6 +95,10 @@ typedef struct {
     cell_result cells[MAX_MODES * MAX_KVS];
     int n_cells;
     nb_difference difference; /* in the cell after the last of `cells` */
+    bool engine_refuses;      /* logits that are not finite */
+    bool engine_differs;      /* in that cell, in this way: */
+    nb_engine_way engine_way;
+    int64_t n_preempted, n_found, n_engine_ways; /* by the engine, in all cells */
     nb_progress progress;
     int64_t n_ways;
     double start;
@@ -216,8 +222,41 @@ static bool go_on(void *context)
 static bool on_way(void *context)
 {
     verify_run *run = context;
-    nb_progress_update(run->out, &run->progress, ++run->n_ways);
+    nb_progress_update(run->out, &run->progress, ++run->n_ways + run->n_engine_ways);
     return !nb_interrupted();
+}
+
+/* The text's hash once more, from answers to requests. */
+static nb_status run_engine(verify_run *run, cell_result *c, nb_err *err)
+{
+    const nb_engine_setup base = {.model = &run->model.model,
+                                  .kernels = &run->rt.kernels,
+                                  .pool = run->rt.pool,
+                                  .tokenizer = run->model.tokenizer,
+                                  .kv = c->kv};
+    for (int way = 0; way < NB_N_ENGINE_WAYS; way++) {
+        uint64_t hash;
+        int64_t n_preempted, n_found;
+        const nb_status s =
+            nb_engine_verify(&base, (nb_engine_way)way, run->tokens, run->isas[0].n_tokens, go_on,
+                             run, &hash, &n_preempted, &n_found, err);
+        /* Logits may hold Inf or NaN and be the same everywhere; but no token follows from them. */
+        run->engine_refuses = run->engine_refuses || s == NB_DATA;
+        if (s == NB_DATA)
+            return NB_OK;
+        NB_TRY(s);
+        run->n_preempted += n_preempted;
+        run->n_found += n_found;
+        run->engine_differs = hash != c->hash;
+        run->engine_way = (nb_engine_way)way;
+        if (run->engine_differs)
+            return NB_OK;
+        c->n_engine++;
+        nb_progress_update(run->out, &run->progress, run->n_ways + ++run->n_engine_ways);
+        if (nb_interrupted())
+            return nb_fail(err, NB_INTERRUPTED, "interrupted");
+    }
+    return NB_OK;
 }
 
 static nb_status run_cell(verify_run *run, int64_t cell, nb_kv_format kv, bool in_depth,
@@ -252,8 +291,10 @@ static nb_status run_cell(verify_run *run, int64_t cell, nb_kv_format kv, bool i
                 c->n_ways += r.n_ways[i];
             run->difference = r.difference;
         }
+        if (s == NB_OK && !r.difference.differ)
+            s = run_engine(run, c, err);
     }
-    if (s == NB_OK && !run->difference.differ)
+    if (s == NB_OK && !run->difference.differ && !run->engine_differs)
         run->n_cells++;
     if (s == NB_INTERRUPTED)
         return nb_fail_interrupted(err);
@@ -283,7 +324,7 @@ static nb_status run_mode(verify_run *run, int mode, nb_err *err)
             choice == NB_COMPUTE_AUTO ? nb_model_compute_name(&run->model.model) : names[choice];
         snprintf(run->cells[run->n_cells].compute, sizeof run->cells[0].compute, "%s", name);
         NB_TRY(run_cell(run, mode * MAX_KVS + k, run->kvs[k], k == 0, err));
-        if (run->difference.differ)
+        if (run->difference.differ || run->engine_differs)
             return NB_OK;
     }
     return NB_OK;
@@ -298,6 +339,7 @@ static int64_t count_ways(const verify_run *run)
         for (int64_t k = 0; k < run->n_kvs; k++)
             for (int i = 0; i < run->plan.n_isas; i++)
                 n += nb_verify_ways(&run->plan, i, mode * MAX_KVS + k, k == 0, NULL);
+    n += (int64_t)run->n_modes * run->n_kvs * NB_N_ENGINE_WAYS;
     return n;
 }
 
@@ -338,10 +380,10 @@ static nb_status print_json(const verify_run *run, nb_err *err)
     json_t *skipped = json_array();
     for (int i = 0; i < run->n_cells; i++) {
         const cell_result *c = &run->cells[i];
-        json_array_append_new(hashes,
-                              json_pack("{s:s, s:s, s:o, s:I}", "compute", c->compute, "kv",
-                                        nb_kv_format_name(c->kv), "logits_hash", json_hash(c->hash),
-                                        "n_ways", (json_int_t)c->n_ways));
+        json_array_append_new(hashes, json_pack("{s:s, s:s, s:o, s:I, s:i}", "compute", c->compute,
+                                                "kv", nb_kv_format_name(c->kv), "logits_hash",
+                                                json_hash(c->hash), "n_ways", (json_int_t)c->n_ways,
+                                                "n_engine_ways", c->n_engine));
     }
     for (int i = 0; i < run->plan.n_isas; i++)
         json_array_append_new(isas, json_pack("{s:s, s:I}", "isa", run->isas[i].name, "n_tokens",
@@ -418,6 +460,14 @@ static void print_cover(const verify_run *run)
         nb_out_text(out, "%s%s (%lld token%s)", i == 0 ? "" : ", ", run->isas[i].name,
                     (long long)run->isas[i].n_tokens, run->isas[i].n_tokens == 1 ? "" : "s");
     nb_out_text(out, "\n");
+    if (run->engine_refuses)
+        nb_out_text(out, "the engine answers no request: the logits are not finite\n");
+    else
+        nb_out_text(
+            out,
+            "the engine: a request for each beginning of the text, all at once, in few and "
+            "in many\nsequences and steps; %lld preempted, %lld tokens found in the cache\n",
+            (long long)run->n_preempted, (long long)run->n_found);
     if (run->n_missing > 0 || run->no_integers) {
         nb_out_text(out, "skipped:");
         for (int i = 0; i < run->n_missing; i++)
@@ -436,14 +486,18 @@ static nb_status print(const verify_run *run, nb_err *err)
         NB_TRY(print_json(run, err));
     } else {
         NB_TRY(print_table(run, err));
-        if (!run->difference.differ)
+        if (!run->difference.differ && !run->engine_differs)
             print_cover(run);
     }
     const nb_difference *d = &run->difference;
-    if (!d->differ)
-        return NB_OK;
     const cell_result *c = &run->cells[run->n_cells];
     const char *path = nb_args_operand(run->args, 0), *against = nb_args_text(run->args, "against");
+    if (run->engine_differs)
+        return nb_fail(
+            err, NB_DATA, "%s: mode %s, KV %s: the engine answers from other logits (%s requests)",
+            path, c->compute, nb_kv_format_name(c->kv), nb_engine_way_name(run->engine_way));
+    if (!d->differ)
+        return NB_OK;
     if (against != NULL)
         return nb_fail(err, NB_DATA, "%s: mode %s, KV %s: %s differs from that of %s", path,
                        c->compute, nb_kv_format_name(c->kv), nb_difference_place(d).text, against);
@@ -466,7 +520,8 @@ static nb_status run_all(verify_run *run, nb_err *err)
     NB_TRY(nb_runtime_open(&run->rt, args, err));
     nb_progress_begin(run->out, &run->progress, "verifying", "ways", count_ways(run));
     nb_status s = NB_OK;
-    for (int m = 0; s == NB_OK && m < run->n_modes && !run->difference.differ; m++)
+    for (int m = 0;
+         s == NB_OK && m < run->n_modes && !run->difference.differ && !run->engine_differs; m++)
         s = run_mode(run, m, err);
     nb_progress_end(run->out, &run->progress);
     return s == NB_OK ? print(run, err) : s;
@@ -498,7 +553,8 @@ const nb_verb nb_verb_verify = {
     .about =
         "One hash of the logits for each compute mode and cache format, the same from prefill in\n"
         "one piece, in chunks and by single tokens, alone and beside other sequences, on any\n"
-        "number of threads and every instruction set. Else the first operation that differs.",
+        "number of threads and every instruction set, and from requests to the engine in all\n"
+        "sorts of company. Else the first operation that differs.",
     .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, .min = 1, .max = 1}, {0}},
     .options = verify_options,
     .run = run_verify,

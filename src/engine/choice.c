@@ -33,13 +33,14 @@ nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *o, const n
     const double r = o->sampling.repetition_penalty;
     c->penalizes = (r != 0 && r != 1) || o->sampling.frequency_penalty != 0 ||
                    o->sampling.presence_penalty != 0;
+    const bool by_model = !o->ignore_eos && t != NULL;
     int64_t n = o->n_stop_ids;
-    for (int64_t id = 0; id < n_ids && !o->ignore_eos; id++)
+    for (int64_t id = 0; id < n_ids && by_model; id++)
         n += nb_tokenizer_is_stop(t, (int32_t)id);
     NB_TRY(NB_ALLOC(&c->ends, n, err));
     for (int i = 0; i < o->n_stop_ids; i++)
         c->ends[c->n_ends++] = o->stop_ids[i];
-    for (int64_t id = 0; id < n_ids && !o->ignore_eos; id++) {
+    for (int64_t id = 0; id < n_ids && by_model; id++) {
         if (nb_tokenizer_is_stop(t, (int32_t)id))
             c->ends[c->n_ends++] = (int32_t)id;
     }
@@ -121,6 +122,8 @@ static nb_status take_text(nb_choice *c, int32_t id, nb_err *err)
     const bool final = id < 0;
     bool found = false;
     nb_buf decoded = {0};
+    if (c->of->tokenizer == NULL)
+        return NB_OK;
     nb_status s = nb_tokenizer_decode(c->of->tokenizer, &c->decoder, &id, final ? 0 : 1,
                                       o->with_special, final, &decoded, err);
     if (s == NB_OK && !final && c->n_made <= o->min_tokens)

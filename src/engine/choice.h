@@ -11,7 +11,7 @@
 /* What all answers to one request share. */
 typedef struct {
     const nb_generate_options *options; /* borrowed; on_text and context are not looked at */
-    const nb_tokenizer *tokenizer;      /* borrowed */
+    const nb_tokenizer *tokenizer;      /* borrowed; NULL: there is no text */
     int64_t n_ids;                      /* of the vocabulary that can be chosen */
     int32_t *ends;                      /* [n_ends] tokens that end an answer; owned */
     int64_t n_ends;

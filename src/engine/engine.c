@@ -50,6 +50,7 @@ static void finish_choice(nb_engine *e, nb_engine_choice *c, nb_finish finish, c
     nb_engine_event event = event_of(c);
     event.finish = finish;
     event.error = error;
+    event.logits_hash = c->prompt_hash;
     if (finish == NB_FINISH_STOP) {
         event.stop_id = c->choice.end_id;
         if (c->choice.over == NB_CHOICE_STOP_TEXT)
@@ -229,7 +230,7 @@ static void pick_row(void *context, int64_t i, int thread)
         nb_logprobs(&e->samplers[thread], logits, c->of->asked.prompt[row->prompt_at], o->n_top,
                     row->top);
     }
-    if (row->chooses && c->of->asked.options.hash_logits)
+    if ((row->chooses || row->ends_prompt) && c->of->asked.options.hash_logits)
         row->hash = nb_logits_hash(logits, e->setup.model->config.vocab_size,
                                    (uint64_t)c->choice.position - 1);
     if (row->chooses)
@@ -282,6 +283,8 @@ static void take_row(nb_engine *e, const nb_engine_row *row)
         tell_prompt(c, 0, NULL); /* nothing stands before the first token */
     if (row->prompt_at >= 0)
         tell_prompt(c, row->prompt_at, row->top);
+    if (row->ends_prompt)
+        c->prompt_hash = row->hash;
     if (!row->chooses)
         return;
     if (row->status != NB_OK) {
@@ -322,11 +325,12 @@ static void choose(nb_engine *e, int64_t n_rows)
             nb_engine_row *row = &e->rows[i];
             row->entry = entry;
             row->chooses = at->samples && from_last == 0 && at->n_left > 0;
+            row->ends_prompt = at->samples && from_last == 0 && at->n_left == 0;
             row->prompt_at = c != NULL && c->of->asked.prompt_logprobs && c->number == 0 &&
                                      at->n_outputs > 0 && next < c->of->asked.n_prompt
                                  ? next
                                  : -1;
-            n_wanted += row->chooses || row->prompt_at >= 0;
+            n_wanted += row->chooses || row->ends_prompt || row->prompt_at >= 0;
         }
         if (n_wanted == 0)
             continue;

@@ -19,8 +19,8 @@ typedef struct nb_engine nb_engine;
 typedef struct {
     const nb_model *model; /* borrowed, like all here */
     const nb_kernels *kernels;
-    nb_pool *pool; /* the engine's alone while it runs */
-    const nb_tokenizer *tokenizer;
+    nb_pool *pool;                 /* the engine's alone while it runs */
+    const nb_tokenizer *tokenizer; /* NULL: answers are ids without text, and end by number */
     nb_kv_format kv;
     int64_t n_blocks;    /* of the cache, NB_KV_PAGE positions each; 0: as kv_bytes has room for */
     int64_t kv_bytes;    /* 0: one sequence of n_ctx for each of max_seqs, at most 1 GiB */
@@ -71,11 +71,12 @@ typedef struct {
     size_t len;
     const nb_logprob *logprobs; /* [1 + n_top]: the token, then the likeliest; NULL: not asked for,
                                    or there is none (the first token of a prompt) */
-    uint64_t logits_hash;       /* with options.hash_logits: of the row that `id` was chosen from */
-    nb_finish finish;           /* NB_NOT_FINISHED, or why the choice ended: its last event */
-    const char *stop;           /* with NB_FINISH_STOP: the stop string that was found, or NULL */
-    int32_t stop_id;            /* the id that ended it, or -1 */
-    const char *error;          /* with NB_FINISH_ERROR: one line */
+    uint64_t logits_hash; /* with options.hash_logits: of the row that `id` was chosen from; with
+                       no_answer, in the last event, of the prompt's last row */
+    nb_finish finish;     /* NB_NOT_FINISHED, or why the choice ended: its last event */
+    const char *stop;     /* with NB_FINISH_STOP: the stop string that was found, or NULL */
+    int32_t stop_id;      /* the id that ended it, or -1 */
+    const char *error;    /* with NB_FINISH_ERROR: one line */
     int64_t n_prompt, n_cached, n_made; /* tokens; of the prompt that were found in the cache */
 } nb_engine_event;
 

@@ -146,7 +146,9 @@ nb_status nb_engine_open(nb_engine **out, const nb_engine_setup *setup, nb_err *
     e->requests_end = &e->requests;
     e->max_claimed = e->setup.max_queue + e->setup.max_seqs;
     /* Rows of the head past the tokenizer's ids are padding: they have no text. */
-    e->n_ids = smaller(nb_tokenizer_n_tokens(setup->tokenizer), setup->model->config.vocab_size);
+    e->n_ids = setup->model->config.vocab_size;
+    if (setup->tokenizer != NULL)
+        e->n_ids = smaller(nb_tokenizer_n_tokens(setup->tokenizer), e->n_ids);
     nb_status s = check(&e->setup, err);
     if (s == NB_OK)
         s = take_memory(e, err);

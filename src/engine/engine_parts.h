@@ -15,6 +15,7 @@ typedef struct {
     int64_t number;
     nb_choice choice;
     bool over;
+    uint64_t prompt_hash;                      /* with options.hash_logits and no_answer */
     int64_t n_cached;                          /* tokens of the prompt that were found */
     double first_run, first_token, last_token; /* by nb_clock; 0: not yet */
 } nb_engine_choice;
@@ -40,7 +41,7 @@ typedef struct nb_engine_request_state {
 typedef struct {
     int64_t entry;
     int64_t prompt_at; /* the row predicts this token of a prompt whose probabilities are wanted */
-    bool chooses;
+    bool chooses, ends_prompt; /* a token is chosen from it; it is the last, and none is */
     int32_t id;
     nb_status status;
     uint64_t hash;

@@ -43,6 +43,7 @@ class Verify(lib.Case):
         self.assertEqual((r["name"], r["n_tokens"], r["threads"]), ("m.gguf", 64, [1, 2, 3, 8]))
         self.assertEqual(len({h["logits_hash"] for h in r["hashes"]}), len(r["hashes"]))
         self.assertEqual(sum(h["n_ways"] for h in r["hashes"]), r["n_ways"])
+        self.assertEqual({h["n_engine_ways"] for h in r["hashes"]}, {4})
         for h in r["hashes"]:
             self.assertRegex(h["logits_hash"], "^[0-9a-f]{16}$")
             # one to compare with, flush-to-zero in the caller, and at least one for each set
