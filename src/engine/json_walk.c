@@ -1,43 +1,11 @@
 /* See json_walk.h. */
-#include "engine/json_walk.h"
+#include "engine/json_state.h"
 
 #include <string.h>
-
-/* States beyond those inside a string. */
-enum {
-    VALUE = NB_JSON_S_LAST, /* of `node`, after white space */
-    OBJECT_FIRST,           /* after '{'; a: the first property that may come */
-    OBJECT_KEY,             /* after ',' */
-    OBJECT_COLON,           /* after a name; b: the node of its value */
-    OBJECT_NEXT,            /* after a value */
-    KEY,                    /* in the name of a property: text[a, b) agree in `len` bytes */
-    KEY_FURTHER, /* in a name that is not declared, and agrees so far; space: its state */
-    ARRAY_FIRST,
-    ARRAY_NEXT, /* a: items begun */
-    LITERAL,    /* text[a, b) agree in `len` bytes */
-    MINUS,      /* numbers; len: digits of this part */
-    ZERO,
-    INTEGRAL,
-    POINT,
-    FRACTION,
-    EXPONENT_SIGN, /* after 'e' */
-    EXPONENT_FIRST,
-    EXPONENT,
-    WHOLE_MINUS, /* integers; value: what the digits say */
-    WHOLE_ZERO,
-    WHOLE,
-};
-
-#define MAX_EXPONENT_DIGITS 2
 
 static bool is_space(uint8_t c)
 {
     return c == ' ' || c == '\n' || c == '\t' || c == '\r';
-}
-
-static bool is_digit(uint8_t c)
-{
-    return c >= '0' && c <= '9';
 }
 
 /* ---- frames ---- */
@@ -142,20 +110,20 @@ static void begin_key(nb_json_walk *w, int16_t at, nb_json_set *to)
     nb_json_frame key = {.parent = at, .node = object.node, .depth = object.depth, .len = 1};
     key.b = node->n_texts;
     if (may_be_declared(w, &object, 0, node->n_texts)) {
-        key.state = KEY;
+        key.state = NB_JSON_AT_KEY;
         put(w, to, &key);
     }
     if (!may_be_further(w, &object))
         return;
     nb_json_frame further = object;
-    further.state = OBJECT_COLON;
+    further.state = NB_JSON_AT_OBJECT_COLON;
     further.space = 0;
     further.a = node->n_texts;
     further.b = node->other;
     key.parent = new_frame(w, &further);
     if (key.parent < 0)
         return;
-    key.state = KEY_FURTHER;
+    key.state = NB_JSON_AT_KEY_FURTHER;
     key.space = NB_JSON_S_BODY;
     if (node->n_texts == 0) /* there is nothing to differ from */
         key = (nb_json_frame){.parent = key.parent,
@@ -167,7 +135,7 @@ static void begin_key(nb_json_walk *w, int16_t at, nb_json_set *to)
 
 bool nb_json_in_further_name(const nb_json_frame *f)
 {
-    return f->state == KEY_FURTHER && f->space == NB_JSON_S_BODY;
+    return f->state == NB_JSON_AT_KEY_FURTHER && f->space == NB_JSON_S_BODY;
 }
 
 static void step_key(nb_json_walk *w, const nb_json_frame *f, uint8_t c, nb_json_set *to)
@@ -184,7 +152,7 @@ static void step_key(nb_json_walk *w, const nb_json_frame *f, uint8_t c, nb_json
         return;
     }
     nb_json_frame next = object; /* the name is whole: no other begins with it, quote included */
-    next.state = OBJECT_COLON;
+    next.state = NB_JSON_AT_OBJECT_COLON;
     next.space = 0;
     next.a = node->text[g.a].index + 1;
     next.b = node->child[node->text[g.a].index];
@@ -216,116 +184,13 @@ static void step_key_further(nb_json_walk *w, const nb_json_frame *f, uint8_t c,
     put(w, to, &g);
 }
 
-/* ---- numbers ---- */
-
-/* Magnitudes that an integer of this sign may have. */
-static void magnitudes(const nb_json_node *node, bool negative, int64_t *low, int64_t *high)
-{
-    const int64_t limit = 999999999999999999;
-    if (negative) { /* there is no -0 */
-        *low = node->max < -1 ? -node->max : 1;
-        *high = node->min < -limit ? limit : -node->min;
-    } else {
-        *low = node->min > 0 ? node->min : 0;
-        *high = node->max < limit ? node->max : limit;
-    }
-}
-
-/* Do digits that begin with those of v lead to a magnitude in [low, high]? With k more digits they
- * reach from v * 10^k to v * 10^k + 10^k - 1. */
-static bool leads_to(int64_t v, int32_t digits, int64_t low, int64_t high)
-{
-    int64_t scale = 1;
-    for (int32_t k = digits; k <= NB_JSON_MAX_DIGITS; k++) {
-        if (v * scale <= high && v * scale + (scale - 1) >= low)
-            return true;
-        if (v == 0 || k == NB_JSON_MAX_DIGITS)
-            break;
-        scale *= 10;
-    }
-    return false;
-}
-
-static bool next_whole(const nb_json_walk *w, nb_json_frame *f, uint8_t c)
-{
-    if (!is_digit(c) || f->state == WHOLE_ZERO || f->len == NB_JSON_MAX_DIGITS)
-        return false;
-    int64_t low, high;
-    magnitudes(node_of(w, f), f->negative, &low, &high);
-    f->state = f->len == 0 && c == '0' ? WHOLE_ZERO : WHOLE;
-    f->value = f->value * 10 + (c - '0');
-    f->len++;
-    return leads_to(f->value, f->len, low, high);
-}
-
-/* The fraction and the exponent may begin after these. */
-static bool next_part(nb_json_frame *f, uint8_t c)
-{
-    if (c == '.' && (f->state == ZERO || f->state == INTEGRAL))
-        f->state = POINT;
-    else if ((c == 'e' || c == 'E') && f->state != EXPONENT)
-        f->state = EXPONENT_SIGN;
-    else
-        return false;
-    f->len = 0;
-    return true;
-}
-
-static bool next_digit(nb_json_frame *f, uint8_t state, int32_t limit, uint8_t c)
-{
-    if (!is_digit(c) || f->len == limit)
-        return false;
-    f->state = state;
-    f->len++;
-    return true;
-}
-
-static bool next_number(nb_json_frame *f, uint8_t c)
-{
-    switch (f->state) {
-    case MINUS:
-        return next_digit(f, c == '0' ? ZERO : INTEGRAL, NB_JSON_MAX_DIGITS, c);
-    case ZERO:
-        return next_part(f, c);
-    case INTEGRAL:
-        return next_digit(f, INTEGRAL, NB_JSON_MAX_DIGITS, c) || next_part(f, c);
-    case POINT:
-    case FRACTION:
-        return next_digit(f, FRACTION, NB_JSON_MAX_DIGITS, c) ||
-               (f->state == FRACTION && next_part(f, c));
-    case EXPONENT_SIGN:
-        if (c == '+' || c == '-') {
-            f->state = EXPONENT_FIRST;
-            return true;
-        }
-        return next_digit(f, EXPONENT, MAX_EXPONENT_DIGITS, c);
-    case EXPONENT_FIRST:
-    case EXPONENT:
-        return next_digit(f, EXPONENT, MAX_EXPONENT_DIGITS, c);
-    default:
-        return false;
-    }
-}
-
 /* Numbers and literals that others begin with end where something else comes. */
 static bool is_final(const nb_json_walk *w, const nb_json_frame *f)
 {
-    int64_t low, high;
-    switch (f->state) {
-    case ZERO:
-    case INTEGRAL:
-    case FRACTION:
-    case EXPONENT:
-        return true;
-    case WHOLE_ZERO:
-    case WHOLE:
-        magnitudes(node_of(w, f), f->negative, &low, &high);
-        return f->value >= low && f->value <= high;
-    case LITERAL:
-        return node_of(w, f)->text[f->a].len == f->len;
-    default:
-        return false;
-    }
+    const nb_json_node *node = node_of(w, f);
+    if (f->state == NB_JSON_AT_LITERAL)
+        return node->text[f->a].len == f->len;
+    return nb_json_number_is_final(node, f);
 }
 
 /* ---- values ---- */
@@ -357,7 +222,7 @@ static void begin(nb_json_walk *w, int32_t alt, int16_t parent, uint8_t depth, u
     case NB_JSON_ARRAY:
         if (c != (node->kind == NB_JSON_OBJECT ? '{' : '['))
             return;
-        f.state = node->kind == NB_JSON_OBJECT ? OBJECT_FIRST : ARRAY_FIRST;
+        f.state = node->kind == NB_JSON_OBJECT ? NB_JSON_AT_OBJECT_FIRST : NB_JSON_AT_ARRAY_FIRST;
         f.depth++;
         break;
     case NB_JSON_STRING:
@@ -366,24 +231,18 @@ static void begin(nb_json_walk *w, int32_t alt, int16_t parent, uint8_t depth, u
         f.state = NB_JSON_S_BODY;
         break;
     case NB_JSON_NUMBER:
-        f.state = MINUS;
-        if ((c != '-' || node->nonnegative) && !next_number(&f, c))
+        f.state = NB_JSON_AT_MINUS;
+        if ((c != '-' || node->nonnegative) && !nb_json_next_number(&f, c))
             return;
         break;
     case NB_JSON_INTEGER:
-        f.state = WHOLE_MINUS;
+        f.state = NB_JSON_AT_WHOLE_MINUS;
         f.negative = c == '-';
-        if (c == '-') {
-            int64_t low, high;
-            magnitudes(node, true, &low, &high);
-            if (low > high)
-                return;
-        } else if (!next_whole(w, &f, c)) {
+        if (c == '-' ? !nb_json_may_be_negative(node) : !nb_json_next_whole(node, &f, c))
             return;
-        }
         break;
     case NB_JSON_LITERAL:
-        f.state = LITERAL;
+        f.state = NB_JSON_AT_LITERAL;
         f.b = node->n_texts;
         step_literal(w, &f, c, to);
         return;
@@ -409,18 +268,19 @@ static void step_object(nb_json_walk *w, int16_t at, uint8_t c, nb_json_set *to)
     const nb_json_node *node = node_of(w, &f);
     nb_json_frame g = f;
     g.space = 0;
-    if (c == '}' && f.state != OBJECT_KEY && f.state != OBJECT_COLON) {
+    if (c == '}' && f.state != NB_JSON_AT_OBJECT_KEY && f.state != NB_JSON_AT_OBJECT_COLON) {
         if (node->needed[f.a] == node->n_texts)
             put_top(to, f.parent);
-    } else if (c == '"' && (f.state == OBJECT_FIRST || f.state == OBJECT_KEY)) {
+    } else if (c == '"' &&
+               (f.state == NB_JSON_AT_OBJECT_FIRST || f.state == NB_JSON_AT_OBJECT_KEY)) {
         begin_key(w, at, to);
-    } else if (c == ',' && f.state == OBJECT_NEXT) {
-        g.state = OBJECT_KEY;
+    } else if (c == ',' && f.state == NB_JSON_AT_OBJECT_NEXT) {
+        g.state = NB_JSON_AT_OBJECT_KEY;
         if (may_be_declared(w, &f, 0, node->n_texts) || may_be_further(w, &f))
             put(w, to, &g);
-    } else if (c == ':' && f.state == OBJECT_COLON) {
-        nb_json_frame value = {.node = (int16_t)f.b, .state = VALUE, .depth = f.depth};
-        g.state = OBJECT_NEXT;
+    } else if (c == ':' && f.state == NB_JSON_AT_OBJECT_COLON) {
+        nb_json_frame value = {.node = (int16_t)f.b, .state = NB_JSON_AT_VALUE, .depth = f.depth};
+        g.state = NB_JSON_AT_OBJECT_NEXT;
         g.b = 0;
         value.parent = new_frame(w, &g);
         if (value.parent >= 0)
@@ -446,10 +306,10 @@ static void step_array(nb_json_walk *w, int16_t at, uint8_t c, nb_json_set *to)
         return;
     }
     const int32_t child = item(w, &f, f.a);
-    if (child < 0 || (f.state == ARRAY_NEXT) != (c == ','))
+    if (child < 0 || (f.state == NB_JSON_AT_ARRAY_NEXT) != (c == ','))
         return;
     nb_json_frame g = f;
-    g.state = ARRAY_NEXT;
+    g.state = NB_JSON_AT_ARRAY_NEXT;
     g.space = 0;
     /* Once a number says nothing any more, it stands still: arrays that differ in it are alike. */
     if (node->max < NB_JSON_NO_MAX || f.a < node->min || f.a < node->n_children)
@@ -457,10 +317,12 @@ static void step_array(nb_json_walk *w, int16_t at, uint8_t c, nb_json_set *to)
     const int16_t next = new_frame(w, &g);
     if (next < 0)
         return;
-    if (f.state == ARRAY_NEXT)
+    if (f.state == NB_JSON_AT_ARRAY_NEXT)
         put(w, to,
-            &(nb_json_frame){
-                .parent = next, .node = (int16_t)child, .state = VALUE, .depth = f.depth});
+            &(nb_json_frame){.parent = next,
+                             .node = (int16_t)child,
+                             .state = NB_JSON_AT_VALUE,
+                             .depth = f.depth});
     else
         begin_any(w, child, next, f.depth, c, to);
 }
@@ -493,8 +355,8 @@ static void step_string(nb_json_walk *w, int16_t at, uint8_t c, nb_json_set *to)
 
 static bool step_space(nb_json_walk *w, const nb_json_frame *f, uint8_t c, nb_json_set *to)
 {
-    if (!is_space(c) || f->state < VALUE || f->state > ARRAY_NEXT || f->state == KEY ||
-        f->state == KEY_FURTHER)
+    if (!is_space(c) || f->state < NB_JSON_AT_VALUE || f->state > NB_JSON_AT_ARRAY_NEXT ||
+        f->state == NB_JSON_AT_KEY || f->state == NB_JSON_AT_KEY_FURTHER)
         return false;
     nb_json_frame g = *f;
     if (g.space++ < NB_JSON_MAX_SPACE)
@@ -516,36 +378,36 @@ static void step_one(nb_json_walk *w, int16_t at, uint8_t c, nb_json_set *to)
         if (step_space(w, &f, c, to))
             return;
         switch (f.state) {
-        case VALUE:
+        case NB_JSON_AT_VALUE:
             begin_any(w, f.node, f.parent, f.depth, c, to);
             return;
-        case KEY:
+        case NB_JSON_AT_KEY:
             step_key(w, &f, c, to);
             return;
-        case KEY_FURTHER:
+        case NB_JSON_AT_KEY_FURTHER:
             step_key_further(w, &f, c, to);
             return;
-        case ARRAY_FIRST:
-        case ARRAY_NEXT:
+        case NB_JSON_AT_ARRAY_FIRST:
+        case NB_JSON_AT_ARRAY_NEXT:
             step_array(w, at, c, to);
             return;
-        case LITERAL:
+        case NB_JSON_AT_LITERAL:
             step_literal(w, &f, c, to);
             break;
-        case WHOLE_MINUS:
-        case WHOLE_ZERO:
-        case WHOLE:
-            if (next_whole(w, &g, c)) {
+        case NB_JSON_AT_WHOLE_MINUS:
+        case NB_JSON_AT_WHOLE_ZERO:
+        case NB_JSON_AT_WHOLE:
+            if (nb_json_next_whole(node_of(w, &f), &g, c)) {
                 put(w, to, &g);
                 return;
             }
             break;
         default:
-            if (f.state < KEY) {
+            if (f.state < NB_JSON_AT_KEY) {
                 step_object(w, at, c, to);
                 return;
             }
-            if (next_number(&g, c)) {
+            if (nb_json_next_number(&g, c)) {
                 put(w, to, &g);
                 return;
             }
@@ -587,8 +449,8 @@ void nb_json_walk_free(nb_json_walk *w)
 
 void nb_json_walk_begin(nb_json_walk *w)
 {
-    w->frame[0] =
-        (nb_json_frame){.parent = -1, .node = (int16_t)w->schema->root, .state = VALUE, .depth = 0};
+    w->frame[0] = (nb_json_frame){
+        .parent = -1, .node = (int16_t)w->schema->root, .state = NB_JSON_AT_VALUE, .depth = 0};
     w->n_frames = 1;
     w->now = (nb_json_set){.n = 1};
 }

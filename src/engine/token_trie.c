@@ -65,7 +65,8 @@ nb_status nb_trie_of_texts(nb_trie *t, nb_trie_text *texts, int64_t n, int64_t n
         if (texts[i].len > 0 && texts[i].len <= NB_TRIE_MAX_BYTES)
             texts[kept++] = texts[i];
     }
-    qsort(texts, (size_t)kept, sizeof *texts, by_bytes);
+    if (kept > 0)
+        qsort(texts, (size_t)kept, sizeof *texts, by_bytes);
     nb_status s = NB_ALLOC(&t->node, count_nodes(texts, kept), err);
     if (s == NB_OK)
         s = NB_ALLOC(&t->same, n_ids, err);

@@ -3,6 +3,7 @@
 #include "json_tokens.h"
 
 #include "base/alloc.h"
+#include "base/rng.h"
 
 #include <stdlib.h>
 
@@ -357,6 +358,54 @@ static void hostile_schemas_end_soon(void **state)
     assert_int_equal(compile(&b, &err), NB_LIMIT);
 }
 
+/* Schemas with bytes changed, cut out and repeated: a status and a message, or an automaton whose
+ * first byte can be found. Under sanitizers this is the fuzz target. */
+static void mutants_do_no_harm(void **state)
+{
+    (void)state;
+    const uint64_t n_rows = sizeof rows / sizeof *rows;
+    int n_good = 0, n_bad = 0;
+    for (uint64_t seed = 0; seed < 4000; seed++) {
+        char text[1200];
+        const char *from = rows[seed % n_rows].schema;
+        size_t len = strlen(from);
+        memcpy(text, from, len);
+        for (uint64_t k = 0; k < 1 + seed % 3; k++) {
+            const size_t at = (size_t)(nb_rng_uniform(seed, 1, k) * (double)len);
+            const size_t n = (size_t)(nb_rng_uniform(seed, 2, k) * (double)(len - at) / 4);
+            const int kind = (int)(nb_rng_uniform(seed, 3, k) * 3);
+            if (kind == 0) {
+                text[at] = "{}[]\",:0719-.etfn\\#/$"[(int)(nb_rng_uniform(seed, 4, k) * 22)];
+            } else if (kind == 1) {
+                memmove(text + at, text + at + n, len - at - n);
+                len -= n;
+            } else if (len + n < sizeof text) {
+                memmove(text + at + n, text + at, len - at);
+                len += n;
+            }
+        }
+        nb_err err = {0};
+        nb_json_schema *s = NULL;
+        if (nb_json_schema_compile(&s, text, len, &err) != NB_OK) {
+            assert_true(err.text[0] != 0);
+            n_bad++;
+            continue;
+        }
+        nb_json_walk w;
+        assert_int_equal(nb_json_walk_init(&w, s, &err), NB_OK);
+        bool begins = false;
+        for (int c = 0; c < 256 && !begins; c++) {
+            const char byte = (char)c;
+            begins = c != ' ' && c != '\n' && c != '\t' && c != '\r' && nb_json_take(&w, &byte, 1);
+        }
+        assert_true(begins);
+        n_good++;
+        nb_json_walk_free(&w);
+        nb_json_schema_free(s);
+    }
+    assert_true(n_good > 100 && n_bad > 1000);
+}
+
 /* Whichever allocation of ours fails, nothing is left. */
 static void failing_allocations_leave_nothing(void **state)
 {
@@ -398,6 +447,7 @@ int main(void)
         cmocka_unit_test(nesting_is_bounded),
         cmocka_unit_test(what_is_not_supported_is_named),
         cmocka_unit_test(hostile_schemas_end_soon),
+        cmocka_unit_test(mutants_do_no_harm),
         cmocka_unit_test(failing_allocations_leave_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
