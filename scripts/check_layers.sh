@@ -8,7 +8,7 @@ level() {
     base) echo 1 ;;
     numeric | dist | report) echo 2 ;;
     kernel | store) echo 3 ;;
-    text | model) echo 4 ;;
+    text | model | load) echo 4 ;;
     eval) echo 5 ;;
     quant | train | engine) echo 6 ;;
     serve) echo 7 ;;

@@ -19,11 +19,18 @@ static const char *verb_name(const void *context, int i)
     return verbs[i] == NULL ? NULL : verbs[i]->name;
 }
 
-static const nb_verb *find_verb(const char *name)
+/* The verb that words[0, n) begin with; *n_words of them are its name. One of two words goes before
+ * one of the first alone: `bench serve` is no bench of a model called serve. */
+static const nb_verb *find_verb(int n, char *const *words, int *n_words)
 {
-    for (int i = 0; verbs[i] != NULL; i++) {
-        if (strcmp(verbs[i]->name, name) == 0)
-            return verbs[i];
+    for (*n_words = n < 2 ? n : 2; *n_words > 0; --*n_words) {
+        char name[64];
+        const int len = snprintf(name, sizeof name, "%s%s%s", words[0], *n_words > 1 ? " " : "",
+                                 *n_words > 1 ? words[1] : "");
+        for (int i = 0; verbs[i] != NULL && len < (int)sizeof name; i++) {
+            if (strcmp(verbs[i]->name, name) == 0)
+                return verbs[i];
+        }
     }
     return NULL;
 }
@@ -37,7 +44,7 @@ static void print_overview(nb_out *out)
                 "Usage: nibble VERB [arguments]\n\n",
                 nb_version());
     for (int i = 0; verbs[i] != NULL; i++)
-        nb_out_text(out, "  %-10s %s\n", verbs[i]->name, verbs[i]->summary);
+        nb_out_text(out, "  %-11s %s\n", verbs[i]->name, verbs[i]->summary);
     nb_out_text(out,
                 "\n'nibble VERB --help' explains a verb; 'nibble --version' prints the version.\n"
                 "Exit codes: 0 done, 1 input refused, 2 wrong usage, 3 i/o failure,\n"
@@ -121,10 +128,14 @@ static nb_status run(int argc, char *const *argv, nb_out *out, nb_err *err)
         print_overview(out);
         return NB_OK;
     }
-    const nb_verb *verb = find_verb(help_of ? argv[2] : word);
+    const int first = help_of ? 2 : 1;
+    int n_words = 0;
+    const nb_verb *verb = find_verb(argc - first, argv + first, &n_words);
     if (verb == NULL)
-        return unknown_verb(help_of ? argv[2] : word, err);
-    return help_of ? print_help(verb, out, err) : run_verb(verb, argc - 2, argv + 2, out, err);
+        return unknown_verb(argv[first], err);
+    const int rest = first + n_words;
+    return help_of ? print_help(verb, out, err)
+                   : run_verb(verb, argc - rest, argv + rest, out, err);
 }
 
 int main(int argc, char **argv)

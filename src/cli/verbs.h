@@ -10,6 +10,7 @@
  *              .options = name_options,       // const nb_opt[], ends with {0}; see args.h
  *              .run = run_name,
  *          };
+ *      A name may have two words ("bench serve"); then files and symbols write bench_serve.
  *   2. add X(NAME) to verbs.def, where the top-level help should list it.
  *   3. add tests/cli/test_NAME.py.
  *
