@@ -348,8 +348,7 @@ static void index_block(nb_blocks *b, int32_t *table, int64_t at, const int32_t 
                         nb_sip128 hash)
 {
     const int32_t own = table[at], parent = at == 0 ? NB_BLOCK_NONE : table[at - 1];
-    if (b->blocks[own].indexed)
-        return;
+    assert(!b->blocks[own].indexed);
     const int32_t equal = find_block(b, hash, tokens, parent);
     if (equal == NB_BLOCK_NONE) {
         index_add(b, own, hash, tokens, parent);
