@@ -8,9 +8,11 @@
 /* no-cache: a browser asks each time whether the page is still this one, so that after an update
  * nobody talks to a new server through an old page. */
 static const nb_page_header page_headers[] = {
+    {"Content-Type", "text/html; charset=utf-8"},
     {"Content-Security-Policy", PAGE_POLICY},
     {"ETag", PAGE_ETAG},
     {"Cache-Control", "no-cache"},
+    {"X-Content-Type-Options", "nosniff"},
     {"Referrer-Policy", "no-referrer"},
     {"Cross-Origin-Opener-Policy", "same-origin"},
     {"Cross-Origin-Resource-Policy", "same-origin"},
@@ -22,7 +24,6 @@ static const nb_page pages[] = {
         .path = "/",
         .bytes = page_html,
         .len = sizeof page_html,
-        .type = "text/html; charset=utf-8",
         .etag = PAGE_ETAG,
         .headers = page_headers,
         .n_headers = sizeof page_headers / sizeof *page_headers,

@@ -16,11 +16,9 @@ typedef struct {
     const char *path;
     const uint8_t *bytes; /* [len] */
     size_t len;
-    const char *type;              /* Content-Type */
     const char *etag;              /* strong, in its quotes */
-    const nb_page_header *headers; /* [n_headers] besides the type and the nosniff of all answers,
-                                      to send with the bytes and with a 304: the ETag, and the
-                                      policy that keeps out everything else */
+    const nb_page_header *headers; /* [n_headers], to send with the bytes and with a 304: the type,
+                                      the ETag, the policy that keeps out everything else */
     int n_headers;
 } nb_page;
 

@@ -50,7 +50,8 @@ static void headers_are_single_lines(void **state)
         for (int j = 0; j < i; j++)
             assert_string_not_equal(page->headers[i].name, page->headers[j].name);
     }
-    assert_string_equal(page->type, "text/html; charset=utf-8");
+    assert_string_equal(header(page, "Content-Type"), "text/html; charset=utf-8");
+    assert_string_equal(header(page, "X-Content-Type-Options"), "nosniff");
     assert_string_equal(header(page, "ETag"), page->etag);
 }
 
