@@ -6,6 +6,27 @@
 
 /* ---- what all share ---- */
 
+/* What is JSON ends where its value does, and every token that is text may be a part of it. */
+static nb_status check_json(const nb_generate_options *o, const nb_tokenizer *t, nb_err *err)
+{
+    if (o->json_schema == NULL)
+        return NB_OK;
+    if (t == NULL)
+        return nb_fail(err, NB_UNSUPPORTED, "a JSON schema needs a tokenizer");
+    if (o->ignore_eos || o->min_tokens > 0)
+        return nb_fail(err, NB_USAGE,
+                       "an answer as a JSON schema allows ends where its value does: ignore_eos "
+                       "and min_tokens do not go with it");
+    for (int i = 0; i < o->n_stop_ids; i++) {
+        if (!nb_tokenizer_is_special(t, o->stop_ids[i]) && !nb_tokenizer_is_stop(t, o->stop_ids[i]))
+            return nb_fail(err, NB_USAGE,
+                           "stop_ids: token %d is text, which JSON may need: with a JSON schema "
+                           "only special tokens end the answer",
+                           o->stop_ids[i]);
+    }
+    return NB_OK;
+}
+
 static nb_status check(const nb_generate_options *o, int64_t n_ids, nb_err *err)
 {
     NB_TRY(nb_sampling_check(&o->sampling, n_ids, err));
@@ -15,6 +36,9 @@ static nb_status check(const nb_generate_options *o, int64_t n_ids, nb_err *err)
     if (o->n_top < 0 || o->n_top > NB_MAX_LOGPROBS)
         return nb_fail(err, NB_USAGE, "n_top is %d: it must lie in [0, %d]", o->n_top,
                        NB_MAX_LOGPROBS);
+    if (o->n_guess < 0 || o->n_guess > NB_MAX_GUESS)
+        return nb_fail(err, NB_USAGE, "n_guess is %d: it must lie in [0, %d]", o->n_guess,
+                       NB_MAX_GUESS);
     if (o->n_stop_ids < 0 || o->n_stop_ids > NB_MAX_STOPS)
         return nb_fail(err, NB_USAGE, "%d stop_ids: there may be %d", o->n_stop_ids, NB_MAX_STOPS);
     for (int i = 0; i < o->n_stop_ids; i++) {
@@ -26,10 +50,11 @@ static nb_status check(const nb_generate_options *o, int64_t n_ids, nb_err *err)
 }
 
 nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *o, const nb_tokenizer *t,
-                           int64_t n_ids, nb_err *err)
+                           const nb_json_tokens *json, int64_t n_ids, nb_err *err)
 {
-    *c = (nb_choosing){.options = o, .tokenizer = t, .n_ids = n_ids};
+    *c = (nb_choosing){.options = o, .tokenizer = t, .json = json, .n_ids = n_ids};
     NB_TRY(check(o, n_ids, err));
+    NB_TRY(check_json(o, t, err));
     const double r = o->sampling.repetition_penalty;
     c->penalizes = (r != 0 && r != 1) || o->sampling.frequency_penalty != 0 ||
                    o->sampling.presence_penalty != 0;
@@ -58,36 +83,48 @@ void nb_choosing_free(nb_choosing *c)
 nb_status nb_choice_init(nb_choice *c, const nb_choosing *of, int64_t number, const int32_t *prompt,
                          int64_t n_prompt, int64_t max_made, nb_err *err)
 {
-    *c = (nb_choice){.of = of,
-                     .sampling = of->options->sampling,
-                     .position = n_prompt,
-                     .max_made = max_made,
-                     .end_id = -1};
+    *c = (nb_choice){
+        .of = of, .sampling = of->options->sampling, .max_made = max_made, .end_id = -1};
     c->sampling.choice += (uint64_t)number;
     nb_status s = nb_stoptext_init(&c->stops, of->options->stops, of->options->n_stops, err);
+    const char *schema = of->options->json_schema;
+    if (s == NB_OK && schema != NULL)
+        s = nb_json_answer_init(&c->json, of->json, schema, strlen(schema), err);
     if (s == NB_OK && of->penalizes)
         s = NB_ALLOC(&c->n_seen, of->n_ids, err);
     if (s == NB_OK && of->penalizes)
         s = NB_ALLOC(&c->in_prompt, of->n_ids, err);
-    for (int64_t i = 0; s == NB_OK && of->penalizes && i < n_prompt; i++) {
-        if (prompt[i] >= 0 && prompt[i] < of->n_ids)
-            c->in_prompt[prompt[i]] = 1;
-    }
-    if (s != NB_OK)
+    if (s == NB_OK)
+        nb_choice_prompt(c, prompt, n_prompt);
+    else
         nb_choice_free(c);
     return s;
+}
+
+void nb_choice_prompt(nb_choice *c, const int32_t *prompt, int64_t n_prompt)
+{
+    assert(c->n_made == 0);
+    c->position = n_prompt;
+    if (c->in_prompt == NULL)
+        return;
+    memset(c->in_prompt, 0, (size_t)c->of->n_ids);
+    for (int64_t i = 0; i < n_prompt; i++) {
+        if (prompt[i] >= 0 && prompt[i] < c->of->n_ids)
+            c->in_prompt[prompt[i]] = 1;
+    }
 }
 
 void nb_choice_free(nb_choice *c)
 {
     nb_stoptext_free(&c->stops);
+    nb_json_answer_free(&c->json);
     nb_buf_free(&c->piece);
     nb_free(c->n_seen);
     nb_free(c->in_prompt);
     *c = (nb_choice){0};
 }
 
-nb_status nb_choice_pick(const nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
+nb_status nb_choice_pick(nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
                          nb_logprob *top, nb_err *err)
 {
     const nb_generate_options *o = c->of->options;
@@ -99,6 +136,8 @@ nb_status nb_choice_pick(const nb_choice *c, nb_sampler *scratch, const float *l
     }
     if (c->n_made < o->min_tokens)
         allowed = (nb_allowed){.banned = c->of->ends, .n_banned = c->of->n_ends};
+    if (c->json.schema != NULL)
+        allowed.mask = nb_json_answer_mask(&c->json, c->of->ends, c->of->n_ends);
     NB_TRY(nb_sample_among(&s, &c->sampling, &allowed, logits, c->position, id, err));
     if (o->logprobs)
         nb_logprobs(&s, logits, *id, o->n_top, top);
@@ -107,7 +146,7 @@ nb_status nb_choice_pick(const nb_choice *c, nb_sampler *scratch, const float *l
 
 static bool ends(const nb_choosing *of, int32_t id)
 {
-    for (int64_t i = 0; i < of->n_ends; i++) {
+    for (int i = 0; i < of->n_ends; i++) {
         if (of->ends[i] == id)
             return true;
     }
@@ -139,18 +178,28 @@ static nb_status take_text(nb_choice *c, int32_t id, nb_err *err)
     return s;
 }
 
+nb_status nb_choice_end(nb_choice *c, nb_err *err)
+{
+    return take_text(c, -1, err);
+}
+
 nb_status nb_choice_take(nb_choice *c, int32_t id, nb_err *err)
 {
     assert(c->over == NB_CHOICE_OPEN && id >= 0);
     c->position++;
     c->n_made++;
-    if (c->n_seen != NULL && id < c->of->n_ids)
-        c->n_seen[id]++;
     if (ends(c->of, id)) {
         c->over = NB_CHOICE_END_TOKEN;
         c->end_id = id;
     } else {
+        if (c->n_seen != NULL && id < c->of->n_ids)
+            c->n_seen[id]++;
+        if (c->json.schema != NULL)
+            nb_json_answer_made(&c->json, id);
         NB_TRY(take_text(c, id, err));
+        /* Where nothing but an end could follow, it need not be computed. */
+        if (c->over == NB_CHOICE_OPEN && c->json.schema != NULL && nb_json_answer_done(&c->json))
+            c->over = NB_CHOICE_END_TOKEN;
     }
     if (c->over == NB_CHOICE_OPEN && c->n_made >= c->max_made)
         c->over = NB_CHOICE_FULL;

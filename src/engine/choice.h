@@ -4,6 +4,7 @@
 #ifndef NB_ENGINE_CHOICE_H
 #define NB_ENGINE_CHOICE_H
 
+#include "engine/json_answer.h"
 #include "engine/sample.h"
 #include "engine/stoptext.h"
 #include "text/tokenizer.h"
@@ -13,15 +14,17 @@ typedef struct {
     const nb_generate_options *options; /* borrowed; on_text and context are not looked at */
     const nb_tokenizer *tokenizer;      /* borrowed; NULL: there is no text */
     int64_t n_ids;                      /* of the vocabulary that can be chosen */
+    const nb_json_tokens *json;         /* borrowed; with options->json_schema */
     int32_t *ends;                      /* [n_ends] tokens that end an answer; owned */
-    int64_t n_ends;
+    int n_ends;
     bool penalizes; /* it matters which tokens were seen */
 } nb_choosing;
 
-/* Checks the options, whose stop strings nb_choice_init checks. NB_USAGE names the value that is
- * out of range. */
+/* Checks the options, whose stop strings and schema nb_choice_init checks. NB_USAGE names the value
+ * that is out of range. */
 nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *options,
-                           const nb_tokenizer *tokenizer, int64_t n_ids, nb_err *err);
+                           const nb_tokenizer *tokenizer, const nb_json_tokens *json, int64_t n_ids,
+                           nb_err *err);
 void nb_choosing_free(nb_choosing *c);
 
 /* Why an answer is over. */
@@ -33,28 +36,33 @@ typedef struct {
     nb_sampling sampling; /* of->options' with a choice number of its own */
     nb_decoder decoder;
     nb_stoptext stops;
-    nb_buf piece;     /* text that is certain since it was last emptied */
-    int64_t position; /* of the next token */
-    int64_t n_made;   /* tokens chosen, one that ended it included */
+    nb_json_answer json; /* if the answer is held to a schema */
+    nb_buf piece;        /* text that is certain since it was last emptied */
+    int64_t position;    /* of the next token */
+    int64_t n_made;      /* tokens chosen, one that ended it included */
     int64_t max_made;
     int32_t *n_seen; /* [n_ids] what the sampler counts, and [n_ids] flags; NULL: no penalties */
     uint8_t *in_prompt;
     nb_over over;
-    int32_t end_id; /* the token that ended it, or -1 */
+    int32_t end_id; /* the token that ended it; -1: the last one is part of the answer */
 } nb_choice;
 
 /* The answer number `number` to a prompt; max_made >= 1 tokens at most. */
 nb_status nb_choice_init(nb_choice *c, const nb_choosing *of, int64_t number, const int32_t *prompt,
                          int64_t n_prompt, int64_t max_made, nb_err *err);
 void nb_choice_free(nb_choice *c);
+/* Another prompt than it began with, before anything is chosen. */
+void nb_choice_prompt(nb_choice *c, const int32_t *prompt, int64_t n_prompt);
 
-/* Chooses from logits [of->n_ids], with another's sampler for scratch; the choice is not changed.
+/* Chooses from logits [of->n_ids], with another's sampler for scratch; nothing is taken yet.
  * top [1 + n_top], where log-probabilities are wanted: see nb_logprobs. NB_DATA: the logits are
  * none. */
-nb_status nb_choice_pick(const nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
+nb_status nb_choice_pick(nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
                          nb_logprob *top, nb_err *err);
 /* Takes the token: its text goes into `piece`, and all that is held back once the answer is over.
  */
 nb_status nb_choice_take(nb_choice *c, int32_t id, nb_err *err);
+/* Puts what is held back into `piece`, of an answer that somebody else has ended. */
+nb_status nb_choice_end(nb_choice *c, nb_err *err);
 
 #endif

@@ -120,6 +120,7 @@ static void give_back(nb_engine *e)
 {
     for (int i = 0; i < e->n_threads && e->samplers != NULL; i++)
         nb_sampler_free(&e->samplers[i]);
+    nb_json_tokens_free(&e->json);
     nb_step_plan_free(&e->plan);
     nb_sched_free(&e->sched);
     nb_work_free(&e->work);

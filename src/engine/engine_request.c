@@ -50,6 +50,8 @@ static nb_status copy_all(nb_engine_request_state *r, nb_err *err)
     NB_TRY(keep(r, (const void **)&o->sampling.bias,
                 (size_t)o->sampling.n_bias * sizeof *o->sampling.bias, err));
     NB_TRY(keep(r, &q->salt, q->salt_len, err));
+    if (o->json_schema != NULL)
+        NB_TRY(keep(r, (const void **)&o->json_schema, strlen(o->json_schema) + 1, err));
     return keep_stops(r, err);
 }
 
@@ -118,6 +120,16 @@ static nb_status find_room(const nb_engine *e, nb_engine_request_state *r, nb_er
     return NB_OK;
 }
 
+static nb_status make_json_tokens(nb_engine *e, nb_err *err)
+{
+    nb_status s = NB_OK;
+    pthread_mutex_lock(&e->mutex);
+    if (e->json.tokenizer == NULL && e->setup.tokenizer != NULL)
+        s = nb_json_tokens_init(&e->json, e->setup.tokenizer, e->n_ids, err);
+    pthread_mutex_unlock(&e->mutex);
+    return s;
+}
+
 static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_request_state **out,
                       nb_err *err)
 {
@@ -129,7 +141,10 @@ static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_
     *out = r;
     NB_TRY(copy_all(r, err));
     NB_TRY(find_room(e, r, err));
-    NB_TRY(nb_choosing_init(&r->choosing, &r->asked.options, e->setup.tokenizer, e->n_ids, err));
+    if (r->asked.options.json_schema != NULL)
+        NB_TRY(make_json_tokens(e, err));
+    NB_TRY(nb_choosing_init(&r->choosing, &r->asked.options, e->setup.tokenizer, &e->json, e->n_ids,
+                            err));
     NB_TRY(NB_ALLOC(&r->choices, r->asked.n, err));
     for (int64_t i = 0; i < r->asked.n; i++) {
         nb_engine_choice *c = &r->choices[i];

@@ -4,7 +4,7 @@
 
 #include "base/clock.h"
 #include "engine/ngram.h"
-#include "engine/stoptext.h"
+#include "engine/choice.h"
 
 #include <assert.h>
 #include <string.h>
@@ -186,16 +186,12 @@ typedef struct {
     nb_full_fn *on_full;
     void *full_context;
     nb_tokens made;
-    nb_buf text, piece; /* the answer; what the last token added to it */
-    nb_decoder decoder;
-    nb_stoptext stops;
-    int32_t ends[2 * NB_MAX_STOPS]; /* the tokens that end the answer */
-    int n_ends;
-    nb_json_answer json;    /* if the answer is held to a schema */
+    nb_buf text; /* the answer */
+    nb_choosing choosing;
+    nb_choice choice;
     nb_ngram ngram;         /* of prompt and answer, if there are guesses */
     int64_t n_ngram_prompt; /* of those tokens, the prompt's */
     nb_buf logprobs;        /* rows of 1 + n_top, one a token of the answer */
-    int64_t position;       /* of the next token, for its random number */
     bool begun;             /* the prompt has its final length, which is in `result` */
     bool ended;             /* the caller wants no more */
     nb_generation result;
@@ -242,10 +238,9 @@ static int64_t common_beginning(const generation *r)
 
 static void begin(generation *r, int64_t n_cached)
 {
-    nb_sampler_begin(&r->g->sampler, r->prompt->ids, r->prompt->n);
+    nb_choice_prompt(&r->choice, r->prompt->ids, r->prompt->n);
     r->result.n_prompt = r->prompt->n;
     r->result.n_cached = n_cached;
-    r->position = r->prompt->n;
     r->begun = true;
 }
 
@@ -341,78 +336,27 @@ static nb_status catch_up(generation *r, int64_t *n_fed, bool *stopped, nb_err *
     return NB_OK;
 }
 
-/* Hands over the text in `piece`. */
+/* Hands over the text that has become certain. */
 static nb_status hand_over(generation *r, nb_err *err)
 {
-    NB_TRY(nb_buf_put(&r->text, r->piece.data, r->piece.len, err));
-    const char *text = r->piece.len > 0 ? (const char *)r->piece.data : "";
+    nb_buf *piece = &r->choice.piece;
+    NB_TRY(nb_buf_put(&r->text, piece->data, piece->len, err));
+    const char *text = piece->len > 0 ? (const char *)piece->data : "";
     if (r->options->on_text != NULL && !r->ended)
-        r->ended = !r->options->on_text(r->options->context, text, r->piece.len);
-    r->piece.len = 0;
+        r->ended = !r->options->on_text(r->options->context, text, piece->len);
+    piece->len = 0;
     return NB_OK;
 }
 
-/* The text of a new token (none for -1: the answer is over) goes through the decoder and past the
- * stop strings, which look at nothing before min_tokens. */
-static nb_status take_text(generation *r, int32_t id, bool *found, nb_err *err)
-{
-    nb_buf decoded = {0};
-    const bool final = id < 0;
-    nb_status s = nb_tokenizer_decode(r->g->setup.tokenizer, &r->decoder, &id, final ? 0 : 1,
-                                      r->options->with_special, final, &decoded, err);
-    *found = false;
-    if (s == NB_OK && !final && r->made.n <= r->options->min_tokens)
-        s = nb_buf_put(&r->piece, decoded.data, decoded.len, err);
-    else if (s == NB_OK)
-        s = nb_stoptext_push(&r->stops, (const char *)decoded.data, decoded.len, &r->piece, found,
-                             err);
-    if (s == NB_OK && final && !*found)
-        s = nb_stoptext_flush(&r->stops, &r->piece, err);
-    nb_buf_free(&decoded);
-    return s == NB_OK ? hand_over(r, err) : s;
-}
-
-static bool ends_answer(const generation *r, int32_t id)
-{
-    for (int i = 0; i < r->n_ends; i++) {
-        if (r->ends[i] == id)
-            return true;
-    }
-    return false;
-}
-
-static nb_status pick(generation *r, int32_t *id, nb_err *err)
-{
-    nb_generator *g = r->g;
-    nb_allowed allowed = {0};
-    if (r->made.n < r->options->min_tokens)
-        allowed = (nb_allowed){.banned = r->ends, .n_banned = r->n_ends};
-    if (r->json.schema != NULL)
-        allowed.mask = nb_json_answer_mask(&r->json, r->ends, r->n_ends);
-    return nb_sample_among(&g->sampler, &r->options->sampling, &allowed, g->logits, r->position++,
-                           id, err);
-}
-
-/* Takes note of what the model thought of the token it is about to make. */
-static nb_status note_logprobs(generation *r, int32_t id, nb_err *err)
-{
-    if (!r->options->logprobs)
-        return NB_OK;
-    nb_logprob row[1 + NB_MAX_LOGPROBS];
-    const size_t n = 1 + (size_t)r->options->n_top;
-    nb_logprobs(&r->g->sampler, r->g->logits, id, r->options->n_top, row);
-    return nb_buf_put(&r->logprobs, row, n * sizeof *row, err);
-}
-
 /* Computes the logits and chooses from them. */
-static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_err *err)
+static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_logprob *top, nb_err *err)
 {
     nb_generator *g = r->g;
     const double start = nb_clock();
     int64_t n_fed;
     NB_TRY(catch_up(r, &n_fed, stopped, err));
     if (!*stopped) {
-        NB_TRY(pick(r, id, err));
+        NB_TRY(nb_choice_pick(&r->choice, &g->sampler, g->logits, id, top, err));
         if (r->options->hash_logits)
             r->result.logits_hash ^= nb_generator_hash(g);
     }
@@ -428,11 +372,27 @@ static nb_status choose(generation *r, bool *stopped, int32_t *id, nb_err *err)
     return NB_OK;
 }
 
+/* The token becomes part of the answer, unless it only ends it. */
+static nb_status take(generation *r, int32_t id, const nb_logprob *top, nb_err *err)
+{
+    const nb_generate_options *o = r->options;
+    NB_TRY(nb_choice_take(&r->choice, id, err));
+    if (r->choice.end_id >= 0) {
+        r->result.stop_id = id;
+        return hand_over(r, err);
+    }
+    if (o->logprobs)
+        NB_TRY(nb_buf_put(&r->logprobs, top, (1 + (size_t)o->n_top) * sizeof *top, err));
+    NB_TRY(nb_tokens_push(&r->made, id, err));
+    return hand_over(r, err);
+}
+
 /* One turn of the loop: room, a token, its text. *done with the reason in `result`. */
 static nb_status next(generation *r, bool *done, nb_err *err)
 {
     nb_stop_reason *reason = &r->result.reason;
-    bool full, stopped, found;
+    nb_logprob top[1 + NB_MAX_LOGPROBS];
+    bool full, stopped;
     int32_t id;
     *done = true;
     *reason = NB_STOP_CONTEXT;
@@ -443,78 +403,20 @@ static nb_status next(generation *r, bool *done, nb_err *err)
         return NB_OK;
     }
     *reason = NB_STOP_CALLER;
-    NB_TRY(choose(r, &stopped, &id, err));
+    NB_TRY(choose(r, &stopped, &id, top, err));
     r->ended = stopped;
     if (stopped)
         return NB_OK;
-    *reason = NB_STOP_EOS;
-    if (ends_answer(r, id)) {
-        r->result.stop_id = id;
-        return NB_OK;
-    }
-    NB_TRY(note_logprobs(r, id, err));
-    NB_TRY(nb_tokens_push(&r->made, id, err));
-    nb_sampler_made(&r->g->sampler, id);
-    if (r->json.schema != NULL)
-        nb_json_answer_made(&r->json, id);
-    NB_TRY(take_text(r, id, &found, err));
-    if (found)
-        r->result.stop_index = r->stops.found;
-    /* Where nothing but an end could follow, it need not be computed. */
-    const bool whole = r->json.schema != NULL && nb_json_answer_done(&r->json);
-    *reason = found      ? NB_STOP_TEXT
-              : r->ended ? NB_STOP_CALLER
-              : whole    ? NB_STOP_EOS
-                         : NB_STOP_MAX_TOKENS;
-    *done = found || r->ended || whole ||
-            (r->options->max_tokens > 0 && r->made.n >= r->options->max_tokens);
-    return NB_OK;
-}
-
-/* Gathers the tokens that end the answer: the model's own, and those of the caller. */
-static nb_status find_ends(generation *r, nb_err *err)
-{
-    const nb_generate_options *o = r->options;
-    const nb_tokenizer *t = r->g->setup.tokenizer;
-    const int64_t n_ids = r->g->sampler.n;
-    if (o->n_stop_ids < 0 || o->n_stop_ids > NB_MAX_STOPS)
-        return nb_fail(err, NB_USAGE, "%d stop_ids: there may be %d", o->n_stop_ids, NB_MAX_STOPS);
-    for (int i = 0; i < o->n_stop_ids; i++) {
-        if (o->stop_ids[i] < 0 || o->stop_ids[i] >= n_ids)
-            return nb_fail(err, NB_USAGE, "stop_ids: token id %d is outside the vocabulary of %lld",
-                           o->stop_ids[i], (long long)n_ids);
-        if (o->json_schema != NULL && !nb_tokenizer_is_special(t, o->stop_ids[i]) &&
-            !nb_tokenizer_is_stop(t, o->stop_ids[i]))
-            return nb_fail(err, NB_USAGE,
-                           "stop_ids: token %d is text, which JSON may need: with a JSON schema "
-                           "only special tokens end the answer",
-                           o->stop_ids[i]);
-        r->ends[r->n_ends++] = o->stop_ids[i];
-    }
-    for (int64_t id = 0; id < n_ids && !o->ignore_eos; id++) {
-        if (nb_tokenizer_is_stop(t, (int32_t)id))
-            r->ends[r->n_ends++] = (int32_t)id;
-    }
-    return NB_OK;
-}
-
-static nb_status check_options(const generation *r, nb_err *err)
-{
-    const nb_generate_options *o = r->options;
-    NB_TRY(nb_sampling_check(&o->sampling, r->g->sampler.n, err));
-    if (o->min_tokens < 0 || (o->max_tokens > 0 && o->min_tokens > o->max_tokens))
-        return nb_fail(err, NB_USAGE, "min_tokens is %lld: it must lie in [0, max_tokens]",
-                       (long long)o->min_tokens);
-    if (o->n_top < 0 || o->n_top > NB_MAX_LOGPROBS)
-        return nb_fail(err, NB_USAGE, "n_top is %d: it must lie in [0, %d]", o->n_top,
-                       NB_MAX_LOGPROBS);
-    if (o->n_guess < 0 || o->n_guess > NB_MAX_GUESS)
-        return nb_fail(err, NB_USAGE, "n_guess is %d: it must lie in [0, %d]", o->n_guess,
-                       NB_MAX_GUESS);
-    if (o->json_schema != NULL && (o->ignore_eos || o->min_tokens > 0))
-        return nb_fail(err, NB_USAGE,
-                       "an answer as a JSON schema allows ends where its value does: ignore_eos "
-                       "and min_tokens do not go with it");
+    NB_TRY(take(r, id, top, err));
+    const nb_over over = r->choice.over;
+    if (over == NB_CHOICE_STOP_TEXT)
+        r->result.stop_index = r->choice.stops.found;
+    *reason = over == NB_CHOICE_STOP_TEXT                            ? NB_STOP_TEXT
+              : over == NB_CHOICE_END_TOKEN && r->choice.end_id >= 0 ? NB_STOP_EOS
+              : r->ended                                             ? NB_STOP_CALLER
+              : over == NB_CHOICE_END_TOKEN                          ? NB_STOP_EOS
+                                                                     : NB_STOP_MAX_TOKENS;
+    *done = over != NB_CHOICE_OPEN || r->ended;
     return NB_OK;
 }
 
@@ -522,31 +424,30 @@ static nb_status check_options(const generation *r, nb_err *err)
 static nb_status prepare(generation *r, nb_err *err)
 {
     nb_generator *g = r->g;
-    const char *schema = r->options->json_schema;
-    if (r->options->n_guess > 0) {
-        NB_TRY(nb_generator_room(g, r->options->n_guess, err));
+    const nb_generate_options *o = r->options;
+    if (o->json_schema != NULL && g->json.tokenizer == NULL)
+        NB_TRY(nb_json_tokens_init(&g->json, g->setup.tokenizer, g->sampler.n, err));
+    NB_TRY(nb_choosing_init(&r->choosing, o, g->setup.tokenizer, &g->json, g->sampler.n, err));
+    if (o->n_guess > 0) {
+        NB_TRY(nb_generator_room(g, o->n_guess, err));
         NB_TRY(nb_ngram_init(&r->ngram, g->setup.n_ctx, err));
     }
-    if (schema == NULL)
-        return NB_OK;
-    if (g->json.tokenizer == NULL)
-        NB_TRY(nb_json_tokens_init(&g->json, g->setup.tokenizer, g->sampler.n, err));
-    return nb_json_answer_init(&r->json, &g->json, schema, strlen(schema), err);
+    return nb_choice_init(&r->choice, &r->choosing, 0, NULL, 0,
+                          o->max_tokens > 0 ? o->max_tokens : INT64_MAX, err);
 }
 
 static nb_status run(generation *r, nb_err *err)
 {
     if (r->prompt->n == 0)
         return nb_fail(err, NB_DATA, "the prompt has no tokens: there is nothing to continue");
-    NB_TRY(check_options(r, err));
-    NB_TRY(find_ends(r, err));
     NB_TRY(prepare(r, err));
-    NB_TRY(nb_stoptext_init(&r->stops, r->options->stops, r->options->n_stops, err));
-    bool done = false, found;
+    bool done = false;
     while (!done)
         NB_TRY(next(r, &done, err));
-    if (r->result.reason != NB_STOP_TEXT)
-        NB_TRY(take_text(r, -1, &found, err));
+    if (r->choice.over == NB_CHOICE_OPEN) {
+        NB_TRY(nb_choice_end(&r->choice, err));
+        NB_TRY(hand_over(r, err));
+    }
     return nb_buf_u8(&r->text, 0, err);
 }
 
@@ -561,9 +462,8 @@ nb_status nb_generate(nb_generator *g, nb_tokens *prompt, const nb_generate_opti
         cut(g, common_beginning(&r));
         select_row(g, g->held.n - 1);
     }
-    nb_stoptext_free(&r.stops);
-    nb_buf_free(&r.piece);
-    nb_json_answer_free(&r.json);
+    nb_choice_free(&r.choice);
+    nb_choosing_free(&r.choosing);
     nb_ngram_free(&r.ngram);
     if (s != NB_OK) {
         nb_tokens_free(&r.made);

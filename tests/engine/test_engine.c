@@ -381,6 +381,41 @@ static void stop_strings_end_answers(void **state)
     nb_generation_free(&whole);
 }
 
+/* Answers held to a schema, beside others that are not. */
+static void schemas_hold_in_company(void **state)
+{
+    (void)state;
+    const char *path = model_path("wordy", &wordy);
+    const char *const schemas[] = {"{\"type\": \"object\"}", NULL,
+                                   "{\"type\": \"array\", \"items\": {\"type\": \"integer\"}}"};
+    const nb_engine_setup setup = {.n_ctx = 256, .n_blocks = 6, .step_tokens = 9};
+    bench b;
+    client c[6] = {0};
+    bench_open(&b, path, setup);
+    for (int i = 0; i < 6; i++) {
+        const nb_generate_options o = {.max_tokens = 50,
+                                       .json_schema = schemas[i % 3],
+                                       .hash_logits = true,
+                                       .sampling = {.temperature = 1, .seed = (uint64_t)i}};
+        must_ask(&b, &c[i], texts[i], &o, 1);
+    }
+    wait_for_all(&b);
+    for (int i = 0; i < 6; i++) {
+        const nb_generate_options o = {.max_tokens = 50,
+                                       .json_schema = schemas[i % 3],
+                                       .hash_logits = true,
+                                       .sampling = {.temperature = 1, .seed = (uint64_t)i}};
+        nb_generation want = alone(path, texts[i], &o, 0);
+        assert_int_equal(c[i].ids[0].n, want.n_tokens + (want.stop_id >= 0));
+        assert_memory_equal(c[i].ids[0].ids, want.tokens, (size_t)want.n_tokens * sizeof(int32_t));
+        assert_true(c[i].logits_hash[0] == want.logits_hash);
+        assert_true(i % 3 == 1 || memchr(c[i].text[0].data, i % 3 == 0 ? '{' : '[', 3) != NULL);
+        nb_generation_free(&want);
+        client_free(&c[i]);
+    }
+    bench_close(&b);
+}
+
 /* By id, by the owner who wants no more, and because the engine closes. */
 static void what_is_aborted_holds_nothing(void **state)
 {
@@ -530,6 +565,7 @@ int main(void)
         cmocka_unit_test(choices_share_a_prompt),
         cmocka_unit_test(logprobs_are_those_of_the_loop),
         cmocka_unit_test(stop_strings_end_answers),
+        cmocka_unit_test(schemas_hold_in_company),
         cmocka_unit_test(what_is_aborted_holds_nothing),
         cmocka_unit_test(what_cannot_run_is_refused),
         cmocka_unit_test(memory_may_fail),
