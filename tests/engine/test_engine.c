@@ -409,7 +409,9 @@ static void schemas_hold_in_company(void **state)
         assert_int_equal(c[i].ids[0].n, want.n_tokens + (want.stop_id >= 0));
         assert_memory_equal(c[i].ids[0].ids, want.tokens, (size_t)want.n_tokens * sizeof(int32_t));
         assert_true(c[i].logits_hash[0] == want.logits_hash);
-        assert_true(i % 3 == 1 || memchr(c[i].text[0].data, i % 3 == 0 ? '{' : '[', 3) != NULL);
+        const char *at = (const char *)c[i].text[0].data;
+        at += strspn(at, " \t\r\n");
+        assert_true(i % 3 == 1 || *at == (i % 3 == 0 ? '{' : '['));
         nb_generation_free(&want);
         client_free(&c[i]);
     }
