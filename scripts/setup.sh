@@ -49,6 +49,7 @@ need libutf8proc-dev library libutf8proc
 need libpcre2-dev library libpcre2-8
 need libcurl4-openssl-dev library libcurl
 need zlib1g-dev library zlib
+need libmicrohttpd-dev library 'libmicrohttpd >= 0.9.75'
 need libcmocka-dev library cmocka
 # The tests of the command line are in Python, and pip is one of the ways to find the demo's model.
 need python3 command_exists python3

@@ -1,0 +1,250 @@
+/* A request from its first byte to its last: see serving.h. */
+#define _GNU_SOURCE
+#include "serve/serving.h"
+
+#include "base/clock.h"
+#include "serve/openai.h"
+#include "serve/sglang.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+nb_call *nb_call_new(nb_server *s, struct MHD_Connection *connection, int fd)
+{
+    nb_call *c;
+    nb_err err;
+    if (NB_ALLOC(&c, 1, &err) != NB_OK)
+        return NULL;
+    c->server = s;
+    c->connection = connection;
+    c->fd = fd;
+    c->body.limit = s->setup.max_body;
+    c->type = "application/json";
+    c->moved = nb_clock();
+    atomic_init(&c->n_refs, 1);
+    pthread_mutex_init(&c->lock, NULL);
+    return c;
+}
+
+void nb_call_ref(nb_call *c)
+{
+    atomic_fetch_add(&c->n_refs, 1);
+}
+
+void nb_call_unref(nb_call *c)
+{
+    if (atomic_fetch_sub(&c->n_refs, 1) != 1)
+        return;
+    if (c->has_reply)
+        nb_reply_free(&c->reply);
+    nb_ask_free(&c->ask);
+    atomic_fetch_sub(&c->server->body_bytes, (long long)c->body.cap);
+    nb_buf_free(&c->body);
+    nb_wire_free(&c->out);
+    nb_free(c->parts);
+    pthread_mutex_destroy(&c->lock);
+    nb_free(c);
+}
+
+void nb_call_wake(nb_call *c)
+{
+    if (!c->suspended)
+        return;
+    c->suspended = false;
+    MHD_resume_connection(c->connection);
+}
+
+static nb_reject reason_of(const nb_problem *why)
+{
+    switch (why->http) {
+    case 401:
+    case 403:
+        return NB_REJECT_AUTH;
+    case 404:
+    case 405:
+        return NB_REJECT_NOT_FOUND;
+    case 413:
+        return NB_REJECT_TOO_LARGE;
+    case 429:
+        return NB_REJECT_OVERLOAD;
+    default:
+        return why->http >= 500 ? NB_REJECT_UNAVAILABLE : NB_REJECT_MALFORMED;
+    }
+}
+
+void nb_call_refuse(nb_call *c)
+{
+    assert(c->why.http >= 400);
+    nb_metrics_reject(&c->server->metrics, reason_of(&c->why));
+    c->http = c->why.http;
+    c->type = "application/json";
+    c->is_static = false;
+    nb_wire_clear(&c->out);
+    nb_problem_write(&c->why, &c->out);
+}
+
+void nb_call_cancel(nb_call *c)
+{
+    /* Parts do not change once there: the engine is called without the lock. */
+    pthread_mutex_lock(&c->lock);
+    c->cancelled = true;
+    const int64_t n = c->n_parts;
+    pthread_mutex_unlock(&c->lock);
+    for (int64_t i = 0; i < n; i++)
+        nb_engine_abort(c->server->served->engine, c->parts[i].id);
+}
+
+/* ---- the engine's side ---- */
+
+static bool on_event(void *context, const nb_engine_event *e)
+{
+    const nb_call_part *part = context;
+    nb_call *c = part->call;
+    pthread_mutex_lock(&c->lock);
+    bool wanted = !c->gone && !c->cancelled;
+    if (wanted) {
+        wanted = nb_reply_put(&c->reply, part->prompt, e);
+        if (c->reply.overflowed && c->connection != NULL)
+            (void)shutdown(c->fd, SHUT_RDWR); /* nobody reads: do not wait for the write to fail */
+        if (c->submitted && (c->ask.stream || c->reply.n_unfinished == 0))
+            nb_call_wake(c);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return wanted;
+}
+
+static void on_release(void *context)
+{
+    const nb_call_part *part = context;
+    nb_call_unref(part->call);
+}
+
+static nb_status submit_part(nb_call *c, int64_t p)
+{
+    const nb_ask *ask = &c->ask;
+    nb_call_part *part = &c->parts[p];
+    *part = (nb_call_part){.call = c, .prompt = p};
+    nb_engine_request request = {.prompt = ask->prompts[p].tokens.ids,
+                                 .n_prompt = ask->prompts[p].tokens.n,
+                                 .options = ask->options,
+                                 .n = ask->n,
+                                 .prompt_logprobs = ask->prompt_logprobs,
+                                 .no_answer = ask->no_answer,
+                                 .priority = ask->priority,
+                                 .salt = ask->salt,
+                                 .salt_len = ask->salt_len,
+                                 .on_event = on_event,
+                                 .context = part,
+                                 .release = on_release};
+    bool busy = false;
+    request.options.json_schema = ask->json_schema;
+    nb_call_ref(c);
+    const nb_status s =
+        nb_engine_submit(c->server->served->engine, &request, &part->id, &busy, &c->why.err);
+    if (s == NB_OK)
+        return NB_OK;
+    nb_call_unref(c); /* never the last: the desk has one */
+    if (busy) {
+        c->why.http = atomic_load(&c->server->state) == NB_SERVER_DRAINING ? 503 : 429;
+        c->why.retry_after_s = 1;
+    } else if (s == NB_LIMIT) {
+        c->why.code = "context_length_exceeded";
+    } else if (ask->json_schema != NULL && s != NB_MEMORY) {
+        /* All else was looked at before. */
+        snprintf(c->why.param, sizeof c->why.param, "%s",
+                 ask->shape == NB_ASK_GENERATE ? "sampling_params.json_schema" : "response_format");
+    }
+    return nb_problem_settle(&c->why, s);
+}
+
+nb_status nb_call_submit(nb_call *c)
+{
+    nb_ask *ask = &c->ask;
+    nb_err *err = &c->why.err;
+    NB_TRY(nb_problem_settle(&c->why,
+                             nb_reply_init(&c->reply, ask, c->server->setup.max_unread, err)));
+    c->has_reply = true;
+    NB_TRY(nb_problem_settle(&c->why, NB_ALLOC(&c->parts, ask->n_prompts, err)));
+    pthread_mutex_lock(&c->lock);
+    const bool wanted = !c->gone;
+    if (ask->no_answer && !ask->prompt_logprobs)
+        nb_reply_end(&c->reply, NB_FINISH_LENGTH, NULL); /* an echo, no more */
+    const bool runs = c->reply.n_unfinished > 0;
+    pthread_mutex_unlock(&c->lock);
+    for (int64_t p = 0; wanted && runs && p < ask->n_prompts; p++) {
+        const nb_status s = submit_part(c, p);
+        if (s != NB_OK) {
+            nb_call_cancel(c);
+            return s;
+        }
+        pthread_mutex_lock(&c->lock);
+        c->n_parts = p + 1;
+        const bool gone = c->gone || c->cancelled;
+        pthread_mutex_unlock(&c->lock);
+        if (gone) { /* meanwhile: whoever saw it knew of fewer parts */
+            nb_call_cancel(c);
+            return NB_OK;
+        }
+    }
+    return NB_OK;
+}
+
+/* ---- the socket's side ---- */
+
+void nb_call_write(nb_call *c)
+{
+    const nb_served *m = c->server->served;
+    nb_wire_clear(&c->out);
+    if (nb_reply_failed(&c->reply, &c->why) != NB_OK) {
+        nb_call_refuse(c);
+        return;
+    }
+    c->http = 200;
+    if (c->ask.shape == NB_ASK_GENERATE)
+        nb_sglang_write(&c->ask, m, &c->reply, &c->out);
+    else
+        nb_openai_write(&c->ask, m, &c->reply, &c->out);
+}
+
+/* What is new, or a sign of life. */
+static void write_events(nb_call *c)
+{
+    const nb_served *m = c->server->served;
+    nb_wire_clear(&c->out);
+    c->n_sent = 0;
+    c->over = c->ask.shape == NB_ASK_GENERATE
+                  ? nb_sglang_write_events(&c->ask, m, &c->reply, &c->out)
+                  : nb_openai_write_events(&c->ask, m, &c->reply, &c->out);
+    if (c->ping && c->out.buf.len == 0)
+        nb_wire_raw(&c->out, ": ping\n\n");
+    c->ping = false;
+}
+
+ssize_t nb_call_read(void *context, uint64_t at, char *to, size_t size)
+{
+    nb_call *c = context;
+    (void)at;
+    ssize_t n = 0;
+    pthread_mutex_lock(&c->lock);
+    if (c->n_sent == c->out.buf.len && !c->over && !c->gone)
+        write_events(c);
+    const size_t left = c->out.buf.len - c->n_sent;
+    if (c->gone || c->out.status != NB_OK) {
+        n = MHD_CONTENT_READER_END_WITH_ERROR;
+    } else if (left > 0) {
+        const size_t take = left < size ? left : size;
+        memcpy(to, c->out.buf.data + c->n_sent, take);
+        c->n_sent += take;
+        c->moved = nb_clock();
+        n = (ssize_t)take;
+    } else if (c->over) {
+        n = MHD_CONTENT_READER_END_OF_STREAM;
+    } else {
+        c->suspended = true;
+        MHD_suspend_connection(c->connection);
+    }
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}

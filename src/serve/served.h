@@ -1,0 +1,26 @@
+/* The model as routes see it: names, tokenizer, template, engine. Filled in once, by the program,
+ * and only read while the server runs. */
+#ifndef NB_SERVE_SERVED_H
+#define NB_SERVE_SERVED_H
+
+#include "engine/engine.h"
+#include "text/chat.h"
+
+typedef struct {
+    const char *name;           /* what /v1/models calls it, and answers */
+    const char *const *aliases; /* [n_aliases] other names that requests may use */
+    int n_aliases;
+    const nb_tokenizer *tokenizer;
+    const nb_jinja *template_; /* NULL: the model has no chat template */
+    nb_engine *engine;
+    int64_t n_ctx;      /* of a sequence, as the engine was set up */
+    int64_t vocab_size; /* ids are below this, in prompts and biases */
+    int64_t created;    /* seconds of the calendar */
+    const char *report; /* [report_len] its nibble-report.json; NULL: none */
+    size_t report_len;
+} nb_served;
+
+/* Whether requests may call the model so. */
+bool nb_served_is(const nb_served *m, const char *name);
+
+#endif
