@@ -1,0 +1,256 @@
+"""nibble serve with a tiny model: what a user of it sees, from the first line to exit 0."""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import lib
+
+
+class Server:
+    """A running nibble serve; its address is what it printed."""
+
+    def __init__(self, case, *args, env=None):
+        self.process = subprocess.Popen(
+            [lib.BINARY, "serve", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=lib.environment() if env is None else env)
+        case.addCleanup(self.kill)
+        self.address = self.process.stdout.readline().decode().strip()
+        if not self.address:
+            case.fail(self.process.stderr.read().decode())
+        self.port = int(self.address.rsplit(":", 1)[1]) if ":" in self.address[5:] else None
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=60)
+        return code, self.process.stderr.read().decode()
+
+    def ask(self, method, path, body=None, headers=None):
+        c = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(c):
+            c.request(method, path, json.dumps(body) if body is not None else None, headers or {})
+            r = c.getresponse()
+            return r.status, r.read().decode()
+
+    def post(self, path, **body):
+        status, text = self.ask("POST", path, body)
+        return status, json.loads(text)
+
+    def events(self, path, **body):
+        status, text = self.ask("POST", path, dict(body, stream=True))
+        assert status == 200, text
+        events = [e for e in text.split("\n\n") if e and not e.startswith(":")]
+        assert events[-1] == "data: [DONE]", events[-1]
+        return [json.loads(e[len("data: "):]) for e in events[:-1]]
+
+    def metric(self, name):
+        for line in self.ask("GET", "/metrics")[1].splitlines():
+            if line.startswith(name):
+                return float(line.rsplit(" ", 1)[1])
+        raise KeyError(name)
+
+    def wait_for(self, name, value):
+        for _ in range(400):
+            if self.metric(name) == value:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+class Serve(lib.Case):
+    def setUp(self):
+        super().setUp()
+        if "without libmicrohttpd" in lib.nibble("serve", "x").err:
+            self.skipTest("this nibble was built without the server")
+
+    def model(self, **more):
+        path = self.path("tiny.gguf")
+        lib.write_gguf(path, lib.endless_model() if more.pop("endless", False)
+                       else lib.TinyModel(**more), "q8_0")
+        return path
+
+    def serve(self, *args, endless=False, **more):
+        return Server(self, self.model(endless=endless), "--port", "0", "-t", "1", *args, **more)
+
+    def test_answers_are_those_of_run(self):
+        s = self.serve("--max-seqs", "8")
+        text = "the cat and the dog"
+        run = json.loads(self.ok("run", self.path("tiny.gguf"), text, "-n", "20", "--greedy",
+                                 "--json", "-q"))
+        status, got = s.post("/v1/completions", prompt=text, max_tokens=20, temperature=0)
+        self.assertEqual(status, 200)
+        self.assertEqual(got["choices"][0]["text"], run["text"])
+        self.assertEqual(got["model"], "tiny.gguf")
+        # The same again: found in the cache or not, streamed or not, beside others or not.
+        results = []
+
+        def one(kind):
+            if kind == 0:
+                results.append(s.post("/v1/completions", prompt=text, max_tokens=20,
+                                      temperature=0)[1]["choices"][0]["text"])
+            elif kind == 1:
+                results.append("".join(e["choices"][0]["text"] for e in s.events(
+                    "/v1/completions", prompt=text, max_tokens=20, temperature=0)))
+            else:
+                results.append(s.post("/generate", text=text, sampling_params={
+                    "max_new_tokens": 20, "temperature": 0})[1]["text"])
+        threads = [threading.Thread(target=one, args=(i % 3,)) for i in range(12)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        self.assertEqual(results, [run["text"]] * 12)
+        self.assertTrue(s.wait_for("vllm:num_requests_running", 0))
+        self.assertEqual(s.stop()[0], 0)
+
+    def test_a_seed_says_the_same_again(self):
+        s = self.serve()
+        ask = dict(messages=[{"role": "user", "content": "hello"}], max_tokens=16, temperature=1)
+        first = s.post("/v1/chat/completions", **ask)[1]
+        again = s.post("/v1/chat/completions", **ask, seed=first["seed"])[1]
+        self.assertEqual(first["choices"][0]["message"], again["choices"][0]["message"])
+        events = s.events("/v1/chat/completions", **ask, seed=first["seed"],
+                          stream_options={"include_usage": True})
+        text = "".join(c["delta"].get("content", "") for e in events for c in e["choices"])
+        self.assertEqual(text, first["choices"][0]["message"]["content"])
+        self.assertEqual(events[-1]["usage"]["total_tokens"], first["usage"]["total_tokens"])
+
+    def test_json_answers_are_json(self):
+        s = self.serve()
+        schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"],
+                  "additionalProperties": False}
+
+        def ask(schema):
+            return s.post("/v1/chat/completions", max_tokens=60, seed=3, messages=[
+                {"role": "user", "content": "x"}], response_format={
+                    "type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+        status, got = ask(schema)
+        self.assertEqual(status, 200, got)
+        self.assertEqual(got["choices"][0]["finish_reason"], "stop")
+        self.assertIsInstance(json.loads(got["choices"][0]["message"]["content"])["a"], bool)
+        for wrong in ({"type": "nothing known"}, {"pattern": "^(a+)+$"},
+                      {"$ref": "http://example.org/"}):
+            status, got = ask(wrong)
+            self.assertEqual((status, got["error"]["param"]), (400, "response_format"), wrong)
+        self.assertEqual(s.ask("GET", "/health")[0], 200)
+
+    def test_clients_that_leave_free_their_blocks(self):
+        s = self.serve(endless=True)
+        for stream in (True, False):
+            body = json.dumps({"prompt": "a", "max_tokens": 200, "ignore_eos": True, "n": 4,
+                               "stream": stream}).encode()
+            fds = [socket.create_connection(("127.0.0.1", s.port)) for _ in range(8)]
+            for fd in fds:
+                fd.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n"
+                           % len(body) + body)
+            for fd in fds:
+                fd.close()
+            self.assertTrue(s.wait_for("vllm:num_requests_running", 0))
+            self.assertTrue(s.wait_for("vllm:num_requests_waiting", 0))
+            self.assertTrue(s.wait_for('nibble:kv_blocks{model_name="tiny.gguf",engine="0",'
+                                       'state="used"}', 0))
+
+    def test_it_stops_when_told(self):
+        s = self.serve("--grace", "0", endless=True)
+        body = b'{"prompt":"a","max_tokens":250,"n":32,"stream":true,"ignore_eos":true}'
+        fd = socket.create_connection(("127.0.0.1", s.port))
+        with contextlib.closing(fd):
+            fd.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n"
+                       % len(body) + body)
+            self.assertIn(b"200 OK", fd.recv(100))
+            code, _ = s.stop()
+            rest = b""
+            with contextlib.suppress(ConnectionError):
+                while piece := fd.recv(1 << 16):
+                    rest += piece
+        self.assertEqual(code, 0)
+        self.assertTrue(b"the server is stopping" in rest or b"[DONE]" in rest, rest[-300:])
+
+    def test_ways_to_listen(self):
+        with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+            line = self.fails(3, "serve", self.model(), "--port", str(taken.getsockname()[1]))
+            self.assertIn("127.0.0.1 port %d" % taken.getsockname()[1], line)
+        self.assertIn("--host", self.fails(2, "serve", self.model(), "--host", "no.such.invalid."))
+        path = self.path("socket")
+        s = Server(self, self.model(), "--unix", path, "-t", "1", "-q")
+        self.assertEqual(s.address, "unix:" + path)
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+        fd = socket.socket(socket.AF_UNIX)
+        with contextlib.closing(fd):
+            fd.connect(path)
+            fd.sendall(b"GET /v1/models HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n")
+            got = b""
+            while piece := fd.recv(4096):
+                got += piece
+        self.assertIn(b"tiny.gguf", got)
+        self.assertEqual(s.stop(signal.SIGINT)[0], 0)
+        self.assertFalse(os.path.exists(path))
+
+    def test_keys_and_names(self):
+        keys = self.write("keys", "# mine\nsecond\n")
+        s = self.serve("--api-key", "first", "--api-key-file", keys, "--served-name", "a\"b",
+                       "--served-name", "alias", env=lib.environment(NIBBLE_API_KEY="third"))
+        self.assertEqual(s.ask("GET", "/v1/models")[0], 401)
+        for key in ("first", "second", "third"):
+            status, text = s.ask("GET", "/v1/models", headers={"Authorization": "Bearer " + key})
+            self.assertEqual((status, json.loads(text)["data"][0]["id"]), (200, 'a"b'))
+        headers = {"Authorization": "Bearer first"}
+        for name, want in (("alias", 200), ('a"b', 200), ("other", 404)):
+            self.assertEqual(s.ask("POST", "/v1/completions", {"prompt": "a", "model": name},
+                                   headers)[0], want)
+        self.assertEqual(s.ask("GET", "/health")[0], 200)
+        self.assertEqual(s.ask("GET", "/")[0], 200)
+
+    def test_few_descriptors_are_enough(self):
+        """Past the limit connections wait, and the server does not spin."""
+        path = self.model()
+        process = subprocess.Popen(["sh", "-c", 'ulimit -n 64; exec "$0" "$@"', lib.BINARY, "serve",
+                                    path, "--port", "0", "-t", "1", "-q"], stdout=subprocess.PIPE,
+                                   env=lib.environment())
+        try:
+            port = int(process.stdout.readline().decode().rsplit(":", 1)[1])
+            fds = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+            time.sleep(0.3)
+            before = self.cpu(process.pid)
+            time.sleep(1)
+            self.assertLess(self.cpu(process.pid) - before, 0.5)
+            for fd in fds:
+                fd.close()
+            c = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            with contextlib.closing(c):
+                c.request("GET", "/health")
+                self.assertEqual(c.getresponse().status, 200)
+            process.terminate()
+            self.assertEqual(process.wait(timeout=60), 0)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+    @staticmethod
+    def cpu(pid):
+        with open("/proc/%d/stat" % pid) as f:
+            fields = f.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def test_a_plan_can_be_had_alone(self):
+        done = lib.nibble("serve", self.model(), "--dry-run", "--kv", "int8")
+        self.assertEqual((done.code, done.out), (0, ""))
+        self.assertIn("KV cache", done.err)
+        self.assertIn("blocks of 32 tokens", done.err)
+
+
+lib.main()
