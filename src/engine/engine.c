@@ -106,6 +106,7 @@ static void admit(nb_engine *e, nb_engine_request_state *r)
                                     .max_new = r->max_new,
                                     .n_samples = r->asked.n,
                                     .arrival_ms = (int64_t)(r->submitted * 1000),
+                                    .max_draft = r->asked.options.n_guess,
                                     .priority = (int32_t)r->asked.priority,
                                     .salt = r->asked.salt,
                                     .salt_bytes = r->asked.salt_len,
@@ -166,6 +167,23 @@ static void copy_blocks(nb_engine *e)
     }
 }
 
+/* Tokens that an entry runs: those of the schedule, or the last one and guesses after it. */
+static int64_t guess(nb_engine *e, int64_t i, const int32_t **tokens)
+{
+    const nb_step_entry *entry = &e->plan.entries[i];
+    nb_engine_choice *c = e->entry_choice[i];
+    *tokens = entry->tokens;
+    e->n_guessed[i] = 0;
+    if (entry->n_draft == 0 || entry->n != 1 || c == NULL || c->ngram.max == 0)
+        return entry->n;
+    e->fed[i][0] = entry->tokens[0];
+    e->n_guessed[i] = nb_ngram_guess(
+        &c->ngram, entry->n_draft < NB_MAX_GUESS ? entry->n_draft : NB_MAX_GUESS, e->fed[i] + 1);
+    e->n_all_guessed += e->n_guessed[i];
+    *tokens = e->fed[i];
+    return 1 + e->n_guessed[i];
+}
+
 /* Rows of which the logits are wanted; every entry has one at least, so that what is not finite
  * shows. Returns their number. */
 static int64_t lay_out(nb_engine *e)
@@ -174,15 +192,17 @@ static int64_t lay_out(nb_engine *e)
     for (int64_t i = 0; i < e->plan.n_entries; i++) {
         const nb_step_entry *entry = &e->plan.entries[i];
         nb_kv_seq *seq = &e->seqs[i];
-        const int64_t n_pages = nb_kv_pages_for(entry->start + entry->n);
+        const int32_t *tokens;
+        const int64_t n = guess(e, i, &tokens), n_pages = nb_kv_pages_for(entry->start + n);
         /* The schedule has seen to the table, which the model only reads. */
         *seq = (nb_kv_seq){.pool = &e->kv,
                            .n = entry->start,
                            .n_table = n_pages,
                            .cap = n_pages,
                            .table = (int32_t *)(uintptr_t)entry->table};
-        const int64_t n_out = entry->n_outputs > 0 ? entry->n_outputs : 1;
-        e->inputs[i] = (nb_step_input){seq, entry->tokens, entry->n, n_out};
+        const int64_t wanted = entry->n_outputs > 0 ? entry->n_outputs : 1;
+        const int64_t n_out = wanted + e->n_guessed[i];
+        e->inputs[i] = (nb_step_input){seq, tokens, n, n_out};
         e->first_row[i] = n_rows;
         n_rows += n_out;
     }
@@ -205,7 +225,9 @@ static void find_broken(nb_engine *e)
     const int64_t d = e->setup.model->config.d_model;
     bool any = false;
     for (int64_t i = 0; i < e->plan.n_entries; i++) {
-        const int64_t first = e->first_row[i], n = e->first_row[i + 1] - first;
+        /* A wrong guess may lead to Inf where the answer does not. */
+        const int64_t first = e->first_row[i];
+        const int64_t n = e->first_row[i + 1] - first - e->n_guessed[i];
         e->broken[i] = !all_finite(e->hidden + first * d, n * d);
         any = any || e->broken[i];
     }
@@ -223,7 +245,7 @@ static void pick_row(void *context, int64_t i, int thread)
     nb_err err = {0};
     row->status = NB_OK;
     row->id = -1;
-    if (e->broken[row->entry] || c == NULL)
+    if (e->broken[row->entry] || c == NULL || c->over)
         return;
     if (row->prompt_at >= 0) {
         const nb_generate_options *o = &c->of->asked.options;
@@ -259,6 +281,8 @@ static void take_token(nb_engine *e, nb_engine_choice *c, const nb_engine_row *r
     c->first_token = c->first_token == 0 ? now : c->first_token;
     c->last_token = now;
     e->n_generated++;
+    if (c->ngram.max > 0)
+        nb_ngram_push(&c->ngram, row->id);
     if (nb_choice_take(&c->choice, row->id, err) != NB_OK)
         return;
     nb_engine_event event = event_of(c);
@@ -271,14 +295,23 @@ static void take_token(nb_engine *e, nb_engine_choice *c, const nb_engine_row *r
     c->choice.piece.len = 0;
 }
 
-/* What a row gives, in order of rows. */
-static void take_row(nb_engine *e, const nb_engine_row *row)
+/* What row i of the batch gives, in order of rows. The one after a guess counts if the guess was
+ * what has been chosen. */
+static void take_row(nb_engine *e, int64_t i)
 {
+    nb_engine_row *row = &e->rows[i];
     nb_engine_choice *c = e->entry_choice[row->entry];
     nb_sched_result *result = &e->results[row->entry];
     nb_err err = {0};
     if (c == NULL || c->over || e->broken[row->entry])
         return;
+    if (row->guess > 0) {
+        row->chooses = result->n_tokens == row->guess &&
+                       e->made[row->entry][row->guess - 1] == e->fed[row->entry][row->guess];
+        if (row->chooses)
+            pick_row(e, i, 0);
+        e->n_accepted += row->chooses;
+    }
     if (row->prompt_at >= 0 && row->prompt_at == 1)
         tell_prompt(c, 0, NULL); /* nothing stands before the first token */
     if (row->prompt_at >= 0)
@@ -293,9 +326,8 @@ static void take_row(nb_engine *e, const nb_engine_row *row)
         return;
     }
     take_token(e, c, row, &err);
-    e->token[row->entry] = row->id;
-    result->tokens = &e->token[row->entry];
-    result->n_tokens = 1;
+    e->made[row->entry][result->n_tokens++] = row->id;
+    result->tokens = e->made[row->entry];
     if (err.status != NB_OK) {
         result->end = NB_SEQ_DONE;
         finish_choice(e, c, NB_FINISH_ERROR, err.text);
@@ -320,24 +352,27 @@ static void choose(nb_engine *e, int64_t n_rows)
                 entry++;
             const nb_step_entry *at = &e->plan.entries[entry];
             const nb_engine_choice *c = e->entry_choice[entry];
-            const int64_t from_last = e->first_row[entry + 1] - 1 - (begin + i);
+            const int64_t from_last =
+                e->first_row[entry + 1] - 1 - e->n_guessed[entry] - (begin + i);
             const int64_t next = at->start + at->n - from_last; /* the position that it predicts */
             nb_engine_row *row = &e->rows[i];
             row->entry = entry;
+            row->guess = from_last < 0 ? -from_last : 0;
             row->chooses = at->samples && from_last == 0 && at->n_left > 0;
             row->ends_prompt = at->samples && from_last == 0 && at->n_left == 0;
             row->prompt_at = c != NULL && c->of->asked.prompt_logprobs && c->number == 0 &&
-                                     at->n_outputs > 0 && next < c->of->asked.n_prompt
+                                     at->n_outputs > 0 && row->guess == 0 &&
+                                     next < c->of->asked.n_prompt
                                  ? next
                                  : -1;
-            n_wanted += row->chooses || row->ends_prompt || row->prompt_at >= 0;
+            n_wanted += row->chooses || row->guess > 0 || row->ends_prompt || row->prompt_at >= 0;
         }
         if (n_wanted == 0)
             continue;
         nb_logits(&e->work, e->hidden + begin * d, n, e->logits);
         nb_pool_run(e->setup.pool, n, pick_row, e);
         for (int64_t i = 0; i < n; i++)
-            take_row(e, &e->rows[i]);
+            take_row(e, i);
     }
 }
 
@@ -391,6 +426,8 @@ static void show_stats(nb_engine *e, double seconds)
     set_stat(&to->n_steps, s->counts.n_steps);
     set_stat(&to->prompt_tokens, s->counts.n_prompt_tokens);
     set_stat(&to->generated_tokens, e->n_generated);
+    set_stat(&to->guessed_tokens, e->n_all_guessed);
+    set_stat(&to->accepted_tokens, e->n_accepted);
     set_stat(&to->cached_tokens, s->counts.n_prefix_hits);
     set_stat(&to->queried_tokens, s->counts.n_prefix_queries);
     set_stat(&to->blocks_free, u.n_free);
@@ -412,7 +449,6 @@ static void run_step(nb_engine *e)
         return;
     }
     copy_blocks(e);
-    const int64_t n_rows = lay_out(e);
     memset(e->broken, 0, (size_t)plan->n_entries * sizeof *e->broken);
     for (int64_t i = 0; i < plan->n_entries; i++) {
         nb_engine_choice *c = e->entry_choice[i] = choice_of(e, &plan->entries[i]);
@@ -422,6 +458,7 @@ static void run_step(nb_engine *e)
             c->n_cached = plan->entries[i].n_found;
         }
     }
+    const int64_t n_rows = lay_out(e);
     const nb_status s = nb_forward(&e->work, e->inputs, plan->n_entries, e->hidden, &err);
     if (s == NB_DATA)
         find_broken(e);
@@ -479,6 +516,8 @@ void nb_engine_read_stats(const nb_engine *e, nb_engine_stats *out)
         .n_steps = GET(n_steps),
         .prompt_tokens = GET(prompt_tokens),
         .generated_tokens = GET(generated_tokens),
+        .guessed_tokens = GET(guessed_tokens),
+        .accepted_tokens = GET(accepted_tokens),
         .cached_tokens = GET(cached_tokens),
         .queried_tokens = GET(queried_tokens),
         .blocks_free = GET(blocks_free),

@@ -87,7 +87,7 @@ typedef bool nb_engine_fn(void *context, const nb_engine_event *event);
 typedef struct {
     const int32_t *prompt; /* copied, like all else in here */
     int64_t n_prompt;
-    nb_generate_options options; /* on_text, context, n_guess are not looked at */
+    nb_generate_options options; /* on_text and context are not looked at */
     int64_t n;                   /* choices; sampling.choice is that of the first */
     bool prompt_logprobs;        /* with options.logprobs: of the prompt, too */
     bool no_answer;              /* the prompt alone: for its log-probabilities */
@@ -118,6 +118,7 @@ void nb_engine_drain(nb_engine *e);
 typedef struct {
     int64_t n_running, n_waiting, n_preemptions, n_steps;
     int64_t prompt_tokens, generated_tokens, cached_tokens, queried_tokens; /* of prefixes */
+    int64_t guessed_tokens, accepted_tokens; /* with options.n_guess */
     int64_t finished[NB_N_FINISHES];
     int64_t blocks_free, blocks_cached, blocks_used;
     double usage, fragmentation; /* blocks.h */

@@ -101,7 +101,9 @@ static nb_status take_memory(nb_engine *e, nb_err *err)
     NB_TRY(NB_ALLOC(&e->first_row, n + 1, err));
     NB_TRY(NB_ALLOC(&e->broken, n, err));
     NB_TRY(NB_ALLOC(&e->results, n, err));
-    NB_TRY(NB_ALLOC(&e->token, n, err));
+    NB_TRY(NB_ALLOC(&e->fed, n, err));
+    NB_TRY(NB_ALLOC(&e->made, n, err));
+    NB_TRY(NB_ALLOC(&e->n_guessed, n, err));
     NB_TRY(NB_ALLOC(&e->entry_choice, n, err));
     NB_TRY(NB_ALLOC(&e->by_slot, e->sched.n_slots, err));
     NB_TRY(NB_ALLOC(&e->slot_id, e->sched.n_slots, err));
@@ -125,9 +127,9 @@ static void give_back(nb_engine *e)
     nb_sched_free(&e->sched);
     nb_work_free(&e->work);
     nb_kv_pool_free(&e->kv);
-    void *all[] = {e->seqs,   e->inputs,   e->first_row,    e->broken,  e->results,
-                   e->token,  e->rows,     e->entry_choice, e->by_slot, e->hidden,
-                   e->logits, e->samplers, e->live,         e->slot_id, e->slot_sample};
+    void *all[] = {e->seqs,   e->inputs,    e->first_row, e->broken,       e->results,    e->fed,
+                   e->made,   e->n_guessed, e->rows,      e->entry_choice, e->by_slot,    e->hidden,
+                   e->logits, e->samplers,  e->live,      e->slot_id,      e->slot_sample};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         nb_free(all[i]);
     pthread_cond_destroy(&e->wake);

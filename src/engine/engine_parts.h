@@ -4,6 +4,7 @@
 
 #include "engine/choice.h"
 #include "engine/engine.h"
+#include "engine/ngram.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -14,6 +15,7 @@ typedef struct {
     struct nb_engine_request_state *of;
     int64_t number;
     nb_choice choice;
+    nb_ngram ngram; /* of prompt and answer, if there are guesses */
     bool over;
     uint64_t prompt_hash;                      /* with options.hash_logits and no_answer */
     int64_t n_cached;                          /* tokens of the prompt that were found */
@@ -40,6 +42,7 @@ typedef struct nb_engine_request_state {
 /* A row of the batch of logits at hand. */
 typedef struct {
     int64_t entry;
+    int64_t guess;     /* how many guesses stand before it in its entry; the first is no guess */
     int64_t prompt_at; /* the row predicts this token of a prompt whose probabilities are wanted */
     bool chooses, ends_prompt; /* a token is chosen from it; it is the last, and none is */
     int32_t id;
@@ -52,6 +55,7 @@ typedef struct {
 typedef struct {
     _Atomic int64_t n_running, n_waiting, n_preemptions, n_steps;
     _Atomic int64_t prompt_tokens, generated_tokens, cached_tokens, queried_tokens;
+    _Atomic int64_t guessed_tokens, accepted_tokens;
     _Atomic int64_t finished[NB_N_FINISHES];
     _Atomic int64_t blocks_free, blocks_cached, blocks_used, slots, slots_filled;
     _Atomic int64_t step_nanoseconds;
@@ -83,7 +87,9 @@ struct nb_engine {
     int64_t *first_row; /* [entries + 1] of each entry among the rows of `hidden` */
     bool *broken;
     nb_sched_result *results;
-    int32_t *token;
+    int32_t (*fed)[1 + NB_MAX_GUESS];  /* of entries with guesses: the last token, and those */
+    int32_t (*made)[1 + NB_MAX_GUESS]; /* what was chosen */
+    int64_t *n_guessed;                /* of an entry */
     nb_engine_choice **entry_choice, **by_slot; /* of the request and sample in slot_* */
     uint64_t *slot_id;
     int32_t *slot_sample;
@@ -91,7 +97,7 @@ struct nb_engine {
     nb_engine_row *rows;    /* [NB_ENGINE_LOGIT_ROWS] */
     nb_sampler *samplers;   /* [n_threads] */
     int n_threads;
-    int64_t n_generated;
+    int64_t n_generated, n_all_guessed, n_accepted;
     double step_seconds;
 };
 

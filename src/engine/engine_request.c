@@ -57,8 +57,10 @@ static nb_status copy_all(nb_engine_request_state *r, nb_err *err)
 
 void nb_engine_request_free(nb_engine_request_state *r)
 {
-    for (int64_t i = 0; r->choices != NULL && i < r->asked.n; i++)
+    for (int64_t i = 0; r->choices != NULL && i < r->asked.n; i++) {
         nb_choice_free(&r->choices[i].choice);
+        nb_ngram_free(&r->choices[i].ngram);
+    }
     nb_choosing_free(&r->choosing);
     nb_free(r->choices);
     for (int i = 0; i < r->n_owned; i++)
@@ -130,6 +132,18 @@ static nb_status make_json_tokens(nb_engine *e, nb_err *err)
     return s;
 }
 
+/* Guesses begin with what the prompt repeats. */
+static nb_status start_guessing(nb_engine_choice *c, nb_err *err)
+{
+    const nb_engine_request_state *r = c->of;
+    if (r->asked.options.n_guess == 0)
+        return NB_OK;
+    NB_TRY(nb_ngram_init(&c->ngram, r->asked.n_prompt + r->max_new, err));
+    for (int64_t i = 0; i < r->asked.n_prompt; i++)
+        nb_ngram_push(&c->ngram, r->asked.prompt[i]);
+    return NB_OK;
+}
+
 static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_request_state **out,
                       nb_err *err)
 {
@@ -152,6 +166,7 @@ static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_
         c->number = i;
         NB_TRY(nb_choice_init(&c->choice, &r->choosing, i, r->asked.prompt, r->asked.n_prompt,
                               r->max_new, err));
+        NB_TRY(start_guessing(c, err));
     }
     r->n_open = r->asked.n;
     return NB_OK;

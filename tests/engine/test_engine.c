@@ -418,6 +418,39 @@ static void schemas_hold_in_company(void **state)
     bench_close(&b);
 }
 
+/* Guesses change how many steps there are, and nothing else. */
+static void guesses_leave_answers_alone(void **state)
+{
+    (void)state;
+    const char *path = model_path("wordy", &wordy);
+    const nb_engine_setup setups[] = {{.n_ctx = 256},
+                                      {.n_ctx = 256, .n_blocks = 9, .step_tokens = 11}};
+    for (int s = 0; s < 2; s++) {
+        bench b;
+        client c[N_TEXTS] = {0};
+        bench_open(&b, path, setups[s]);
+        for (int i = 0; i < N_TEXTS; i++) {
+            nb_generate_options o = options_of(i);
+            o.n_guess = 1 + i;
+            o.sampling.temperature /= 4;
+            must_ask(&b, &c[i], texts[i], &o, 1);
+        }
+        wait_for_all(&b);
+        for (int i = 0; i < N_TEXTS; i++) {
+            nb_generate_options o = options_of(i);
+            o.sampling.temperature /= 4;
+            nb_generation want = alone(path, texts[i], &o, 0);
+            same(&c[i], 0, &want);
+            nb_generation_free(&want);
+            client_free(&c[i]);
+        }
+        nb_engine_stats stats;
+        nb_engine_read_stats(b.e, &stats);
+        assert_true(stats.guessed_tokens > stats.accepted_tokens && stats.accepted_tokens > 0);
+        bench_close(&b);
+    }
+}
+
 /* By id, by the owner who wants no more, and because the engine closes. */
 static void what_is_aborted_holds_nothing(void **state)
 {
@@ -568,6 +601,7 @@ int main(void)
         cmocka_unit_test(logprobs_are_those_of_the_loop),
         cmocka_unit_test(stop_strings_end_answers),
         cmocka_unit_test(schemas_hold_in_company),
+        cmocka_unit_test(guesses_leave_answers_alone),
         cmocka_unit_test(what_is_aborted_holds_nothing),
         cmocka_unit_test(what_cannot_run_is_refused),
         cmocka_unit_test(memory_may_fail),
