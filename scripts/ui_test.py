@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The web page in a browser: chat, dashboard and report against a server that is made up, in a
 Chromium without a window (Debian's package `chromium`). Not part of the tests of a build, as it
-needs a browser; half a minute.
+needs a browser; a minute.
 
     scripts/ui_test.py [--shots FOLDER] [--server URL] [BUILD/ui] [unittest arguments]
 
@@ -356,7 +356,7 @@ class Chat(Page):
         self.go()
         self.say("pieces")
         self.ended()
-        self.assertEqual(self.answer(), "Gr\u00fc\u00dfe \U0001f600 \u4f60\u597d.")
+        self.assertEqual(self.answer(), "Gr\u00fc\u00dfe on two lines \U0001f600 \u4f60\u597d.")
         self.say("odd")
         self.ended()
         self.assertEqual(self.answer(), "fine")

@@ -265,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
         data = (
             ": a comment\r\n\r\n"
             + self.piece("Gr\u00fc\u00dfe ", end="\r\n\r\n")
-            + "event: x\rid: 4\r"
+            + 'event: x\rid: 4\rdata: {"choices": [{"delta":\r\ndata: {"content": "on two lines "}}]}\r\n\r\n'
             + self.piece("\U0001f600 ", end="\r\r")
             + self.piece("\u4f60\u597d", end="\n\r\n")
             + "data:"
@@ -273,8 +273,8 @@ class Handler(BaseHTTPRequestHandler):
             + "\n\n"
             + "data: [DONE]\n\n"
         ).encode()
-        for at in range(0, len(data), 3):
-            self.send(data[at : at + 3])
+        for at in range(len(data)):
+            self.send(data[at : at + 1])
             time.sleep(0.001)
 
     def say_fenced(self, mock, _):
