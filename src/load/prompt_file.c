@@ -73,7 +73,7 @@ static nb_status read_item(nb_prompt_item *item, json_t *object, bool chat, nb_e
     }
     if (conversation == NULL)
         return nb_fail(err, NB_DATA, "none of 'prompt', 'messages' and 'conversations' is there");
-    json_t *turns;
+    json_t *turns = NULL;
     NB_TRY(turns_of(conversation, &turns, err));
     /* The object keeps them, as it keeps what else items point to. */
     if (json_object_set_new(object, "messages", turns) != 0)
