@@ -39,6 +39,26 @@ void nb_ask_free(nb_ask *ask)
     *ask = (nb_ask){0};
 }
 
+void nb_ask_submitted(nb_ask *ask)
+{
+    if (ask->echo)
+        return; /* the prompt is a part of the answer */
+    for (int64_t i = 0; i < ask->n_prompts; i++) {
+        nb_tokens *t = &ask->prompts[i].tokens;
+        nb_free(t->ids); /* how many there were is still told */
+        t->ids = NULL;
+        t->cap = 0;
+        ask->prompts[i].text = NULL;
+    }
+    ask->options.n_stops = 0;
+    ask->salt = NULL;
+    ask->json_schema = NULL;
+    nb_free(ask->schema);
+    ask->schema = NULL;
+    json_decref(ask->json);
+    ask->json = NULL;
+}
+
 void nb_ask_name(nb_ask *ask)
 {
     uint8_t bytes[12] = {0};

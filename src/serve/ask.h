@@ -59,6 +59,8 @@ typedef struct {
 /* Takes the reference to `json`. `{0}` is empty, and freeing it fine. */
 void nb_ask_init(nb_ask *ask, nb_ask_shape shape, json_t *json);
 void nb_ask_free(nb_ask *ask);
+/* The engine has its own copy of everything: frees what no answer needs, which is most of it. */
+void nb_ask_submitted(nb_ask *ask);
 /* A random name behind "cmpl-", "chatcmpl-"; and the time. */
 void nb_ask_name(nb_ask *ask);
 

@@ -188,6 +188,7 @@ nb_status nb_call_submit(nb_call *c)
             return NB_OK;
         }
     }
+    nb_ask_submitted(ask);
     return NB_OK;
 }
 
