@@ -113,7 +113,7 @@ static void time_attention(cache *c, int n_q, int q_bits)
 
 void bench_attention(const bench *b)
 {
-    static const nb_kv_format formats[] = {NB_KV_F32, NB_KV_F16, NB_KV_BF16, NB_KV_INT8};
+    static const nb_kv_format formats[] = {NB_KV_F32, NB_KV_F16, NB_KV_BF16, NB_KV_INT8, NB_KV_FP8};
     static const int64_t depths[] = {128, 1024, 4096, 32768};
     for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
         for (size_t d = 0; d < sizeof depths / sizeof *depths; d++) {

@@ -65,7 +65,7 @@ static const nb_opt verify_options[] = {
     {0},
 };
 
-enum { MAX_MODES = 3, MAX_KVS = 4 };
+enum { MAX_MODES = 3, MAX_KVS = NB_KV_N_FORMATS };
 
 typedef struct {
     char compute[8]; /* the mode's name */
@@ -155,12 +155,12 @@ static void choose_rest(verify_run *run)
     run->plan.threads = run->threads;
     run->plan.full = nb_args_flag(args, "full");
     for (int i = 0; nb_kv_choices[i] != NULL; i++) {
-        for (int f = NB_KV_F32; f <= NB_KV_INT8; f++) {
-            const char *name = nb_kv_format_name((nb_kv_format)f);
-            if (strcmp(name, nb_kv_choices[i]) == 0 &&
-                (!nb_args_given(args, "kv") || strcmp(name, nb_args_text(args, "kv")) == 0))
-                run->kvs[run->n_kvs++] = (nb_kv_format)f;
-        }
+        nb_kv_format format;
+        if (!nb_kv_format_named(nb_kv_choices[i], &format) ||
+            strcmp(nb_kv_choices[i], nb_kv_format_name(format)) != 0)
+            continue; /* another name for one that comes, too */
+        if (!nb_args_given(args, "kv") || nb_kv_option(args) == format)
+            run->kvs[run->n_kvs++] = format;
     }
 }
 

@@ -101,11 +101,14 @@ static void plan_tiles_of_one_token(attention *at)
     }
 }
 
-static void load_scales(float *out, const uint8_t *page, int head_dim)
+/* What numbers of load_cells are multiplied with. */
+static void load_scales(float *out, const uint8_t *page, const nb_kv_view *kv)
 {
-    const uint16_t *scales = (const uint16_t *)(const void *)(page + nb_kv_scales_at(head_dim));
+    const size_t at = nb_kv_scales_at(kv->format, kv->head_dim);
+    const uint16_t *scales = (const uint16_t *)(const void *)(page + at);
+    const v16 unit = v16_set1(kv->format == NB_KV_FP8 ? 0x1p8f : 1.0f);
     for (int i = 0; i < NB_KV_PAGE; i += LANES)
-        v16_store(out + i, v16_load_f16(scales + i));
+        v16_store(out + i, v16_mul(v16_load_f16(scales + i), unit));
 }
 
 /* Keys of page i of the sequence, and values. */
@@ -138,10 +141,10 @@ static void plan_ahead(attention *at, int64_t split, int64_t first, int64_t last
                               : more    ? page_at(at->a, next) /* one more may not exist */
                                         : at->values[last];
     }
-    for (int64_t i = next; kv->format == NB_KV_INT8 && i < next + PAGES; i++) {
+    for (int64_t i = next; has_scales(kv->format) && i < next + PAGES; i++) {
         if (i * NB_KV_PAGE >= at->a->pos0 + at->a->n_q)
             break;
-        const uint8_t *scales = page_at(at->a, i) + nb_kv_scales_at(kv->head_dim);
+        const uint8_t *scales = page_at(at->a, i) + nb_kv_scales_at(kv->format, kv->head_dim);
         ask_for(scales, 64);
         ask_for(values_of(at->a, scales), 64);
     }
@@ -163,9 +166,9 @@ static void split_start(attention *at, int64_t split)
     if (at->few && sees.begin < sees.end)
         plan_ahead(at, split, sees.begin / NB_KV_PAGE, (sees.end - 1) / NB_KV_PAGE);
     for (int64_t i = 0; i < PAGES; i++) {
-        if (at->keys[i] != NULL && kv->format == NB_KV_INT8) {
-            load_scales(at->k_scales + i * NB_KV_PAGE, at->keys[i], kv->head_dim);
-            load_scales(at->v_scales + i * NB_KV_PAGE, at->values[i], kv->head_dim);
+        if (at->keys[i] != NULL && has_scales(kv->format)) {
+            load_scales(at->k_scales + i * NB_KV_PAGE, at->keys[i], kv);
+            load_scales(at->v_scales + i * NB_KV_PAGE, at->values[i], kv);
         }
     }
     plan_tiles(at);
@@ -212,7 +215,8 @@ static void tile_few_scores(const attention *at, const tile *t)
         for (int64_t d = 0; d < head_dim; d += NB_CHUNK_K) {
             const int64_t n = head_dim - d < NB_CHUNK_K ? head_dim - d : NB_CHUNK_K;
             few_score[kv->format][t->rows](at->scores + t->row * STRIDE + b * LANES,
-                                           at->q + t->row * Q_STRIDE + d, keys, ahead, n, d == 0);
+                                           at->q + t->row * Q_STRIDE + d, keys, ahead,
+                                           at->k_scales + b * LANES, n, d == 0);
             for (int v = 0; v < vecs; v++) {
                 keys[v] += NB_CHUNK_K * NB_KV_PAGE * cell;
                 ahead[v] += NB_CHUNK_K * NB_KV_PAGE * cell;
@@ -315,12 +319,12 @@ static void tile_softmax(const attention *at, const tile *t)
 
 /* ---- values ---- */
 
-/* Whether the values of these cells are finite; with INT8 those are whose scale is. */
+/* Whether the values of these cells are finite; those of codes are where the scale is. */
 static bool values_finite(const attention *at, cells range)
 {
     const nb_kv_view *kv = &at->a->kv;
     for (int64_t c = range.begin; c < range.end; c++) {
-        if (kv->format == NB_KV_INT8) {
+        if (has_scales(kv->format)) {
             if (!isfinite(at->v_scales[c]))
                 return false;
             continue;

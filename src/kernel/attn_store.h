@@ -31,13 +31,21 @@ V16_INLINE v16 scaled(const float *x, int64_t d, int64_t n, float inv, float qma
     return v16_sub(zero, v16_max(v16_sub(zero, v16_max(q, limit)), limit));
 }
 
+/* The scale under which the largest of a head is `top`, as stored; `given` instead, unless NULL. */
+V16_INLINE uint16_t scale_of(const float *x, int64_t n, float top, const uint16_t *given)
+{
+    const float absmax = largest(x, n), exact = absmax / top;
+    if (!(absmax < INFINITY))
+        return 0x7e00;
+    return given != NULL ? *given : nb_f16_from_f32(exact < 65504.0f ? exact : 65504.0f);
+}
+
 /* A head of the cache: the scale as stored, and the codes taken with it, then zeros to a multiple
  * of 16. */
 V16_INLINE uint16_t quantize_head(int8_t *codes, const float *x, int64_t n)
 {
-    const float absmax = largest(x, n), exact = absmax / 127.0f;
-    const bool bad = !(absmax < INFINITY);
-    const uint16_t stored = bad ? 0x7e00 : nb_f16_from_f32(exact < 65504.0f ? exact : 65504.0f);
+    const uint16_t stored = scale_of(x, n, 127.0f, NULL);
+    const bool bad = stored == 0x7e00;
     const float s = nb_f16_to_f32(stored);
     if (bad || s == 0) { /* then x may be anything */
         memset(codes, 0, (size_t)(n + 15) / 16 * 16);
@@ -53,7 +61,7 @@ static void store_int8(const nb_kv_view *kv, uint8_t *keys, uint8_t *values, int
                        const float *k, const float *v)
 {
     const int64_t head_dim = kv->head_dim, n_groups = (head_dim + 3) / 4;
-    const size_t scale_at = nb_kv_scales_at(kv->head_dim) + (size_t)in_page * 2;
+    const size_t scale_at = nb_kv_scales_at(kv->format, kv->head_dim) + (size_t)in_page * 2;
     int8_t codes[NB_ATTN_MAX_DIM];
     const uint16_t k_scale = quantize_head(codes, k, head_dim);
     memcpy(keys + scale_at, &k_scale, sizeof k_scale);
@@ -67,6 +75,41 @@ static void store_int8(const nb_kv_view *kv, uint8_t *keys, uint8_t *values, int
     const uint16_t v_scale = quantize_head(codes, v, head_dim);
     memcpy(values + scale_at, &v_scale, sizeof v_scale);
     memcpy(values + in_page * head_dim, codes, (size_t)head_dim);
+}
+
+/* The scale as stored, and E4M3 codes taken with it, then zeros to a multiple of 16. */
+V16_INLINE uint16_t quantize_fp8(uint8_t *codes, const float *x, int64_t n, const uint16_t *given)
+{
+    const uint16_t stored = scale_of(x, n, 448.0f, given);
+    const float s = nb_f16_to_f32(stored);
+    int64_t d = 0;
+    memset(codes, 0, (size_t)(n + 15) / 16 * 16);
+    if (!(s > 0)) /* none, or NaN: then x may be anything */
+        return stored;
+    const float inv = 1.0f / s;
+    for (; d + 16 <= n; d += 16)
+        for (int i = 0; i < 16; i++) /* a loop that compilers make vectors of */
+            codes[d + i] = nb_e4m3_from_f32(x[d + i] * inv);
+    for (; d < n; d++)
+        codes[d] = nb_e4m3_from_f32(x[d] * inv);
+    return stored;
+}
+
+static void store_fp8(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t *values,
+                      int64_t in_page, const float *k, const float *v)
+{
+    const int64_t head_dim = kv->head_dim, stride = (head_dim + 15) / 16 * 16;
+    const size_t scale_at = nb_kv_scales_at(kv->format, kv->head_dim) + (size_t)in_page * 2;
+    uint8_t codes[NB_ATTN_MAX_DIM];
+    const uint16_t k_scale =
+        quantize_fp8(codes, k, head_dim, kv->k_scales != NULL ? kv->k_scales + head : NULL);
+    memcpy(keys + scale_at, &k_scale, sizeof k_scale);
+    for (int64_t d = 0; d < head_dim; d++)
+        keys[d * NB_KV_PAGE + in_page] = codes[d];
+    const uint16_t v_scale =
+        quantize_fp8(codes, v, head_dim, kv->v_scales != NULL ? kv->v_scales + head : NULL);
+    memcpy(values + scale_at, &v_scale, sizeof v_scale);
+    memcpy(values + in_page * stride, codes, (size_t)stride);
 }
 
 static void store_f32(float *keys, float *values, const float *k, const float *v, int64_t head_dim)
@@ -124,6 +167,11 @@ static void kv_store_v16(const nb_kv_view *kv, int64_t pos, int first_head, int 
             break;
         case NB_KV_INT8:
             store_int8(kv, keys, values, in_page, k, v);
+            break;
+        case NB_KV_FP8:
+            store_fp8(kv, first_head + head, keys, values, in_page, k, v);
+            break;
+        case NB_KV_N_FORMATS:
             break;
         }
         keys += kv->head_bytes;

@@ -27,9 +27,21 @@ enum {
 };
 static_assert(NB_CHUNK_K % NB_KV_PAGE == 0 && NB_KV_PAGE == WIDE, "cuts fall between pages");
 
+/* Codes, of which a number of binary32 times their scale is the value: load_scales has it. */
+V16_INLINE bool has_scales(nb_kv_format format)
+{
+    return format >= NB_KV_INT8;
+}
+
 V16_INLINE size_t cell_bytes(nb_kv_format format)
 {
-    return format == NB_KV_F32 ? 4 : format == NB_KV_INT8 ? 1 : 2;
+    return format == NB_KV_F32 ? 4 : has_scales(format) ? 1 : 2;
+}
+
+/* From one position's values to the next. */
+V16_INLINE int64_t value_stride(int64_t head_dim, nb_kv_format format)
+{
+    return format == NB_KV_FP8 ? (head_dim + LANES - 1) / LANES * LANES : head_dim;
 }
 
 V16_INLINE v16 load_cells(const uint8_t *cells, int64_t i, nb_kv_format format)
@@ -41,7 +53,10 @@ V16_INLINE v16 load_cells(const uint8_t *cells, int64_t i, nb_kv_format format)
         return v16_load_bf16((const uint16_t *)(const void *)cells + i);
     case NB_KV_INT8:
         return v16_load_i8((const int8_t *)cells + i);
+    case NB_KV_FP8:
+        return v16_load_e4m3(cells + i);
     case NB_KV_F32:
+    case NB_KV_N_FORMATS:
         break;
     }
     return v16_load((const float *)(const void *)cells + i);
@@ -57,11 +72,12 @@ V16_INLINE void ask_for(const uint8_t *p, size_t n)
 }
 
 /* One chunk of A2 over n dimensions, for the 16 positions whose cells of its first dimension start
- * at keys[v]: s[r][16 v ...] gets its sum, or has it added unless `first`. Asks for the same cells
- * of the pages at ahead[v], unless NULL, where a pair of vectors is a page. */
+ * at keys[v]: s[r][16 v ...] gets its sum, or has it added unless `first`. scales are those of the
+ * positions, where cells have some. Asks for the same cells of the pages at ahead[v], unless NULL,
+ * where a pair of vectors is a page. */
 V16_INLINE void score_tile(float *s, const float *q, const uint8_t *const *keys,
-                           const uint8_t *const *ahead, int64_t n, bool first, int rows, int vecs,
-                           nb_kv_format format)
+                           const uint8_t *const *ahead, const float *scales, int64_t n, bool first,
+                           int rows, int vecs, nb_kv_format format)
 {
     v16 sum[V16_TILE_ROWS][MAX_VECS];
     V16_UNROLL
@@ -74,7 +90,9 @@ V16_INLINE void score_tile(float *s, const float *q, const uint8_t *const *keys,
         v16 key[MAX_VECS];
         V16_UNROLL
         for (int v = 0; v < vecs; v++)
-            key[v] = load_cells(keys[v], d * NB_KV_PAGE, format);
+            key[v] = has_scales(format) ? v16_mul(load_cells(keys[v], d * NB_KV_PAGE, format),
+                                                  v16_load(scales + v * LANES))
+                                        : load_cells(keys[v], d * NB_KV_PAGE, format);
         V16_UNROLL
         for (int v = 0; v < vecs && ahead != NULL; v += 2)
             ask_for(ahead[v] + (size_t)d * NB_KV_PAGE * cell_bytes(format),
@@ -100,8 +118,8 @@ V16_INLINE void score_tile(float *s, const float *q, const uint8_t *const *keys,
 /* One cut of A2 over the cells [begin, end) of the split, in which row r weighs cell c with
  * e[r][c]; o[r][16 v ...] gets its sum, or has it added unless `first`. pages[i] + offset is where
  * the cells of page i have this tile's first dimension, `stride` cells from one position to the
- * next; scales are those of the split's cells, for INT8. Asks for the same cells of the pages
- * ahead[i], unless NULL. */
+ * next; scales are those of the split's cells, where they have some. Asks for the same cells of the
+ * pages ahead[i], unless NULL. */
 V16_INLINE void value_tile(float *o, int64_t o_stride, bool first, const float *e,
                            const uint8_t *const *pages, const uint8_t *const *ahead, size_t offset,
                            const float *scales, int64_t begin, int64_t end, int64_t stride,
@@ -126,7 +144,7 @@ V16_INLINE void value_tile(float *o, int64_t o_stride, bool first, const float *
             V16_UNROLL
             for (int v = 0; v < vecs; v++) {
                 value[v] = load_cells(values, c % NB_KV_PAGE * stride + v * LANES, format);
-                if (format == NB_KV_INT8)
+                if (has_scales(format))
                     value[v] = v16_mul(value[v], v16_set1(scales[c]));
             }
             V16_UNROLL
@@ -163,7 +181,8 @@ typedef void wide_value_fn(float *o, int64_t o_stride, bool first, const float *
         for (int v = 0; v < 2; v += V16_TILE_VECS) {                                               \
             const uint8_t *const at[2] = {(const uint8_t *)(keys + v * LANES),                     \
                                           (const uint8_t *)(keys + LANES)};                        \
-            score_tile(s + v * LANES, q, at, NULL, n, first, rows, V16_TILE_VECS, NB_KV_F32);      \
+            score_tile(s + v * LANES, q, at, NULL, NULL, n, first, rows, V16_TILE_VECS,            \
+                       NB_KV_F32);                                                                 \
         }                                                                                          \
     }                                                                                              \
     static void wide_value_##rows(float *o, int64_t o_stride, bool first, const float *e,          \
@@ -193,7 +212,7 @@ static wide_value_fn *const wide_value[V16_TILE_ROWS + 1] = {NULL, V16_TILES(TIL
 
 /* As score_tile, for V16_FEW_VECS(rows) vectors. */
 typedef void few_score_fn(float *s, const float *q, const uint8_t *const *keys,
-                          const uint8_t *const *ahead, int64_t n, bool first);
+                          const uint8_t *const *ahead, const float *scales, int64_t n, bool first);
 /* As value_tile, for all whole vectors of the head. */
 typedef void few_value_fn(float *o, int64_t o_stride, bool first, const float *e,
                           const uint8_t *const *pages, const uint8_t *const *ahead,
@@ -205,26 +224,28 @@ V16_INLINE void few_values(float *o, int64_t o_stride, bool first, const float *
                            int rows, nb_kv_format format)
 {
     const size_t cell = cell_bytes(format);
+    const int64_t stride = value_stride(head_dim, format);
     const int vecs = V16_FEW_VECS(rows);
     int64_t d = 0;
     for (; d + vecs * LANES <= head_dim; d += vecs * LANES)
         value_tile(o + d, o_stride, first, e, pages, ahead, (size_t)d * cell, scales, begin, end,
-                   head_dim, rows, vecs, format);
+                   stride, rows, vecs, format);
     if (vecs == 8 && d + 4 * LANES <= head_dim) {
         value_tile(o + d, o_stride, first, e, pages, ahead, (size_t)d * cell, scales, begin, end,
-                   head_dim, rows, 4, format);
+                   stride, rows, 4, format);
         d += 4 * LANES;
     }
     for (; d + LANES <= head_dim; d += LANES)
         value_tile(o + d, o_stride, first, e, pages, ahead, (size_t)d * cell, scales, begin, end,
-                   head_dim, rows, 1, format);
+                   stride, rows, 1, format);
 }
 
 #define FEW_SCORE(rows, format)                                                                    \
     static void few_score_##format##_##rows(float *s, const float *q, const uint8_t *const *keys,  \
-                                            const uint8_t *const *ahead, int64_t n, bool first)    \
+                                            const uint8_t *const *ahead, const float *scales,      \
+                                            int64_t n, bool first)                                 \
     {                                                                                              \
-        score_tile(s, q, keys, ahead, n, first, rows, V16_FEW_VECS(rows), NB_KV_##format);         \
+        score_tile(s, q, keys, ahead, scales, n, first, rows, V16_FEW_VECS(rows), NB_KV_##format); \
     }
 #define FEW_VALUE(rows, format)                                                                    \
     static void few_value_##format##_##rows(float *o, int64_t o_stride, bool first,                \
@@ -239,7 +260,9 @@ V16_INLINE void few_values(float *o, int64_t o_stride, bool first, const float *
     FEW_SCORE(rows, F32)                                                                           \
     FEW_SCORE(rows, F16)                                                                           \
     FEW_SCORE(rows, BF16)                                                                          \
-    FEW_VALUE(rows, F32) FEW_VALUE(rows, F16) FEW_VALUE(rows, BF16) FEW_VALUE(rows, INT8)
+    FEW_SCORE(rows, FP8)                                                                           \
+    FEW_VALUE(rows, F32)                                                                           \
+    FEW_VALUE(rows, F16) FEW_VALUE(rows, BF16) FEW_VALUE(rows, INT8) FEW_VALUE(rows, FP8)
 V16_FEW_TILES(TILE)
 #undef TILE
 #undef FEW_SCORE
@@ -248,22 +271,26 @@ V16_FEW_TILES(TILE)
 #define F32(rows)        few_score_F32_##rows,
 #define F16(rows)        few_score_F16_##rows,
 #define BF16(rows)       few_score_BF16_##rows,
+#define FP8(rows)        few_score_FP8_##rows,
 #define FEW(format, row) [NB_KV_##format] = {NULL, V16_FEW_TILES(row)}
 static few_score_fn *const few_score[][V16_FEW_ROWS + 1] = {FEW(F32, F32), FEW(F16, F16),
-                                                            FEW(BF16, BF16)};
+                                                            FEW(BF16, BF16), FEW(FP8, FP8)};
 #undef F32
 #undef F16
 #undef BF16
+#undef FP8
 #define F32(rows)  few_value_F32_##rows,
 #define F16(rows)  few_value_F16_##rows,
 #define BF16(rows) few_value_BF16_##rows,
 #define INT8(rows) few_value_INT8_##rows,
-static few_value_fn *const few_value[][V16_FEW_ROWS + 1] = {FEW(F32, F32), FEW(F16, F16),
-                                                            FEW(BF16, BF16), FEW(INT8, INT8)};
+#define FP8(rows)  few_value_FP8_##rows,
+static few_value_fn *const few_value[][V16_FEW_ROWS + 1] = {
+    FEW(F32, F32), FEW(F16, F16), FEW(BF16, BF16), FEW(INT8, INT8), FEW(FP8, FP8)};
 #undef F32
 #undef F16
 #undef BF16
 #undef INT8
+#undef FP8
 #undef FEW
 
 /* ---- widening ---- */
@@ -273,13 +300,12 @@ V16_INLINE void widen_keys_as(float *out, const uint8_t *page, const float *scal
 {
     const size_t panel_bytes = (size_t)((head_dim + 3) / 4) * 64;
     for (int v = 0; v < WIDE; v += LANES) {
-        const v16 scale = format == NB_KV_INT8 ? v16_load(scales + v) : v16_zero();
+        const v16 scale = has_scales(format) ? v16_load(scales + v) : v16_zero();
         const uint8_t *panel = page + (size_t)(v / LANES) * panel_bytes;
         for (int64_t d = d0; d < d0 + n; d++) {
-            const v16 key = format == NB_KV_INT8
-                                ? v16_mul(v16_load_code(panel + d / 4 * 64, (int)(d % 4)), scale)
-                                : load_cells(page, d * NB_KV_PAGE + v, format);
-            v16_store(out + (d - d0) * WIDE + v, key);
+            const v16 key = format == NB_KV_INT8 ? v16_load_code(panel + d / 4 * 64, (int)(d % 4))
+                                                 : load_cells(page, d * NB_KV_PAGE + v, format);
+            v16_store(out + (d - d0) * WIDE + v, has_scales(format) ? v16_mul(key, scale) : key);
         }
     }
 }
@@ -292,6 +318,8 @@ static void widen_keys(float *out, const uint8_t *page, const float *scales, int
         widen_keys_as(out, page, scales, head_dim, d0, n, NB_KV_F16);
     else if (format == NB_KV_BF16)
         widen_keys_as(out, page, scales, head_dim, d0, n, NB_KV_BF16);
+    else if (format == NB_KV_FP8)
+        widen_keys_as(out, page, scales, head_dim, d0, n, NB_KV_FP8);
     else
         widen_keys_as(out, page, scales, head_dim, d0, n, NB_KV_INT8);
 }
@@ -305,7 +333,10 @@ static float value_of(const uint8_t *cells, int64_t i, nb_kv_format format)
         return nb_float_get(cells, NB_BF16, i);
     case NB_KV_INT8:
         return (float)((const int8_t *)cells)[i];
+    case NB_KV_FP8:
+        return nb_e4m3_to_f32(cells[i]) * 0x1p-8f; /* as v16_load_e4m3 */
     case NB_KV_F32:
+    case NB_KV_N_FORMATS:
         break;
     }
     return nb_float_get(cells, NB_F32, i);
@@ -314,28 +345,28 @@ static float value_of(const uint8_t *cells, int64_t i, nb_kv_format format)
 V16_INLINE v16 load_value(const uint8_t *cells, int64_t i, float scale, nb_kv_format format)
 {
     const v16 value = load_cells(cells, i, format);
-    return format == NB_KV_INT8 ? v16_mul(value, v16_set1(scale)) : value;
+    return has_scales(format) ? v16_mul(value, v16_set1(scale)) : value;
 }
 
 V16_INLINE void widen_values_as(float *out, const uint8_t *const *pages, const float *scales,
                                 int64_t begin, int64_t end, int64_t head_dim, int64_t d0,
                                 nb_kv_format format)
 {
-    const int64_t n = head_dim - d0;
+    const int64_t n = head_dim - d0, stride = value_stride(head_dim, format);
     for (int64_t c = begin; c < end;) {
         const uint8_t *cells = pages[c / NB_KV_PAGE] + (size_t)d0 * cell_bytes(format);
         const int64_t stop = (c / NB_KV_PAGE + 1) * NB_KV_PAGE;
         for (; n >= WIDE && c < end && c < stop; c++, out += WIDE) {
-            const int64_t at = c % NB_KV_PAGE * head_dim;
+            const int64_t at = c % NB_KV_PAGE * stride;
             v16_store(out, load_value(cells, at, scales[c], format));
             v16_store(out + LANES, load_value(cells, at + LANES, scales[c], format));
         }
         for (; c < end && c < stop; c++, out += WIDE) {
-            const int64_t at = c % NB_KV_PAGE * head_dim, whole = n < LANES ? 0 : LANES;
+            const int64_t at = c % NB_KV_PAGE * stride, whole = n < LANES ? 0 : LANES;
             float rest[LANES] = {0}; /* the end of the head, perhaps of all memory */
             for (int64_t d = whole; d < n; d++)
                 rest[d - whole] =
-                    value_of(cells, at + d, format) * (format == NB_KV_INT8 ? scales[c] : 1.0f);
+                    value_of(cells, at + d, format) * (has_scales(format) ? scales[c] : 1.0f);
             if (whole > 0)
                 v16_store(out, load_value(cells, at, scales[c], format));
             if (whole < n)
@@ -356,6 +387,8 @@ static void widen_values(float *out, const uint8_t *const *pages, const float *s
         widen_values_as(out, pages, scales, begin, end, head_dim, d0, NB_KV_F16);
     else if (format == NB_KV_BF16)
         widen_values_as(out, pages, scales, begin, end, head_dim, d0, NB_KV_BF16);
+    else if (format == NB_KV_FP8)
+        widen_values_as(out, pages, scales, begin, end, head_dim, d0, NB_KV_FP8);
     else
         widen_values_as(out, pages, scales, begin, end, head_dim, d0, NB_KV_INT8);
 }

@@ -3,7 +3,7 @@
 
 const char *nb_kv_format_name(nb_kv_format f)
 {
-    static const char *const names[] = {"f32", "f16", "bf16", "int8"};
+    static const char *const names[] = {"f32", "f16", "bf16", "int8", "fp8"};
     return names[f];
 }
 
@@ -13,6 +13,7 @@ void nb_kernels_init(nb_kernels *k, unsigned allow)
     nb_kernels_ref_dot(k); /* every slot, always */
     nb_kernels_ref_mm(k);
     nb_kernels_ref_nn(k);
+    nb_kernels_ref_kv(k);
     nb_kernels_ref_attn(k);
     nb_kernels_ref_back(k);
 #if defined(__x86_64__)

@@ -11,6 +11,7 @@
 #define NB_KERNEL_KERNEL_H
 
 #include "kernel/back.h"
+#include "kernel/cells.h"
 #include "kernel/cpu.h"
 #include "numeric/format.h"
 
@@ -186,43 +187,9 @@ typedef double nb_kl_fn(const float *p, float p_max, float p_logsum, const float
 /* Index of the largest element, the lowest on ties; NaN never wins (0 if all are NaN). */
 typedef int64_t nb_argmax_fn(const float *x, int64_t n);
 
-/* ---- A5, A8: attention over pages ---- */
+/* ---- A5, A8: attention over pages (cells.h) ---- */
 
-#define NB_KV_PAGE  32  /* positions in a page */
 #define NB_KV_SPLIT 256 /* positions in a split: partial softmaxes are merged in this unit */
-
-/* What a cell of the cache is. */
-typedef enum { NB_KV_F32, NB_KV_F16, NB_KV_BF16, NB_KV_INT8 } nb_kv_format;
-const char *nb_kv_format_name(nb_kv_format f); /* "f32", "f16", "bf16", "int8" */
-
-/* One layer's cache of one sequence. Position p lives in page table[p / NB_KV_PAGE], at
- * arena + page * page_bytes. In a page, KV head h has its keys at k_offset + h * head_bytes and its
- * values at v_offset + h * head_bytes:
- *   floats  keys cell [d][p % 32] (dimension-major), values cell [p % 32][d] (position-major)
- *   int8    keys [p % 32 / 16][d / 4][p % 16][d % 4], stored as code + 128: two U8 panels of 16
- *           positions, head_dim rounded up to a multiple of 4, padding codes 0 (stored 128);
- *           values cell [p % 32][d], signed; then 32 scales F16 each, at nb_kv_scales_at(head_dim)
- *           from the start of the head's keys (values).
- * int8 (A8): per position and head, s = F16(absmax / 127), at most 65504; code =
- * clamp(rne(x * fl(1 / s)), -127, 127), all 0 where s is 0; Inf or NaN inside: s = NaN, codes 0.
- * The value of a cell is fl(code * s). */
-typedef struct {
-    uint8_t *arena;
-    size_t page_bytes, k_offset, v_offset, head_bytes;
-    const int32_t *table;
-    nb_kv_format format;
-    int n_kv_heads, head_dim;
-} nb_kv_view;
-static inline size_t nb_kv_scales_at(int head_dim)
-{
-    return (size_t)((head_dim + 3) / 4 * 4) * NB_KV_PAGE;
-}
-/* Bytes of the keys (or the values) of one head in a page. */
-static inline size_t nb_kv_head_bytes(nb_kv_format format, int head_dim)
-{
-    return format == NB_KV_INT8 ? nb_kv_scales_at(head_dim) + 2 * NB_KV_PAGE
-                                : (size_t)head_dim * NB_KV_PAGE * (format == NB_KV_F32 ? 4 : 2);
-}
 
 /* Stores the keys and values [n_heads * head_dim] of heads [head, head + n_heads) at position
  * `pos`, converted to the format (round to nearest even). */
@@ -325,6 +292,7 @@ void nb_kernels_init(nb_kernels *k, unsigned allow);
 void nb_kernels_ref_dot(nb_kernels *k);
 void nb_kernels_ref_mm(nb_kernels *k);
 void nb_kernels_ref_nn(nb_kernels *k);
+void nb_kernels_ref_kv(nb_kernels *k);
 void nb_kernels_ref_attn(nb_kernels *k);
 void nb_kernels_ref_back(nb_kernels *k);
 #if defined(__x86_64__)

@@ -1,7 +1,8 @@
-/* The definition of the paged cache and of attention over it (A5, A8): one query head at a time,
- * one cell at a time, in the contract's order. Scalar, never optimised. */
+/* The definition of attention over the paged cache (A5): one query head at a time, one cell at a
+ * time, in the contract's order. Scalar, never optimised. */
 #include "kernel/attn_scratch.h"
 #include "kernel/math.h"
+#include "kernel/ref_kv.h"
 #include "numeric/minifloat.h"
 
 #include <assert.h>
@@ -13,118 +14,6 @@ int64_t nb_attn_scratch_floats(int head_dim, int64_t n_positions)
     return NB_ATTN_AT_PARTS + n_splits * nb_attn_part_floats(&widest);
 }
 
-/* ---- the cache ---- */
-
-/* The part of p's page that holds the keys (offset k_offset) or values (v_offset) of a head. */
-static uint8_t *page_of(const nb_kv_view *kv, size_t offset, int head, int64_t p)
-{
-    return kv->arena + (size_t)kv->table[p / NB_KV_PAGE] * kv->page_bytes + offset +
-           (size_t)head * kv->head_bytes;
-}
-
-/* Index, in cells, of key (d, p) and value (p, d) from the start of a head's part of a page. */
-static int64_t key_cell(const nb_kv_view *kv, int64_t d, int64_t p)
-{
-    const int64_t in_page = p % NB_KV_PAGE;
-    if (kv->format != NB_KV_INT8)
-        return d * NB_KV_PAGE + in_page;
-    const int64_t n_groups = (kv->head_dim + 3) / 4;
-    return ((in_page / 16 * n_groups + d / 4) * 16 + in_page % 16) * 4 + d % 4;
-}
-
-static int64_t value_cell(const nb_kv_view *kv, int64_t d, int64_t p)
-{
-    return p % NB_KV_PAGE * kv->head_dim + d;
-}
-
-static uint16_t *scale_cell(const nb_kv_view *kv, uint8_t *page, int64_t p)
-{
-    return (uint16_t *)(void *)(page + nb_kv_scales_at(kv->head_dim)) + p % NB_KV_PAGE;
-}
-
-static nb_float_type float_type(nb_kv_format format)
-{
-    return format == NB_KV_F32 ? NB_F32 : format == NB_KV_BF16 ? NB_BF16 : NB_F16;
-}
-
-/* The codes of one head at one position, and their scale. */
-static uint16_t quantize_head(const float *x, int64_t n, int *code)
-{
-    uint32_t top = 0;
-    for (int64_t d = 0; d < n; d++) {
-        const uint32_t bits = nb_f32_bits(x[d]) & 0x7fffffffu;
-        top = bits > top ? bits : top;
-    }
-    const float absmax = nb_f32_from_bits(top), exact = absmax / 127.0f;
-    const bool bad = top >= 0x7f800000u;
-    const uint16_t stored = bad ? 0x7e00 : nb_f16_from_f32(exact < 65504.0f ? exact : 65504.0f);
-    const float s = nb_f16_to_f32(stored);
-    for (int64_t d = 0; d < n; d++) {
-        const float q = bad || s == 0 ? 0 : rintf(x[d] * (1.0f / s));
-        code[d] = (int)(q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q);
-    }
-    return stored;
-}
-
-static void store_int8(const nb_kv_view *kv, uint8_t *keys, uint8_t *values, int64_t pos,
-                       const float *k, const float *v)
-{
-    int code[NB_ATTN_MAX_DIM + 3] = {0}; /* with padding */
-    *scale_cell(kv, keys, pos) = quantize_head(k, kv->head_dim, code);
-    for (int64_t d = 0; d < (kv->head_dim + 3) / 4 * 4; d++)
-        keys[key_cell(kv, d, pos)] = (uint8_t)(code[d] + 128);
-    *scale_cell(kv, values, pos) = quantize_head(v, kv->head_dim, code);
-    for (int64_t d = 0; d < kv->head_dim; d++)
-        values[value_cell(kv, d, pos)] = (uint8_t)code[d];
-}
-
-static void kv_store_ref(const nb_kv_view *kv, int64_t pos, int first, int n_heads, const float *k,
-                         const float *v)
-{
-    assert(kv->head_dim <= NB_ATTN_MAX_DIM);
-    const nb_float_type type = float_type(kv->format);
-    for (int head = first; head < first + n_heads; head++, k += kv->head_dim, v += kv->head_dim) {
-        uint8_t *keys = page_of(kv, kv->k_offset, head, pos);
-        uint8_t *values = page_of(kv, kv->v_offset, head, pos);
-        if (kv->format == NB_KV_INT8) {
-            store_int8(kv, keys, values, pos, k, v);
-            continue;
-        }
-        for (int64_t d = 0; d < kv->head_dim; d++) {
-            nb_float_put(keys, type, key_cell(kv, d, pos), k[d]);
-            nb_float_put(values, type, value_cell(kv, d, pos), v[d]);
-        }
-    }
-}
-
-static int key_code(const nb_attn_args *a, int64_t p, int64_t d)
-{
-    return page_of(&a->kv, a->kv.k_offset, a->kv_head, p)[key_cell(&a->kv, d, p)] - 128;
-}
-
-static float key_scale(const nb_attn_args *a, int64_t p)
-{
-    uint8_t *keys = page_of(&a->kv, a->kv.k_offset, a->kv_head, p);
-    return nb_f16_to_f32(*scale_cell(&a->kv, keys, p));
-}
-
-static float key_at(const nb_attn_args *a, int64_t p, int64_t d)
-{
-    if (a->kv.format == NB_KV_INT8)
-        return (float)key_code(a, p, d) * key_scale(a, p);
-    const uint8_t *keys = page_of(&a->kv, a->kv.k_offset, a->kv_head, p);
-    return nb_float_get(keys, float_type(a->kv.format), key_cell(&a->kv, d, p));
-}
-
-static float value_at(const nb_attn_args *a, int64_t p, int64_t d)
-{
-    uint8_t *values = page_of(&a->kv, a->kv.v_offset, a->kv_head, p);
-    const int64_t cell = value_cell(&a->kv, d, p);
-    if (a->kv.format == NB_KV_INT8)
-        return (float)(int8_t)values[cell] * nb_f16_to_f32(*scale_cell(&a->kv, values, p));
-    return nb_float_get(values, float_type(a->kv.format), cell);
-}
-
 /* ---- attention ---- */
 
 /* A2 over the head dimension. */
@@ -134,7 +23,7 @@ static float float_score(const nb_attn_args *a, const float *q, int64_t p)
     for (int64_t begin = 0; begin < a->kv.head_dim; begin += NB_CHUNK_K) {
         float chunk = 0;
         for (int64_t d = begin; d < a->kv.head_dim && d < begin + NB_CHUNK_K; d++)
-            chunk = fmaf(q[d], key_at(a, p, d), chunk);
+            chunk = fmaf(q[d], nb_ref_key(&a->kv, a->kv_head, p, d), chunk);
         sum += chunk;
     }
     return sum;
@@ -163,9 +52,9 @@ static float int_score(const nb_attn_args *a, const int *code, float scale, int6
 {
     int64_t isum = 0;
     for (int64_t d = 0; d < a->kv.head_dim; d++)
-        isum += (int64_t)code[d] * key_code(a, p, d);
+        isum += (int64_t)code[d] * nb_ref_key_code(&a->kv, a->kv_head, p, d);
     assert(isum >= INT32_MIN && isum <= INT32_MAX);
-    return (float)(int32_t)isum * (scale * key_scale(a, p));
+    return (float)(int32_t)isum * (scale * nb_ref_key_scale(&a->kv, a->kv_head, p));
 }
 
 /* A2 over the visible cells [begin, end) of the split at `first`, element d. */
@@ -176,7 +65,7 @@ static float weighted_value(const nb_attn_args *a, const float *e, int64_t first
     for (int64_t cut = first; cut < end; cut += NB_CHUNK_K) {
         float chunk = 0;
         for (int64_t p = cut < begin ? begin : cut; p < end && p < cut + NB_CHUNK_K; p++)
-            chunk = fmaf(e[p - first], value_at(a, p, d), chunk);
+            chunk = fmaf(e[p - first], nb_ref_value(&a->kv, a->kv_head, p, d), chunk);
         sum += chunk;
     }
     return sum;
@@ -286,7 +175,6 @@ static void attention_ref(const nb_attn_args *a)
 
 void nb_kernels_ref_attn(nb_kernels *k)
 {
-    k->kv_store = kv_store_ref;
     k->attention = attention_ref;
     k->attn_splits = attn_splits_ref;
     k->attn_merge = attn_merge_ref;

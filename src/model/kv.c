@@ -5,7 +5,9 @@
 
 bool nb_kv_format_named(const char *name, nb_kv_format *out)
 {
-    for (int f = NB_KV_F32; f <= NB_KV_INT8; f++) {
+    if (strcmp(name, "fp8_e4m3") == 0) /* what other engines call it where they have two */
+        name = nb_kv_format_name(NB_KV_FP8);
+    for (int f = 0; f < NB_KV_N_FORMATS; f++) {
         if (strcmp(name, nb_kv_format_name((nb_kv_format)f)) == 0) {
             *out = (nb_kv_format)f;
             return true;

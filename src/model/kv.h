@@ -6,7 +6,7 @@
 #include "kernel/kernel.h"
 #include "model/config.h"
 
-/* The format of that name ("f32", "f16", "bf16", "int8"); false if there is none. */
+/* The format of that name ("fp8_e4m3" is "fp8"); false if there is none. */
 bool nb_kv_format_named(const char *name, nb_kv_format *out);
 
 typedef struct {

@@ -24,8 +24,8 @@ class RealModel(lib.Case):
         f = self.check("--compute", "f", "--kv", "f16")
         i16 = self.check("--compute", "i16", "--kv", "int8")
         i8 = self.check("--compute", "i8")
-        self.assertEqual({kv for _, kv in i8}, {"f16", "f32", "bf16", "int8"})
-        self.assertEqual(len(set((f | i8 | i16).values())), 6)
+        self.assertEqual({kv for _, kv in i8}, {"f16", "f32", "bf16", "int8", "fp8"})
+        self.assertEqual(len(set((f | i8 | i16).values())), 7)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ typedef struct {
     int64_t ld;
 } cache;
 
+/* Static scales F16 of fp8 cells, 2^-8 to 1: with some of them, numbers saturate. */
+static const uint16_t scene_scales[] = {0x1c00, 0x2266, 0x1f03, 0x3c00, 0x1d55};
+
 static inline cache cache_open(const scene *s, const nb_kernels *k)
 {
     const int64_t n_positions = s->pos0 + s->n_q, n_pages = (n_positions + 31) / 32;
@@ -62,6 +65,10 @@ static inline cache cache_open(const scene *s, const nb_kernels *k)
                           .head_dim = s->head_dim};
 
     const int64_t width = (int64_t)s->n_kv_heads * s->head_dim;
+    if (s->cell == NB_KV_FP8 && s->seed % 3 == 0) {
+        c.view.k_scales = scene_scales;
+        c.view.v_scales = scene_scales + 2;
+    }
     float *key = check_floats(width), *value = check_floats(width);
     for (int64_t p = 0; p < n_positions; p++) {
         check_fill(key, width, s->kind, s->seed * 1000003 + (uint64_t)(2 * p));
@@ -99,7 +106,7 @@ static inline double cell_value(const nb_kv_view *kv, bool key, int head, int64_
     const uint8_t *at = kv->arena + (size_t)kv->table[p / 32] * kv->page_bytes +
                         (key ? kv->k_offset : kv->v_offset) + (size_t)head * kv->head_bytes;
     const int64_t dim = kv->head_dim, i = p % 32, float_cell = key ? d * 32 + i : i * dim + d;
-    const int64_t padded = (dim + 3) / 4 * 4;
+    const int64_t padded = (dim + 3) / 4 * 4, wide = (dim + 15) / 16 * 16;
     switch (kv->format) {
     case NB_KV_F32:
         return (double)nb_float_get(at, NB_F32, float_cell);
@@ -107,7 +114,11 @@ static inline double cell_value(const nb_kv_view *kv, bool key, int head, int64_
         return (double)nb_float_get(at, NB_F16, float_cell);
     case NB_KV_BF16:
         return (double)nb_float_get(at, NB_BF16, float_cell);
+    case NB_KV_FP8:
+        return (double)nb_e4m3_to_f32(at[key ? d * 32 + i : i * wide + d]) *
+               (double)nb_float_get(at + wide * 32, NB_F16, i);
     case NB_KV_INT8:
+    case NB_KV_N_FORMATS:
         break;
     }
     const double scale = (double)nb_float_get(at + padded * 32, NB_F16, i);
@@ -192,7 +203,7 @@ static inline int64_t one_of(uint64_t seed, uint64_t index, const int64_t *choic
 static inline scene random_scene(uint64_t seed)
 {
     scene s = {.seed = seed};
-    s.cell = (nb_kv_format)check_pick(seed, 0, 4);
+    s.cell = (nb_kv_format)check_pick(seed, 0, NB_KV_N_FORMATS);
     s.q_bits = s.cell == NB_KV_INT8 ? (int)(8 * check_pick(seed, 9, 3)) : 0;
     s.head_dim = (int)ONE_OF(seed, 1, 1, 2, 7, 15, 16, 17, 20, 32, 33, 48, 64, 64, 80, 96, 127, 128,
                              129, 160, 256);

@@ -46,13 +46,14 @@ static void poisoned_positions(const nb_kernels *k)
         int n_q, n_group;
     } rows[] = {{12, 2}, {12, 1}, {5, 1}, {2, 3}};
     check_run run = {.name = "poison"};
-    for (int i = 0; i < 4 * 4 * 2; i++) {
-        const nb_kv_format cell = (nb_kv_format)(i % 4);
-        const int n_q = rows[i / 4 % 4].n_q, window = i / 16 * 4;
+    enum { N = NB_KV_N_FORMATS };
+    for (int i = 0; i < N * 4 * 2; i++) {
+        const nb_kv_format cell = (nb_kv_format)(i % N);
+        const int n_q = rows[i / N % 4].n_q, window = i / (4 * N) * 4;
         const scene s = {.cell = cell,
                          .n_kv_heads = 1,
                          .head_dim = 72,
-                         .n_group = rows[i / 4 % 4].n_group,
+                         .n_group = rows[i / N % 4].n_group,
                          .n_q = n_q,
                          .pos0 = 252,
                          .window = window,
@@ -143,7 +144,9 @@ static void query_values(const scene *s, const float *q, double *out)
  *   a weight then by twice the largest of these, by the roundings of s - m_j and m_j - m, by two
  *   exps and a product
  *   a sum of weights by 256 / 16 + 4 + splits roundings, of weighted values by 128 + 2 + splits,
- *   and one division */
+ *   and one division
+ *   and what is smaller than normal numbers, weights, products and the quotient, by their last
+ *   place */
 static void truth_of_head(const scene *s, const cache *c, int t, int kv_head, const float *q,
                           double *out, double *bound)
 {
@@ -173,15 +176,17 @@ static void truth_of_head(const scene *s, const cache *c, int t, int kv_head, co
     for (int64_t p = begin; p < end; p++)
         total += exp(score[p] - max);
     for (int64_t d = 0; d < dim; d++) {
-        double sum = 0, size = 0;
+        double sum = 0, size = 0, plain = 0;
         for (int64_t p = begin; p < end; p++) {
             const double v = cell_value(&c->view, false, kv_head, p, d);
             sum += exp(score[p] - max) * v;
             size += exp(score[p] - max) * fabs(v);
+            plain += fabs(v) + 1;
         }
         out[d] = sum / total;
         bound[d] = size / total *
-                   (2 * weight_off + (256.0 / 16 + 4 + 128 + 2 + 2 * n_splits + 1) * u) * 1.01;
+                       (2 * weight_off + (256.0 / 16 + 4 + 128 + 2 + 2 * n_splits + 1) * u) * 1.01 +
+                   0x1p-149 * (3 * plain / total + 1);
     }
     check_free(score);
 }
@@ -217,7 +222,7 @@ static void the_reference_is_near_the_truth(void **state)
     check_finish(&run);
 }
 
-/* ---- INT8 cells ---- */
+/* ---- cells of codes ---- */
 
 /* One head of a sequence of one page. */
 typedef struct {
@@ -225,46 +230,61 @@ typedef struct {
     int32_t table[1];
 } one_page;
 
-static void page_open(one_page *p, int head_dim)
+static void page_open(one_page *p, nb_kv_format format, int head_dim)
 {
-    const size_t bytes = nb_kv_head_bytes(NB_KV_INT8, head_dim);
+    const size_t bytes = nb_kv_head_bytes(format, head_dim);
     p->table[0] = 0;
     p->view = (nb_kv_view){.arena = check_alloc(2 * bytes),
                            .page_bytes = 2 * bytes,
                            .v_offset = bytes,
                            .head_bytes = bytes,
                            .table = p->table,
-                           .format = NB_KV_INT8,
+                           .format = format,
                            .n_kv_heads = 1,
                            .head_dim = head_dim};
 }
 
-/* The bytes of the head at p hold x as A8 says, by its words: the scale is a rounded one and the
- * codes are taken with it, so each is within half a step unless it was clamped. */
+static float absmax_of(const float *x, int64_t n, bool *finite)
+{
+    float absmax = 0;
+    *finite = true;
+    for (int64_t d = 0; d < n; d++) {
+        *finite = *finite && isfinite(x[d]);
+        absmax = fmaxf(absmax, fabsf(x[d]));
+    }
+    return absmax;
+}
+
+/* The scale stored for x is the one that A8 wants: a rounded one, or `given` unless 0. */
+static double check_scale(const uint8_t *at, float top, float absmax, bool finite, uint16_t given)
+{
+    uint16_t bits;
+    memcpy(&bits, at, sizeof bits);
+    if (!finite)
+        assert_int_equal(bits, 0x7e00);
+    else if (given != 0)
+        assert_int_equal(bits, given);
+    else if (absmax / top >= 65504.0f)
+        assert_int_equal(bits, 0x7bff);
+    else
+        assert_int_equal(bits, nb_f16_from_f32(absmax / top));
+    return (double)nb_f16_to_f32(bits);
+}
+
+/* The bytes of the head at p hold x as A8 says, by its words: codes are taken with the scale that
+ * is stored, so each is within half a step unless it was clamped. */
 static void check_head(const nb_kv_view *kv, bool key, int64_t p, const float *x)
 {
     const uint8_t *at = kv->arena + (key ? kv->k_offset : kv->v_offset);
     const int64_t dim = kv->head_dim, padded = (dim + 3) / 4 * 4;
-    uint16_t bits;
-    memcpy(&bits, at + padded * 32 + 2 * p, sizeof bits);
-    float absmax = 0;
-    bool finite = true;
-    for (int64_t d = 0; d < dim; d++) {
-        finite = finite && isfinite(x[d]);
-        absmax = fmaxf(absmax, fabsf(x[d]));
-    }
-    const double s = (double)nb_f16_to_f32(bits);
-    if (!finite)
-        assert_int_equal(bits, 0x7e00);
-    else if (absmax / 127.0f >= 65504.0f)
-        assert_int_equal(bits, 0x7bff);
-    else
-        assert_int_equal(bits, nb_f16_from_f32(absmax / 127.0f));
+    bool finite;
+    const float absmax = absmax_of(x, dim, &finite);
+    const double s = check_scale(at + padded * 32 + 2 * p, 127.0f, absmax, finite, 0);
     for (int64_t d = 0; d < (key ? padded : dim); d++) {
         const int code = key ? at[p / 16 * 16 * padded + d / 4 * 64 + p % 16 * 4 + d % 4] - 128
                              : (int8_t)at[p * dim + d];
         assert_in_range(code + 127, 0, 254);
-        if (d >= dim || !finite || bits == 0) {
+        if (d >= dim || !finite || s == 0) {
             assert_int_equal(code, 0);
         } else if (fabs((double)x[d]) <= 127 * s) {
             assert_true(fabs((double)x[d] - code * s) <= s * (0.5 + 0x1p-15));
@@ -274,9 +294,36 @@ static void check_head(const nb_kv_view *kv, bool key, int64_t p, const float *x
     }
 }
 
-static void int8_cells_hold_what_the_contract_says(void **state)
+/* The same for E4M3, whose half step is that of the number: 2^-4 of it, or of 2^-6 for the
+ * smallest. Values have zeros to a multiple of 16. */
+static void check_fp8_head(const nb_kv_view *kv, bool key, int64_t p, const float *x)
 {
-    (void)state;
+    const uint8_t *at = kv->arena + (key ? kv->k_offset : kv->v_offset);
+    const int64_t dim = kv->head_dim, padded = (dim + 15) / 16 * 16;
+    const uint16_t *given = key ? kv->k_scales : kv->v_scales;
+    bool finite;
+    const float absmax = absmax_of(x, dim, &finite);
+    const double s =
+        check_scale(at + padded * 32 + 2 * p, 448.0f, absmax, finite, given != NULL ? *given : 0);
+    for (int64_t d = 0; d < (key ? dim : padded); d++) {
+        const uint8_t code = at[key ? d * 32 + p : p * padded + d];
+        const double number = (double)nb_e4m3_to_f32(code);
+        assert_int_not_equal(code & 0x7f, 0x7f); /* no NaN */
+        if (d >= dim || !finite || s == 0) {
+            assert_int_equal(code, 0);
+        } else if (fabs((double)x[d]) <= 448 * s) {
+            const double size = fmax(fabs((double)x[d] / s), 0x1p-6);
+            assert_true(fabs((double)x[d] / s - number) <= size * 0x1p-4 * (1 + 0x1p-15));
+        } else {
+            assert_true(number == (x[d] > 0 ? 448.0 : -448.0));
+        }
+    }
+}
+
+static void cells_hold_what_the_contract_says(nb_kv_format format, const uint16_t *given)
+{
+    void (*check)(const nb_kv_view *kv, bool key, int64_t p, const float *x) =
+        format == NB_KV_INT8 ? check_head : check_fp8_head;
     static const int dims[] = {1, 2, 3, 4, 15, 16, 17, 20, 64, 80, 127, 128, 512};
     nb_kernels tables[N_ISA_MASKS + 1];
     nb_kernels_init(&tables[0], NB_ISA_SCALAR);
@@ -285,7 +332,8 @@ static void int8_cells_hold_what_the_contract_says(void **state)
     for (int i = 0; i < n_tables * (int)(sizeof dims / sizeof *dims); i++) {
         const nb_kernels *k = &tables[i % n_tables];
         one_page page;
-        page_open(&page, dims[i / n_tables]);
+        page_open(&page, format, dims[i / n_tables]);
+        page.view.k_scales = page.view.v_scales = given;
         const int dim = page.view.head_dim;
         float *key = check_floats(dim), *value = check_floats(dim);
         for (int e = -150; e <= 127; e++) { /* from subnormal floats to the largest */
@@ -301,8 +349,8 @@ static void int8_cells_hold_what_the_contract_says(void **state)
                 value[dim - 1] = e % 32 == 9 ? nb_f32_from_bits(0xff800001u) : INFINITY;
             const int64_t p = (e + 150) % 32;
             k->kv_store(&page.view, p, 0, 1, key, value);
-            check_head(&page.view, true, p, key);
-            check_head(&page.view, false, p, value);
+            check(&page.view, true, p, key);
+            check(&page.view, false, p, value);
             n_tiny += e < -30;
             n_huge += e > 30;
             n_bad += e % 16 == 5;
@@ -315,12 +363,27 @@ static void int8_cells_hold_what_the_contract_says(void **state)
     assert_true(n_tiny > 0 && n_huge > 0 && n_bad > 0);
 }
 
+static void int8_cells_hold_what_they_should(void **state)
+{
+    (void)state;
+    cells_hold_what_the_contract_says(NB_KV_INT8, NULL);
+}
+
+static void fp8_cells_hold_what_they_should(void **state)
+{
+    (void)state;
+    static const uint16_t given = 0x2345;
+    cells_hold_what_the_contract_says(NB_KV_FP8, NULL);
+    cells_hold_what_the_contract_says(NB_KV_FP8, &given);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_table_sees_what_it_should),
         cmocka_unit_test(the_reference_is_near_the_truth),
-        cmocka_unit_test(int8_cells_hold_what_the_contract_says),
+        cmocka_unit_test(int8_cells_hold_what_they_should),
+        cmocka_unit_test(fp8_cells_hold_what_they_should),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

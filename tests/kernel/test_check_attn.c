@@ -80,6 +80,11 @@ static void walk(check_run *run, const nb_kernels *ref, const nb_kernels *k, uin
         {NB_KV_F32, 2, 20, 1, 3, 290, 20, CHECK_SPECIAL, 21, 0},
         {NB_KV_BF16, 2, 136, 1, 6, 510, 300, CHECK_SPECIAL, 22, 0},
         {NB_KV_INT8, 2, 250, 2, 3, 770, 514, CHECK_SPECIAL, 23, 16},
+        {NB_KV_FP8, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 25, 0},
+        {NB_KV_FP8, 3, 64, 3, 1, 1100, 0, CHECK_RANDOM, 24, 0},
+        {NB_KV_FP8, 1, 512, 1, 2, 300, 0, CHECK_RANDOM, 27, 0},
+        {NB_KV_FP8, 1, 80, 1, 24, 250, 7, CHECK_SPECIAL, 28, 0},
+        {NB_KV_FP8, 2, 250, 2, 3, 770, 514, CHECK_WIDE, 29, 0},
     };
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
         if (!planted || run->n_faults == 0)
@@ -148,11 +153,13 @@ static void scale_off(const nb_attn_args *args)
 static void store_off(const nb_kv_view *kv, int64_t pos, int head, int n, const float *k,
                       const float *v)
 {
-    static const size_t bytes[] = {4, 2, 2, 1};
+    static const size_t bytes[NB_KV_N_FORMATS] = {4, 2, 2, 1, 1};
+    const int64_t dim = kv->head_dim;
+    const int64_t stride = kv->format == NB_KV_FP8 ? (dim + 15) / 16 * 16 : dim;
     good.kv_store(kv, pos, head, n, k, v);
     uint8_t *page = kv->arena + (size_t)kv->table[pos / 32] * kv->page_bytes;
     if (kv->head_dim > 7 && pos % 32 == 31)
-        page[kv->v_offset + (size_t)(31 * kv->head_dim + 7) * bytes[kv->format]] ^= 1;
+        page[kv->v_offset + (size_t)(31 * stride + 7) * bytes[kv->format]] ^= 1;
 }
 
 /* The scale of the keys at position 3 of each page of one head in one unit of its last place. */
@@ -161,8 +168,8 @@ static void key_scale_off(const nb_kv_view *kv, int64_t pos, int head, int n, co
 {
     good.kv_store(kv, pos, head, n, k, v);
     uint8_t *page = kv->arena + (size_t)kv->table[pos / 32] * kv->page_bytes;
-    if (kv->format == NB_KV_INT8 && pos % 32 == 3)
-        page[kv->k_offset + nb_kv_scales_at(kv->head_dim) + 6] ^= 1;
+    if (kv->format >= NB_KV_INT8 && pos % 32 == 3)
+        page[kv->k_offset + nb_kv_scales_at(kv->format, kv->head_dim) + 6] ^= 1;
 }
 
 /* 16-bit queries lose their low bits. */

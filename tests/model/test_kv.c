@@ -148,23 +148,29 @@ static float cell(const nb_kv_view *v, bool key, int64_t head, int64_t p, int64_
                         (key ? v->k_offset : v->v_offset) + (size_t)head * v->head_bytes;
     const int64_t dim = v->head_dim, i = key ? d * 32 + p % 32 : p % 32 * dim + d;
     static const nb_float_type types[] = {NB_F32, NB_F16, NB_BF16};
+    const float scale = nb_float_get(at + nb_kv_scales_at(v->format, v->head_dim), NB_F16, p % 32);
+    if (v->format == NB_KV_FP8) /* heads of 16 need no padding */
+        return nb_e4m3_to_f32(at[i]) * scale;
     if (v->format != NB_KV_INT8)
         return nb_float_get(at, types[v->format], i);
     const int64_t panel = p % 32 / 16 * (16 * dim), four = d / 4 * 64 + p % 16 * 4;
     const int code = key ? at[panel + four + d % 4] - 128 : (int8_t)at[i];
-    return (float)code * nb_float_get(at + nb_kv_scales_at(v->head_dim), NB_F16, p % 32);
+    return (float)code * scale;
 }
 
 static void names_find_their_format(void **state)
 {
     (void)state;
-    static const char *const names[] = {"f32", "f16", "bf16", "int8"};
-    for (int i = 0; i < 4; i++) {
-        nb_kv_format format = (nb_kv_format)((i + 1) % 4);
+    static const char *const names[NB_KV_N_FORMATS] = {"f32", "f16", "bf16", "int8", "fp8"};
+    for (int i = 0; i < NB_KV_N_FORMATS; i++) {
+        nb_kv_format format = (nb_kv_format)((i + 1) % NB_KV_N_FORMATS);
         assert_true(nb_kv_format_named(names[i], &format));
         assert_int_equal(format, i);
         assert_string_equal(nb_kv_format_name(format), names[i]);
     }
+    nb_kv_format other = NB_KV_F32;
+    assert_true(nb_kv_format_named("fp8_e4m3", &other));
+    assert_int_equal(other, NB_KV_FP8);
     static const char *const others[] = {"", "f", "F16", "f16 ", "int", "int88", "auto", "i8"};
     for (int i = 0; i < 8; i++) {
         nb_kv_format format = NB_KV_BF16;
@@ -180,7 +186,7 @@ static void cells_do_not_overlap(void **state)
     (void)state;
     enum { N = 100 };
     nb_err err;
-    for (int type = NB_KV_F32; type <= NB_KV_INT8; type++) {
+    for (int type = 0; type < NB_KV_N_FORMATS; type++) {
         nb_kernels k;
         nb_kernels_init(&k, 0);
         nb_kv_pool pool;
@@ -202,10 +208,11 @@ static void cells_do_not_overlap(void **state)
                     const nb_kv_view v = nb_kv_seq_view(&seqs[s], layer);
                     for (int64_t p = 0; p < N; p++, id++) {
                         for (int64_t i = 0; i < width; i++) {
-                            key[i] = (float)((id * 7 + i * 3) % 119);
-                            value[i] = -(float)((id * 5 + i * 11) % 119);
-                            if (i % config.head_dim == 0) /* then the scales of int8 are 1 */
-                                key[i] = value[i] = 127;
+                            const int64_t range = type == NB_KV_FP8 ? 16 : 119; /* exact ones */
+                            key[i] = (float)((id * 7 + i * 3) % range);
+                            value[i] = -(float)((id * 5 + i * 11) % range);
+                            if (i % config.head_dim == 0) /* then the scales of codes are 1 */
+                                key[i] = value[i] = type == NB_KV_FP8 ? 448 : 127;
                         }
                         if (pass == 0) {
                             k.kv_store(&v, p, 0, (int)config.n_kv_heads, key, value);
