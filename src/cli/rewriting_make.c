@@ -202,6 +202,8 @@ nb_status nb_rewriting_make(nb_rewriting *r, nb_out *out, nb_err *err)
 
 nb_status nb_rewriting_answer(nb_rewriting *r, nb_out *out, nb_err *err)
 {
+    if (r->tasks.n == 0) /* always so where there are no flags: a conversion */
+        return NB_OK;
     const nb_check_request request = check_request(r);
     return nb_task_check_run(&r->tasks, &r->evaluation, &request, &r->runtime, out, err);
 }
