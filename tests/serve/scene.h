@@ -42,7 +42,7 @@ char *scene_receive(int fd, double seconds, bool *closed);
 char *scene_ask(const scene *s, const char *method, const char *path, const char *head,
                 const char *body);
 int scene_status(const char *answer); /* 0: none */
-/* The body, chunks joined; in place. */
+/* The body, chunks joined in place: once for an answer. */
 char *scene_body(char *answer);
 /* The body as JSON; decref it. Fails the test when it is none. */
 json_t *scene_json(char *answer);

@@ -287,10 +287,11 @@ static void generate_streams_the_whole_text_so_far(void **state)
     char *answer = scene_ask(&s, "POST", "/generate", "",
                              "{\"text\":\"abc\",\"sampling_params\":{\"max_new_tokens\":5},"
                              "\"stream\":true}");
-    const char *last = strstr(scene_body(answer), "data: {\"text\":\"abcab\"");
+    const char *body = scene_body(answer);
+    const char *last = strstr(body, "data: {\"text\":\"abcab\"");
     assert_non_null(last);
     assert_non_null(strstr(last, "data: [DONE]\n\n"));
-    assert_non_null(strstr(scene_body(answer), "\"finish_reason\":null"));
+    assert_non_null(strstr(body, "\"finish_reason\":null"));
     free(answer);
     scene_close(&s);
 }
