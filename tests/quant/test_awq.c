@@ -155,6 +155,7 @@ static void few_rows_choose_as_all_do(void **state)
         assert_true(after[0] <= 1.01 * fmin(after[1], after[2]));
     }
     assert_true(gained > 0.4); /* or any choice would do */
+    nb_algebra_free(&la);
 }
 
 /* The first of equals is the identity, and then nothing at all changes. */
