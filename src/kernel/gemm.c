@@ -73,7 +73,9 @@ int64_t nb_xpack_bytes(int64_t n_cols, int64_t n_tok)
     const int64_t per_token = 4 * k_pad + 8 * (k_pad / 8) + 4 * n_scales;
     const int64_t per_tile =
         (int64_t)(sizeof(nb_xtile) + sizeof(int64_t)) + nb_pack_tile_staging(n_cols) + 6 * 64;
-    return n_tok * per_token + ceil_div(n_tok, NB_TILE_MAX) * per_tile + 4 * 64;
+    /* Packings that follow each other in one buffer all begin on a cache line. */
+    return (int64_t)align64(
+        (size_t)(n_tok * per_token + ceil_div(n_tok, NB_TILE_MAX) * per_tile + 4 * 64));
 }
 
 /* Below this many tokens the tiles of a unit for rows would be mostly empty. */
