@@ -82,4 +82,18 @@ static inline void encode(const opened *o, const char *text, nb_tokens *out)
         NB_OK);
 }
 
+/* Generates from a text; fails the test if that fails. */
+static inline nb_generation must_generate(opened *o, const char *text,
+                                          const nb_generate_options *options)
+{
+    nb_err err = {0};
+    nb_tokens ids = {0};
+    nb_generation r;
+    encode(o, text, &ids);
+    if (nb_generate(&o->generator, &ids, options, NULL, NULL, &r, &err) != NB_OK)
+        fail_msg("%s", err.text);
+    nb_tokens_free(&ids);
+    return r;
+}
+
 #endif

@@ -9,18 +9,6 @@
 
 static const tiny_model brief = {0};
 
-static nb_generation must_generate(opened *o, const char *text, const nb_generate_options *options)
-{
-    nb_err err = {0};
-    nb_tokens ids = {0};
-    nb_generation r;
-    encode(o, text, &ids);
-    if (nb_generate(&o->generator, &ids, options, NULL, NULL, &r, &err) != NB_OK)
-        fail_msg("%s", err.text);
-    nb_tokens_free(&ids);
-    return r;
-}
-
 /* A seed with which the tiny model ends its answer between `low` and `high` tokens. */
 static nb_generate_options ending_early(opened *o, int64_t low, int64_t high)
 {

@@ -13,19 +13,6 @@ static const tiny_model wordy = {.never_ends = true};
 static const char prompt_text[] =
     "the land and the inn: then and there, 1234 \xc3\xa4\xe2\x82\xac.";
 
-/* Generates from a text; fails the test if that fails. */
-static nb_generation must_generate(opened *o, const char *text, const nb_generate_options *options)
-{
-    nb_err err = {0};
-    nb_tokens ids = {0};
-    nb_generation r;
-    encode(o, text, &ids);
-    if (nb_generate(&o->generator, &ids, options, NULL, NULL, &r, &err) != NB_OK)
-        fail_msg("%s", err.text);
-    nb_tokens_free(&ids);
-    return r;
-}
-
 static void same_answer(const nb_generation *a, const nb_generation *b)
 {
     assert_int_equal(a->n_tokens, b->n_tokens);

@@ -54,18 +54,6 @@ static void guesses_are_what_followed_last_time(void **state)
 
 /* ---- the answers ---- */
 
-static nb_generation must_generate(opened *o, const char *text, const nb_generate_options *options)
-{
-    nb_err err = {0};
-    nb_tokens ids = {0};
-    nb_generation r;
-    encode(o, text, &ids);
-    if (nb_generate(&o->generator, &ids, options, NULL, NULL, &r, &err) != NB_OK)
-        fail_msg("%s", err.text);
-    nb_tokens_free(&ids);
-    return r;
-}
-
 static const char pairs[] =
     "{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{\"key\":"
     "{\"enum\":[\"one\",\"two\"]}},\"required\":[\"key\"]}}";
