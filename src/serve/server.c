@@ -212,9 +212,10 @@ void nb_server_stop(nb_server *s)
     for (int i = 0; i < s->n_desks; i++)
         pthread_join(s->desks[i], NULL);
     /* No connection may be suspended when the daemon stops. */
-    for (int i = 0; i < 50 && s->n_calls > 0; i++) {
+    double wait = 0;
+    for (int i = 0; i < 50 && !wait_for_calls(s, nb_clock() + wait); i++) {
         end_calls(s, true);
-        (void)wait_for_calls(s, nb_clock() + 0.1);
+        wait = 0.1;
     }
     if (s->daemon != NULL)
         MHD_stop_daemon(s->daemon);
