@@ -29,7 +29,8 @@ typedef struct job {
     char *stops[NB_MAX_STOPS];
     int32_t stop_ids[NB_MAX_STOPS];
     answer answers[MAX_CHOICES];
-    bool aborted, unwanted, fails, silent, told_prompt;
+    atomic_bool aborted, unwanted; /* a step looks at them without the lock */
+    bool fails, silent, told_prompt;
     int64_t every, turn; /* steps */
     double submitted, began;
 } job;
@@ -41,7 +42,8 @@ struct nb_engine {
     pthread_cond_t changed;
     job *jobs;
     uint64_t n_ids;
-    bool closing, draining;
+    atomic_bool closing; /* as above */
+    bool draining;
     atomic_llong n_active, n_aborted, n_steps, prompt_tokens, generated;
     atomic_llong finished[NB_N_FINISHES];
     nb_engine_observer observer;
