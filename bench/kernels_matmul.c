@@ -3,7 +3,7 @@
  * 50 % is all there is). */
 #include "kernels.h"
 
-#include "quant/hessian.h"
+#include "quant/inputs/hessian.h"
 
 #include <string.h>
 

@@ -25,7 +25,7 @@ while read -r doc path; do
 done <"$list"
 # Sections of docs/formats.md that the source cites are there.
 if [ -f docs/formats.md ]; then
-    for section in $(grep -rhoE 'formats\.md (section )?[0-9]+(\.[0-9]+)?' src include tests/*/*.c 2>/dev/null |
+    for section in $(grep -rhoE 'formats\.md (section )?[0-9]+(\.[0-9]+)?' src include tests/*/*.c tests/*/*/*.c 2>/dev/null |
         sed 's/.* //' | sort -u); do
         if ! grep -qE "^#+ $section " docs/formats.md; then
             echo "the source cites section $section of docs/formats.md, which does not exist"

@@ -5,8 +5,8 @@ many codes of random small matrices agree, and fails where one differs that is n
     scripts/oracle_gptq.py BUILD/tests/test_gptq_encode
 
 Here: the classic form, H^-1 = U^T U by Cholesky, columns updated one after the other, P of GPTAQ by
-its definition, Qronos' first step by a plain solve. There: the LDL form of src/quant/gptq.h. The
-program named on the command line prints cases (tests/quant/test_gptq_encode.c, with --cases):
+its definition, Qronos' first step by a plain solve. There: the LDL form of src/quant/encode/gptq.h. The
+program named on the command line prints cases (tests/quant/encode/test_gptq_encode.c, with --cases):
 one JSON object a line with H, D, W, the scales and the codes that nibble chose.
 
 A code may differ where the value that was rounded lies within `bound` of the middle between two

@@ -4,7 +4,7 @@
 #define NB_CLI_CALIB_OPTIONS_H
 
 #include "cli/path_list.h"
-#include "quant/calib_set.h"
+#include "quant/calib/set.h"
 
 extern const char *const nb_calib_pack_choices[], *const nb_calib_sample_choices[],
                                                       *const nb_calib_chat_choices[];

@@ -5,9 +5,9 @@
 
 #include "cli/calib_options.h"
 #include "cli/runtime.h"
-#include "quant/calib_score.h"
-#include "quant/slice.h"
-#include "quant/walk.h"
+#include "quant/calib/score.h"
+#include "quant/write/slice.h"
+#include "quant/walk/walk.h"
 
 /* What the flags of a calibrated quantization say. */
 typedef struct {

@@ -3,8 +3,8 @@
 
 #include "base/memory.h"
 #include "eval/score.h"
-#include "quant/pace.h"
-#include "quant/streams.h"
+#include "quant/pass/pace.h"
+#include "quant/pass/streams.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -4,8 +4,8 @@
 #define NB_CLI_CHECKING_H
 
 #include "cli/runtime.h"
-#include "quant/calib_set.h"
-#include "quant/finite.h"
+#include "quant/calib/set.h"
+#include "quant/write/finite.h"
 
 /* Tokens that are scored in one piece, at most; single blocks are measured on one such piece.
  * Longer ones would cost more memory for caches than the quantizing itself takes. */

@@ -4,7 +4,7 @@
 #include "cli/runtime.h"
 #include "cli/verbs.h"
 #include "kernel/limits.h"
-#include "quant/advise.h"
+#include "quant/advise/advise.h"
 
 #include <math.h>
 #include <stdio.h>

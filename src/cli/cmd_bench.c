@@ -4,7 +4,7 @@
 #include "cli/bench.h"
 #include "cli/verbs.h"
 #include "model/shape.h"
-#include "quant/scheme.h"
+#include "quant/recipe/scheme.h"
 
 #include <string.h>
 

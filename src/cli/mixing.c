@@ -1,10 +1,10 @@
 /* See mixing.h. */
 #include "cli/mixing.h"
 
-#include "quant/pace.h"
-#include "quant/rewrite.h"
-#include "quant/target.h"
-#include "quant/wrapping.h"
+#include "quant/pass/pace.h"
+#include "quant/write/rewrite.h"
+#include "quant/plan/target.h"
+#include "quant/write/wrapping.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -8,7 +8,7 @@
 
 #include "cli/calibrating.h"
 #include "cli/recipe_options.h"
-#include "quant/mixture.h"
+#include "quant/mix/mixture.h"
 
 /* What measuring takes before anything is written. */
 typedef struct {

@@ -1,7 +1,7 @@
 /* Measurements of a mixture that are kept in OUT.nibble-mix; see mixing.h. */
 #include "cli/mixing.h"
 
-#include "quant/digest.h"
+#include "quant/write/digest.h"
 
 #include <string.h>
 

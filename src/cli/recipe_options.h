@@ -4,7 +4,7 @@
 #define NB_CLI_RECIPE_OPTIONS_H
 
 #include "cli/args.h"
-#include "quant/preset.h"
+#include "quant/recipe/preset.h"
 
 #define NB_OPT_ROWS_RECIPE                                                                         \
     {.name = "recipe",                                                                             \

@@ -7,10 +7,10 @@
 #include "cli/checking_tasks.h"
 #include "cli/mixing.h"
 #include "cli/verbs.h"
-#include "quant/finite.h"
-#include "quant/rewrite.h"
-#include "quant/target.h"
-#include "quant/wrapping.h"
+#include "quant/write/finite.h"
+#include "quant/write/rewrite.h"
+#include "quant/plan/target.h"
+#include "quant/write/wrapping.h"
 
 #define NB_OPT_ROW_TO                                                                              \
     {                                                                                              \

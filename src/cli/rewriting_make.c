@@ -1,7 +1,7 @@
 /* From a plan to an output that is whole and measured, and then has a name; see rewriting.h. */
 #include "cli/rewriting.h"
 
-#include "quant/digest.h"
+#include "quant/write/digest.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* What quantize and convert print; see rewriting.h. */
 #include "cli/rewriting.h"
 
-#include "quant/fallback.h"
+#include "quant/plan/fallback.h"
 #include "store/names.h"
 
 #include <stdio.h>

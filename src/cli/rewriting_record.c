@@ -2,7 +2,7 @@
  * rewriting.h. */
 #include "cli/rewriting.h"
 
-#include "quant/digest.h"
+#include "quant/write/digest.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -13,7 +13,7 @@ TEXT = " ".join(WORDS[i * i % len(WORDS)] + "ab"[i % 2] for i in range(700))
 
 
 def set_hash(sequences):
-    """SHA-256 of a set, as src/quant/calib_set.h defines it."""
+    """SHA-256 of a set, as src/quant/calib/set.h defines it."""
     h = hashlib.sha256(struct.pack("<Q", len(sequences)))
     for ids in sequences:
         h.update(struct.pack("<Q%dI" % len(ids), len(ids), *ids))

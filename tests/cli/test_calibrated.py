@@ -29,7 +29,7 @@ def sanitized():
 
 
 def digest(folder):
-    """The SHA-256 of a folder, as src/quant/digest.h defines it."""
+    """The SHA-256 of a folder, as src/quant/write/digest.h defines it."""
     lines = ""
     for name in sorted(os.listdir(folder)):
         if name.endswith((".safetensors", ".json", ".jinja")) and not name.startswith(
