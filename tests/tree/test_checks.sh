@@ -20,7 +20,8 @@ expect() { # expect accepted|refused WHAT COMMAND...
 }
 
 layers="$root/scripts/check_layers.sh $tree"
-mkdir -p "$tree/src/base" "$tree/src/kernel" "$tree/src/cli" "$tree/src/text" "$tree/src/model"
+mkdir -p "$tree/src/base" "$tree/src/kernel" "$tree/src/cli" "$tree/src/text" "$tree/src/model" \
+    "$tree/src/quant/encode" "$tree/src/quant/walk"
 # shellcheck disable=SC2086 # a command and its argument
 {
     expect refused "a tree without includes" $layers
@@ -35,6 +36,18 @@ mkdir -p "$tree/src/base" "$tree/src/kernel" "$tree/src/cli" "$tree/src/text" "$
     expect refused "a folder including its neighbour on the same level" $layers
     echo '#include "misc/utils.h"' >"$tree/src/text/bpe.c"
     expect refused "a folder that is not on the map" $layers
+    echo '#include "base/alloc.h"' >"$tree/src/text/bpe.c"
+    echo '#include "quant/encode/rtn.h"' >"$tree/src/quant/walk/walk.c"
+    echo '#include "quant/encode/rtn.h"' >"$tree/src/cli/main.c"
+    expect accepted "arrows that point down among folders of a layer" $layers
+    echo '#include "quant/walk/walk.h"' >"$tree/src/quant/encode/rtn.c"
+    expect refused "a folder of a layer including one above it" $layers
+    echo '#include "quant/calib/set.h"' >"$tree/src/quant/encode/rtn.c"
+    expect refused "a folder of a layer including its neighbour" $layers
+    echo '#include "quant/misc/set.h"' >"$tree/src/quant/encode/rtn.c"
+    expect refused "a folder of a layer that is not on the map" $layers
+    echo '#include "quant/scheme.h"' >"$tree/src/quant/encode/rtn.c"
+    expect refused "a file beside the folders of a layer" $layers
 }
 
 mkdir -p "$tree/docs"

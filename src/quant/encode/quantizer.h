@@ -9,45 +9,8 @@
 #define NB_QUANT_ENCODE_QUANTIZER_H
 
 #include "numeric/grid.h"
-#include "quant/inputs/hessian.h"
-#include "quant/inputs/range.h"
+#include "quant/inputs/stats.h"
 #include "quant/weight/rows.h"
-
-/* What calibration has to gather before a method can choose: a mask. */
-typedef enum {
-    NB_STAT_NONE = 0,
-    NB_STAT_HESSIAN = 1,   /* sum of x x^T */
-    NB_STAT_HELD_OUT = 2,  /* of all that is asked for, a second copy from held-out sequences */
-    NB_STAT_CROSS = 4,     /* sum of x0 x^T, x0 what the full-precision model has in place of x */
-    NB_STAT_MAGNITUDE = 8, /* mean and largest |x|, mean x^2 */
-    NB_STAT_SAMPLE = 16,   /* some rows x themselves */
-    NB_STAT_BLOCK = 32,    /* inputs and full-precision outputs of the whole block (tune_block) */
-    NB_STAT_COVERAGE = 64, /* for the report: sums of x^2 of held-out tokens, and of the others */
-    NB_STAT_RANGE = 128,   /* the values themselves, for static scales of activations */
-} nb_stat;
-
-/* The statistics of one group's inputs. What was not asked for is empty; h and held_h may rest
- * where there are no cross sums (nb_sym_rest). Sums run over the tokens of the calibration set in
- * order, pieces as nb_sym_add_rows has them, sequence by sequence. */
-typedef struct {
-    int64_t n_cols;
-    nb_sym h;        /* of the tokens that choose codes */
-    double *cross;   /* [n_cols][n_cols]: row of x0, column of x; NULL: none */
-    nb_sym held_h;   /* of held-out tokens; empty when there are none */
-    bool held_later; /* held_h is summed in a pass of its own, because both have no room */
-    double *held_cross;
-    int64_t n_tokens, n_held;
-    double *mean_abs, *mean_square; /* [n_cols], over n_tokens + n_held */
-    float *max_abs;
-    float *sample; /* [n_sample][n_cols] */
-    int64_t n_sample, n_expected;
-    /* With NB_STAT_COVERAGE, [n_cols], where the above does not say it: sums of x^2 of all tokens,
-     * and of those held out, which are n_seen_held. */
-    double *square, *held_square;
-    int64_t n_seen_held;
-    nb_input_range *range; /* of all tokens; NULL: none */
-    float *weighted;       /* scratch of sums in which tokens have weights */
-} nb_input_stats;
 
 /* Modifiers of a method, "act-order,shrink=0.3": parsed once by its own table. */
 #define NB_METHOD_MAX_OPTIONS 16
