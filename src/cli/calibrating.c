@@ -2,8 +2,8 @@
 #include "cli/calibrating.h"
 
 #include "base/clock.h"
-#include "quant/write/digest.h"
 #include "quant/pass/distill.h"
+#include "quant/write/digest.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -6,8 +6,8 @@
 #include "cli/calib_options.h"
 #include "cli/runtime.h"
 #include "quant/calib/score.h"
-#include "quant/write/slice.h"
 #include "quant/walk/walk.h"
+#include "quant/write/slice.h"
 
 /* What the flags of a calibrated quantization say. */
 typedef struct {

@@ -2,8 +2,8 @@
 #include "cli/mixing.h"
 
 #include "quant/pass/pace.h"
-#include "quant/write/rewrite.h"
 #include "quant/plan/target.h"
+#include "quant/write/rewrite.h"
 #include "quant/write/wrapping.h"
 
 #include <math.h>

@@ -7,9 +7,9 @@
 #include "cli/checking_tasks.h"
 #include "cli/mixing.h"
 #include "cli/verbs.h"
+#include "quant/plan/target.h"
 #include "quant/write/finite.h"
 #include "quant/write/rewrite.h"
-#include "quant/plan/target.h"
 #include "quant/write/wrapping.h"
 
 #define NB_OPT_ROW_TO                                                                              \

@@ -4,8 +4,8 @@
 #ifndef NB_QUANT_MIX_SENSITIVITY_H
 #define NB_QUANT_MIX_SENSITIVITY_H
 
-#include "quant/plan/plan.h"
 #include "quant/mix/swapped.h"
+#include "quant/plan/plan.h"
 
 #define NB_SENSITIVITY_MAX_CANDIDATES 16
 

@@ -3,10 +3,10 @@
 
 #include "base/fpenv.h"
 #include "kernel/math.h"
-#include "quant/weight/embedding.h"
 #include "quant/inputs/stats.h"
-#include "quant/weight/room.h"
 #include "quant/pass/streams.h"
+#include "quant/weight/embedding.h"
+#include "quant/weight/room.h"
 #include "quant/weight/widen.h"
 
 #include <math.h>

@@ -4,8 +4,8 @@
 #include "base/fpenv.h"
 #include "base/rng.h"
 #include "kernel/math.h"
-#include "quant/weight/room.h"
 #include "quant/encode/scales.h"
+#include "quant/weight/room.h"
 
 #include <math.h>
 #include <stdio.h>

@@ -16,9 +16,9 @@
 #ifndef NB_QUANT_PASS_DISTILL_H
 #define NB_QUANT_PASS_DISTILL_H
 
+#include "quant/encode/scales.h"
 #include "quant/pass/passes.h"
 #include "quant/plan/plan.h"
-#include "quant/encode/scales.h"
 
 typedef struct {
     int64_t steps, batch, len; /* steps; sequences of a step; tokens of a sequence at most */

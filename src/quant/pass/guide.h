@@ -24,8 +24,8 @@
 #define NB_QUANT_PASS_GUIDE_H
 
 #include "quant/calib/set.h"
-#include "quant/transform/transform.h"
 #include "quant/inputs/hessian.h"
+#include "quant/transform/transform.h"
 #include "quant/weight/workdir.h"
 
 /* Told of every piece of work, in floating-point operations. False stops with NB_INTERRUPTED. */

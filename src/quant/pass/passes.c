@@ -2,8 +2,8 @@
 #include "quant/pass/passes.h"
 
 #include "kernel/matmul.h"
-#include "quant/weight/embedding.h"
 #include "quant/pass/streams.h"
+#include "quant/weight/embedding.h"
 #include "quant/weight/widen.h"
 
 #include <string.h>

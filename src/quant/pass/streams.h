@@ -9,8 +9,8 @@
 
 #include "model/forward.h"
 #include "quant/calib/set.h"
-#include "quant/pass/guide.h"
 #include "quant/inputs/stats.h"
+#include "quant/pass/guide.h"
 #include "quant/transform/transform.h"
 #include "quant/weight/workdir.h"
 

@@ -1,12 +1,12 @@
 /* See plan.h. */
 #include "quant/plan/plan.h"
 
+#include "quant/plan/bytes.h"
 #include "quant/plan/fallback.h"
 #include "quant/plan/rope.h"
-#include "quant/plan/bytes.h"
+#include "quant/plan/target.h"
 #include "quant/plan/weight.h"
 #include "quant/weight/roles.h"
-#include "quant/plan/target.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* What a walk will take: memory, disk and floating-point operations. */
 #include "quant/encode/autoround.h"
-#include "quant/weight/roles.h"
 #include "quant/walk/weights.h"
+#include "quant/weight/roles.h"
 
 #include <string.h>
 

@@ -13,8 +13,8 @@
 #ifndef NB_QUANT_WALK_WALK_H
 #define NB_QUANT_WALK_WALK_H
 
-#include "quant/plan/plan.h"
 #include "quant/pass/streams.h"
+#include "quant/plan/plan.h"
 
 /* Which activations the statistics are of. */
 typedef enum {

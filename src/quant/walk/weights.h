@@ -5,8 +5,8 @@
 
 #include "quant/calib/score.h"
 #include "quant/pass/distill.h"
-#include "quant/write/slice.h"
 #include "quant/walk/walk.h"
+#include "quant/write/slice.h"
 
 /* Weights as floats, of one linear. */
 typedef struct {

@@ -7,8 +7,8 @@
 #define NB_QUANT_WRITE_REWRITE_H
 
 #include "base/pool.h"
-#include "quant/write/slice.h"
 #include "quant/weight/workdir.h"
+#include "quant/write/slice.h"
 
 /* Called after each weight, with bytes of the source. False stops with NB_INTERRUPTED. */
 typedef bool nb_rewrite_progress(void *context, int64_t done, int64_t total);

@@ -3,8 +3,8 @@
 #ifndef NB_QUANT_WRITE_SLICE_H
 #define NB_QUANT_WRITE_SLICE_H
 
-#include "quant/plan/plan.h"
 #include "quant/encode/quantizer.h"
+#include "quant/plan/plan.h"
 
 /* What to do with a weight that is NaN or infinite. */
 typedef enum { NB_NONFINITE_REFUSE, NB_NONFINITE_ZERO, NB_NONFINITE_KEEP } nb_nonfinite;

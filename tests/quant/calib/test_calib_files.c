@@ -1,10 +1,10 @@
 /* Files of calibration sets: each kind gives the ids it says; and what is wrong is told by file and
  * line. */
 #include "base/rng.h"
+#include "quant/calib/calib_world.h"
 #include "quant/calib/doc.h"
 #include "quant/calib/score.h"
 #include "quant/calib/set.h"
-#include "quant/calib/calib_world.h"
 #include "support/golden.h"
 #include "support/scratch.h"
 

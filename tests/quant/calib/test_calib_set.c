@@ -1,10 +1,10 @@
 /* Calibration sets: the windows are those of the whole text, whatever it is read in pieces of, and
  * which documents are taken is a function of the seed. */
 #include "base/rng.h"
+#include "quant/calib/calib_world.h"
 #include "quant/calib/doc.h"
 #include "quant/calib/pick.h"
 #include "quant/calib/set.h"
-#include "quant/calib/calib_world.h"
 #include "support/golden.h"
 #include "support/scratch.h"
 #include "support/tiny_model.h"

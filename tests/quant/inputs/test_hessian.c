@@ -1,10 +1,10 @@
 /* Second moments and their linear algebra: sums against plain loops; factor, inverse, solutions and
  * losses bit for bit against plain loops over scalars in the stated order, on every instruction set
  * and 1 to 3 threads; and against what they mean, within derived bounds. */
-#include "support/golden.h"
-#include "support/check.h"
 #include "kernel/machines.h"
 #include "quant/inputs/hessian.h"
+#include "support/check.h"
+#include "support/golden.h"
 
 #include <float.h>
 #include <math.h>

@@ -6,9 +6,9 @@
 #include "model/backward.h"
 #include "quant/pass/streams.h"
 #include "support/check.h"
+#include "support/must.h"
 #include "support/scratch.h"
 #include "support/tiny_model.h"
-#include "support/must.h"
 #include "true_model.h"
 
 #define LABELS 0x6775696465

@@ -5,9 +5,9 @@
 
 #include "base/rng.h"
 #include "quant/pass/distill.h"
-#include "quant/write/rewrite.h"
-#include "quant/weight/room.h"
 #include "quant/walk/walk.h"
+#include "quant/weight/room.h"
+#include "quant/write/rewrite.h"
 #include "quant/write/wrapping.h"
 #include "support/golden.h"
 #include "support/scratch.h"

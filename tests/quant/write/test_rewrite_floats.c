@@ -5,9 +5,9 @@
 #include "model/forward.h"
 #include "quant/write/wrapping.h"
 #include "support/golden.h"
+#include "support/must.h"
 #include "support/scratch.h"
 #include "support/tiny_model.h"
-#include "support/must.h"
 
 #include <stdio.h>
 #include <stdlib.h>
