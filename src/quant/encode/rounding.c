@@ -2,7 +2,7 @@
  * the new scale, the new codes. A group is small enough to stay in the cache meanwhile. */
 #include "quant/encode/rounding.h"
 
-#include "numeric/minifloat.h"
+#include "quant/encode/by_row.h"
 
 #include <math.h>
 #include <string.h>
@@ -12,7 +12,7 @@
 #define FACTOR_MOST  1.2f
 /* Of a step, from a level to a place that still rounds to it. */
 #define INSIDE 0.4375f
-enum { CHUNK = 1 << 14, PIECE = 64 };
+enum { PIECE = 64 };
 
 /* ---- memory ---- */
 
@@ -232,10 +232,7 @@ typedef struct {
     nb_rounding *r;
     const float *importance;
     float rate, range_rate;
-    int64_t rows; /* of a chunk */
 } pass;
-
-typedef void row_fn(const pass *p, int64_t row);
 
 static int64_t group_len(const nb_rounding *r, int64_t group)
 {
@@ -243,41 +240,25 @@ static int64_t group_len(const nb_rounding *r, int64_t group)
     return left < r->grid.group_len ? left : r->grid.group_len;
 }
 
-static void by_chunk(void *context, int64_t chunk, row_fn *row)
+static void fit_row(const void *context, int64_t row)
 {
     const pass *p = context;
-    const int64_t n = p->r->out->n_rows, end = (chunk + 1) * p->rows;
-    for (int64_t i = chunk * p->rows; i < n && i < end; i++)
-        row(p, i);
-}
-
-static void run(pass *p, nb_pool *pool, nb_task_fn *task)
-{
-    const int64_t rows = CHUNK / p->r->out->n_cols;
-    p->rows = rows > 0 ? rows : 1;
-    nb_pool_run(pool, (p->r->out->n_rows + p->rows - 1) / p->rows, task, p);
-}
-
-static void fit_chunk(void *context, int64_t chunk, int thread)
-{
-    (void)thread;
-    const pass *p = context;
-    const int64_t begin = chunk * p->rows, n = p->r->out->n_rows;
-    nb_grid_fit_rows(&p->r->grid, p->r->out, begin, begin + p->rows < n ? begin + p->rows : n,
-                     p->r->w, p->importance, NB_FIT_SEARCH);
+    nb_grid_fit_rows(&p->r->grid, p->r->out, row, row + 1, p->r->w, p->importance, NB_FIT_SEARCH);
 }
 
 /* Codes of the scales of the moment. */
-static void round_row(const pass *p, int64_t row)
+static void round_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     nb_rounding *r = p->r;
     for (int64_t g = 0; g < r->n_groups; g++)
         round_group(r, &r->group[row * r->n_groups + g],
                     row * r->out->n_cols + g * r->grid.group_len, group_len(r, g));
 }
 
-static void start_row(const pass *p, int64_t row)
+static void start_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     nb_rounding *r = p->r;
     for (int64_t g = 0; g < r->n_groups; g++) {
         const int64_t i = row * r->n_groups + g;
@@ -285,13 +266,14 @@ static void start_row(const pass *p, int64_t row)
         r->first_group[i] = r->group[i];
         r->top[i] = r->bottom[i] = 1;
     }
-    round_row(p, row);
+    round_row(context, row);
 }
 
 /* Weights that round to the codes in `out`: those that do so already, and others at a place just
  * inside of what rounds to their code. */
-static void move_row(const pass *p, int64_t row)
+static void move_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     nb_rounding *r = p->r;
     const int64_t at = row * r->out->n_cols;
     float *w = r->moved + at, *value = r->value + at;
@@ -312,8 +294,9 @@ static void move_row(const pass *p, int64_t row)
     }
 }
 
-static void step_row(const pass *p, int64_t row)
+static void step_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     nb_rounding *r = p->r;
     for (int64_t g = 0; g < r->n_groups; g++)
         step_group(r, row * r->n_groups + g, row * r->out->n_cols + g * r->grid.group_len,
@@ -321,8 +304,9 @@ static void step_row(const pass *p, int64_t row)
 }
 
 /* Values of codes, and codes and scales into `out`. */
-static void value_row(const pass *p, int64_t row)
+static void value_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     nb_rounding *r = p->r;
     for (int64_t g = 0; g < r->n_groups; g++) {
         const int64_t at = row * r->out->n_cols + g * r->grid.group_len;
@@ -332,8 +316,9 @@ static void value_row(const pass *p, int64_t row)
     }
 }
 
-static void write_row(const pass *p, int64_t row)
+static void write_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     nb_rounding *r = p->r;
     nb_mat *m = r->out;
     for (int64_t g = 0; g < r->n_groups; g++) {
@@ -346,20 +331,6 @@ static void write_row(const pass *p, int64_t row)
     }
     nb_grid_put(&r->grid, m, row, 0, r->code + row * m->n_cols, m->n_cols);
 }
-
-#define BY_ROWS(name)                                                                              \
-    static void name##_chunk(void *context, int64_t chunk, int thread)                             \
-    {                                                                                              \
-        (void)thread;                                                                              \
-        by_chunk(context, chunk, name##_row);                                                      \
-    }
-BY_ROWS(round)
-BY_ROWS(start)
-BY_ROWS(move)
-BY_ROWS(step)
-BY_ROWS(value)
-BY_ROWS(write)
-#undef BY_ROWS
 
 /* The memory of a rounding; nothing is rounded yet. */
 static nb_status open_rounding(nb_rounding *r, nb_mat *out, const float *w, nb_err *err)
@@ -378,12 +349,12 @@ nb_status nb_rounding_init(nb_rounding *r, nb_mat *out, const float *w, const fl
                            nb_pool *pool, nb_err *err)
 {
     NB_TRY(open_rounding(r, out, w, err));
-    pass p = {.r = r, .importance = importance};
+    const pass p = {.r = r, .importance = importance};
     if (r->grid.whole)
         nb_grid_fit_rows(&r->grid, out, 0, out->n_rows, w, importance, NB_FIT_SEARCH);
     else
-        run(&p, pool, fit_chunk);
-    run(&p, pool, start_chunk);
+        nb_by_row(r->out, pool, fit_row, &p);
+    nb_by_row(r->out, pool, start_row, &p);
     nb_rounding_keep(r);
     return NB_OK;
 }
@@ -402,17 +373,17 @@ nb_status nb_rounding_resume(nb_rounding *r, nb_mat *out, const float *w, nb_poo
     memcpy(made.moved, w, (size_t)n * sizeof *w);
     made.w = made.moved;
     *r = made;
-    pass p = {.r = r};
-    run(&p, pool, move_chunk);
-    run(&p, pool, start_chunk);
+    const pass p = {.r = r};
+    nb_by_row(r->out, pool, move_row, &p);
+    nb_by_row(r->out, pool, start_row, &p);
     nb_rounding_keep(r);
     return NB_OK;
 }
 
 void nb_rounding_step(nb_rounding *r, nb_pool *pool, float rate, float range_rate)
 {
-    pass p = {.r = r, .rate = rate, .range_rate = range_rate};
-    run(&p, pool, step_chunk);
+    const pass p = {.r = r, .rate = rate, .range_rate = range_rate};
+    nb_by_row(r->out, pool, step_row, &p);
 }
 
 void nb_rounding_keep(nb_rounding *r)
@@ -423,26 +394,26 @@ void nb_rounding_keep(nb_rounding *r)
 
 void nb_rounding_swap(nb_rounding *r, nb_pool *pool)
 {
-    pass p = {.r = r};
+    const pass p = {.r = r};
     uint8_t *const code = r->code;
     nb_grid_group *const group = r->group;
     r->code = r->kept_code;
     r->kept_code = code;
     r->group = r->kept_group;
     r->kept_group = group;
-    run(&p, pool, value_chunk);
+    nb_by_row(r->out, pool, value_row, &p);
 }
 
 void nb_rounding_restart(nb_rounding *r, nb_pool *pool)
 {
-    pass p = {.r = r};
+    const pass p = {.r = r};
     memset(r->v, 0, (size_t)(r->out->n_rows * r->out->n_cols) * sizeof *r->v);
     memcpy(r->group, r->first_group, (size_t)(r->out->n_rows * r->n_groups) * sizeof *r->group);
-    run(&p, pool, round_chunk);
+    nb_by_row(r->out, pool, round_row, &p);
 }
 
 void nb_rounding_write(nb_rounding *r, nb_pool *pool)
 {
-    pass p = {.r = r};
-    run(&p, pool, write_chunk);
+    const pass p = {.r = r};
+    nb_by_row(r->out, pool, write_row, &p);
 }

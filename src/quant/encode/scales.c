@@ -1,6 +1,8 @@
 /* See scales.h. */
 #include "quant/encode/scales.h"
 
+#include "quant/encode/by_row.h"
+
 #include <float.h>
 #include <math.h>
 #include <string.h>
@@ -11,8 +13,6 @@
 #define BETA2 0.99
 /* How far a scale may move: further, its codes have lost their meaning. */
 #define MOST 0.5
-
-enum { CHUNK = 1 << 14 };
 
 /* One number that is learned. */
 typedef struct {
@@ -74,29 +74,12 @@ typedef struct {
     const nb_scales *s;
     const float *from; /* what was learned; NULL: nothing yet */
     float *to;
-    int64_t rows; /* of a chunk */
     double rate, mean_share, square_share;
 } pass;
 
-typedef void row_fn(const pass *p, int64_t row);
-
-static void by_chunk(void *context, int64_t chunk, row_fn *row)
+static void start_row(const void *context, int64_t row)
 {
     const pass *p = context;
-    const int64_t n = p->s->out->n_rows, end = (chunk + 1) * p->rows;
-    for (int64_t i = chunk * p->rows; i < n && i < end; i++)
-        row(p, i);
-}
-
-static void run(pass *p, nb_pool *pool, nb_task_fn *task)
-{
-    const int64_t rows = CHUNK / p->s->out->n_cols;
-    p->rows = rows > 0 ? rows : 1;
-    nb_pool_run(pool, (p->s->out->n_rows + p->rows - 1) / p->rows, task, p);
-}
-
-static void start_row(const pass *p, int64_t row)
-{
     const nb_scales *s = p->s;
     for (int64_t g = 0; g < s->n_groups; g++)
         nb_grid_group_at(&s->grid, s->out, row, g * s->grid.group_len,
@@ -106,8 +89,9 @@ static void start_row(const pass *p, int64_t row)
 
 /* A start that was stored can be stored again. An offset of -0 stays one, where nothing was learned
  * of it. */
-static void set_row(const pass *p, int64_t row)
+static void set_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     const nb_scales *s = p->s;
     for (int64_t g = 0; g < s->n_groups; g++) {
         const int64_t i = row * s->n_groups + g, col = g * s->grid.group_len;
@@ -142,8 +126,9 @@ static void descend(const pass *p, learned *l, double slope)
 }
 
 /* Slopes by a and b: sums in binary64, ascending. */
-static void step_row(const pass *p, int64_t row)
+static void step_row(const void *context, int64_t row)
 {
+    const pass *p = context;
     const nb_scales *s = p->s;
     const int64_t n = s->out->n_cols;
     for (int64_t g = 0; g < s->n_groups; g++) {
@@ -166,17 +151,6 @@ static void step_row(const pass *p, int64_t row)
     }
 }
 
-#define BY_ROWS(name)                                                                              \
-    static void name##_chunk(void *context, int64_t chunk, int thread)                             \
-    {                                                                                              \
-        (void)thread;                                                                              \
-        by_chunk(context, chunk, name##_row);                                                      \
-    }
-BY_ROWS(start)
-BY_ROWS(set)
-BY_ROWS(step)
-#undef BY_ROWS
-
 nb_status nb_scales_init(nb_scales *s, nb_mat *out, nb_pool *pool, nb_err *err)
 {
     nb_scales_free(s);
@@ -190,15 +164,15 @@ nb_status nb_scales_init(nb_scales *s, nb_mat *out, nb_pool *pool, nb_err *err)
     made.grad = (void *)((uint8_t *)made.memory + floats);
     made.first = (void *)((uint8_t *)made.memory + 2 * floats);
     *s = made;
-    pass p = {.s = s};
-    run(&p, pool, start_chunk);
+    const pass p = {.s = s};
+    nb_by_row(s->out, pool, start_row, &p);
     return NB_OK;
 }
 
 void nb_scales_set(nb_scales *s, const float *from, nb_pool *pool)
 {
-    pass p = {.s = s, .from = from};
-    run(&p, pool, set_chunk);
+    const pass p = {.s = s, .from = from};
+    nb_by_row(s->out, pool, set_row, &p);
 }
 
 void nb_scales_step(const nb_scales *s, float *to, int64_t step, double rate, nb_pool *pool)
@@ -208,6 +182,7 @@ void nb_scales_step(const nb_scales *s, float *to, int64_t step, double rate, nb
         mean *= BETA1;
         square *= BETA2;
     }
-    pass p = {.s = s, .to = to, .rate = rate, .mean_share = 1 - mean, .square_share = 1 - square};
-    run(&p, pool, step_chunk);
+    const pass p = {
+        .s = s, .to = to, .rate = rate, .mean_share = 1 - mean, .square_share = 1 - square};
+    nb_by_row(s->out, pool, step_row, &p);
 }
