@@ -80,23 +80,6 @@ static int64_t n_tokens(const nb_calib_seq *seqs, int64_t n)
 
 /* ---- blocks ---- */
 
-static int64_t plan_index(const nb_plan *plan, const char *name)
-{
-    for (int64_t i = 0; i < plan->n; i++) {
-        if (strcmp(plan->weights[i].name, name) == 0)
-            return i;
-    }
-    return -1;
-}
-
-static int64_t index_of(const nb_plan *plan, int64_t layer, int j)
-{
-    char name[128];
-    snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer,
-             nb_linear_name((nb_linear_id)j));
-    return plan_index(plan, name);
-}
-
 /* Floats of what is learned of a weight of the plan. */
 static int64_t n_learned(const nb_plan *plan, int64_t index)
 {
@@ -108,7 +91,7 @@ bool nb_distill_learns(const nb_plan *plan)
     bool any = false;
     for (int64_t layer = 0; layer < plan->config.n_layers && !any; layer++) {
         for (int j = 0; j < NB_N_LINEARS && !any; j++)
-            any = n_learned(plan, index_of(plan, layer, j)) > 0;
+            any = n_learned(plan, nb_plan_linear(plan, layer, (nb_linear_id)j)) > 0;
     }
     return any;
 }
@@ -140,7 +123,7 @@ static nb_status load_made(distilling *d, int64_t layer, nb_err *err)
     drop_block(d);
     NB_TRY(read_learned(d, layer, err));
     for (int j = 0; j < NB_N_LINEARS; j++) {
-        const int64_t i = d->index[j] = index_of(d->job->plan, layer, j);
+        const int64_t i = d->index[j] = nb_plan_linear(d->job->plan, layer, (nb_linear_id)j);
         if (d->job->plan->how[i] != NB_HOW_QUANTIZE)
             continue;
         NB_TRY(nb_room_for(&d->made[j], &d->job->plan->weights[i], err));
@@ -370,7 +353,7 @@ static int64_t row_floats(const nb_plan *plan, int64_t n_layers)
     for (int64_t layer = 0; layer < n_layers; layer++) {
         int64_t n = 0;
         for (int j = 0; j < NB_N_LINEARS; j++)
-            n += n_learned(plan, index_of(plan, layer, j));
+            n += n_learned(plan, nb_plan_linear(plan, layer, (nb_linear_id)j));
         most = larger(most, n);
     }
     return most;
@@ -491,7 +474,7 @@ int64_t nb_distill_memory(const nb_config *c, const nb_plan *plan, const nb_dist
     for (int64_t layer = 0; layer < c->n_layers; layer++) {
         int64_t block = 0;
         for (int j = 0; j < NB_N_LINEARS; j++) {
-            const int64_t i = index_of(plan, layer, j);
+            const int64_t i = nb_plan_linear(plan, layer, (nb_linear_id)j);
             const nb_weight *w = &plan->weights[i];
             if (plan->how[i] == NB_HOW_QUANTIZE) /* three floats a group at least are learned */
                 block += w->bytes +

@@ -514,6 +514,10 @@ static nb_status make(planner *p, nb_err *err)
     for (int64_t i = 0; i < n; i++)
         NB_TRY(add(p, i, err));
     NB_TRY(nb_plan_add_rope(plan, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->index, plan->n, err));
+    for (int64_t i = 0; i < plan->n; i++)
+        plan->index[i] = (nb_name){.name = plan->weights[i].name, .value = i};
+    nb_names_sort(plan->index, plan->n);
     if (nb_target_turns(plan->request.layout) && p->n_affine == 0)
         return nb_fail(err, NB_UNSUPPORTED,
                        "%s: no weight is in codes that %s can hold; nibble quantize chooses some",
@@ -531,6 +535,20 @@ nb_status nb_plan_make(nb_plan *plan, nb_store *store, const nb_plan_request *re
     if (s != NB_OK)
         nb_plan_free(plan);
     return s;
+}
+
+int64_t nb_plan_find(const nb_plan *plan, const char *name)
+{
+    const nb_name *found = nb_names_find(plan->index, plan->n, name);
+    return found == NULL ? -1 : found->value;
+}
+
+int64_t nb_plan_linear(const nb_plan *plan, int64_t layer, nb_linear_id id)
+{
+    char name[128];
+    snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)layer,
+             nb_linear_name(id));
+    return nb_plan_find(plan, name);
 }
 
 double nb_plan_linear_bpw(const nb_plan *p)

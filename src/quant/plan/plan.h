@@ -5,8 +5,9 @@
 #define NB_QUANT_PLAN_PLAN_H
 
 #include "base/arena.h"
-#include "model/config.h"
+#include "model/model.h"
 #include "quant/recipe/recipe.h"
+#include "store/names.h"
 
 typedef enum {
     NB_HOW_COPY,     /* the bytes as they are */
@@ -42,6 +43,7 @@ typedef struct {
     const nb_rule **rule;     /* [n] that decided; NULL: none did */
     const nb_format **wanted; /* [n] what rows did not fit into (fallback.h); NULL: they did */
     int64_t n;
+    nb_name *index;          /* [n] the weights by name */
     nb_float_type main_type; /* of what is neither quantized nor kept: 16 bits, the source's own */
     int64_t group_size;      /* of request.scheme; NB_GROUP_CHANNEL: one a row */
     int64_t n_quantized;     /* NB_HOW_QUANTIZE */
@@ -59,6 +61,11 @@ typedef struct {
  * the file and the weight. `{0}` is an empty plan. */
 nb_status nb_plan_make(nb_plan *plan, nb_store *store, const nb_plan_request *request, nb_err *err);
 void nb_plan_free(nb_plan *plan);
+
+/* Where the weight of this name stands in the plan; -1: nowhere. */
+int64_t nb_plan_find(const nb_plan *plan, const char *name);
+/* Where that of a linear layer of a block does. */
+int64_t nb_plan_linear(const nb_plan *plan, int64_t layer, nb_linear_id id);
 
 /* How the codes of weight i are chosen: as its rule says, or `otherwise`. */
 static inline const nb_method *nb_plan_method(const nb_plan *p, int64_t i,

@@ -7,30 +7,21 @@
 #include <stdio.h>
 #include <string.h>
 
-static int64_t plan_index(const nb_plan *plan, const char *name)
-{
-    for (int64_t i = 0; i < plan->n; i++) {
-        if (strcmp(plan->weights[i].name, name) == 0)
-            return i;
-    }
-    return -1;
-}
-
 void nb_walker_find(nb_walker *w)
 {
     static const char *const gains[2] = {"input_layernorm", "post_attention_layernorm"};
     char name[128];
+    const nb_plan *plan = w->job->plan;
     const long long layer = (long long)w->layer;
     for (int j = 0; j < NB_N_LINEARS; j++) {
-        const char *linear = nb_linear_name((nb_linear_id)j);
-        snprintf(name, sizeof name, "model.layers.%lld.%s.weight", layer, linear);
-        w->index[j] = plan_index(w->job->plan, name);
-        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", layer, linear);
-        w->bias_index[j] = plan_index(w->job->plan, name);
+        const nb_linear_id id = (nb_linear_id)j;
+        w->index[j] = nb_plan_linear(plan, w->layer, id);
+        snprintf(name, sizeof name, "model.layers.%lld.%s.bias", layer, nb_linear_name(id));
+        w->bias_index[j] = nb_plan_find(plan, name);
     }
     for (int j = 0; j < 2; j++) {
         snprintf(name, sizeof name, "model.layers.%lld.%s.weight", layer, gains[j]);
-        w->gain_index[j] = plan_index(w->job->plan, name);
+        w->gain_index[j] = nb_plan_find(plan, name);
     }
     memset(w->coverage, 0, sizeof w->coverage);
     for (int p = 0; p < NB_N_POINTS; p++) {

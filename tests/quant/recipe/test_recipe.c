@@ -253,6 +253,32 @@ static void the_last_rule_wins(void **state)
     nb_store_close(store);
 }
 
+/* Every weight is found where it stands, and nothing else is found. */
+static void weights_are_found_by_name(void **state)
+{
+    (void)state;
+    static const char *const none[] = {"", "model", "model.layers.0.mlp.up_proj.weigh",
+                                       "model.layers.0.mlp.up_proj.weights", "~"};
+    nb_store *store = open_tiny(&(tiny_model){.n_layers = 11});
+    nb_recipe r;
+    nb_plan plan;
+    nb_err err;
+    parse_well(&r, "* = W4A16:g32");
+    assert_int_equal(plan_of(&plan, store, &r, NB_STORE_HF, &err), NB_OK);
+    for (int64_t i = 0; i < plan.n; i++)
+        assert_int_equal(nb_plan_find(&plan, plan.weights[i].name), i);
+    for (size_t i = 0; i < sizeof none / sizeof *none; i++)
+        assert_int_equal(nb_plan_find(&plan, none[i]), -1);
+    assert_int_equal(nb_plan_linear(&plan, 10, NB_LINEAR_DOWN),
+                     index_of(&plan, "model.layers.10.mlp.down_proj.weight"));
+    assert_int_equal(nb_plan_linear(&plan, 1, NB_LINEAR_Q),
+                     index_of(&plan, "model.layers.1.self_attn.q_proj.weight"));
+    assert_int_equal(nb_plan_linear(&plan, 11, NB_LINEAR_Q), -1);
+    nb_plan_free(&plan);
+    nb_recipe_free(&r);
+    nb_store_close(store);
+}
+
 /* In a GGUF embedding and head follow rules that name them, and no others. */
 static void ends_are_named(void **state)
 {
@@ -448,11 +474,17 @@ static void no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_canonical_text), cmocka_unit_test(wrong_lines_are_named),
-        cmocka_unit_test(any_bytes),          cmocka_unit_test(the_last_rule_wins),
-        cmocka_unit_test(ends_are_named),     cmocka_unit_test(plans_refuse),
-        cmocka_unit_test(smaller_blocks),     cmocka_unit_test(no_blocks_at_all),
-        cmocka_unit_test(ends_of_six_bits),   cmocka_unit_test(no_memory),
+        cmocka_unit_test(one_canonical_text),
+        cmocka_unit_test(wrong_lines_are_named),
+        cmocka_unit_test(any_bytes),
+        cmocka_unit_test(the_last_rule_wins),
+        cmocka_unit_test(weights_are_found_by_name),
+        cmocka_unit_test(ends_are_named),
+        cmocka_unit_test(plans_refuse),
+        cmocka_unit_test(smaller_blocks),
+        cmocka_unit_test(no_blocks_at_all),
+        cmocka_unit_test(ends_of_six_bits),
+        cmocka_unit_test(no_memory),
     };
     return cmocka_run_group_tests_name("recipe", tests, scratch_setup, scratch_teardown);
 }
