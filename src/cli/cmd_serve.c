@@ -296,7 +296,14 @@ static nb_status open_engine(serving *v, nb_err *err)
     v->served.tokenizer = v->o.tokenizer;
     v->served.template_ = v->template_;
     v->served.engine = v->engine;
-    v->served.n_ctx = v->o.model.n_ctx;
+    v->served.n_ctx = v->served.n_room = v->o.model.n_ctx;
+    if (v->memory.n_blocks * NB_KV_PAGE < v->served.n_ctx) {
+        v->served.n_room = v->memory.n_blocks * NB_KV_PAGE;
+        nb_out_note(v->out,
+                    "a sequence can have %lld tokens, of the context's %lld: the KV cache holds no "
+                    "more (--kv-memory)",
+                    (long long)v->served.n_room, (long long)v->served.n_ctx);
+    }
     v->served.vocab_size = v->o.model.config.vocab_size;
     const int64_t n_ids = nb_tokenizer_n_tokens(v->o.tokenizer);
     if (n_ids < v->served.vocab_size) /* rows past the tokenizer's ids are padding */

@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -271,18 +272,31 @@ nb_status nb_ask_reserve(nb_ask *ask, const nb_fields *f, const char *name, int6
     return nb_problem_settle(f->why, NB_ALLOC(&ask->prompts, n, &f->why->err));
 }
 
+nb_status nb_ask_no_room(const nb_fields *f, const char *param, const nb_served *m,
+                         const char *format, ...)
+{
+    char what[300];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    f->why->code = "context_length_exceeded";
+    return nb_refuse(f->why, 400, param, "%s: %s %lld tokens", what,
+                     m->n_room < m->n_ctx ? "the KV cache has room for"
+                                          : "this model's context has",
+                     (long long)m->n_room);
+}
+
 static nb_status too_long(const nb_fields *f, const char *name, const nb_served *m,
                           const char *what, int64_t n)
 {
-    f->why->code = "context_length_exceeded";
-    return nb_field_refuse(f, name, "has %lld %s: this model's context has %lld tokens",
-                           (long long)n, what, (long long)m->n_ctx);
+    return nb_ask_no_room(f, name, m, "'%.40s' has %lld %s", name, (long long)n, what);
 }
 
 nb_status nb_ask_text(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
                       const char *text, size_t len, bool add_bos)
 {
-    if (len / NB_ASK_MAX_BYTES_PER_TOKEN > (size_t)m->n_ctx)
+    if (len / NB_ASK_MAX_BYTES_PER_TOKEN > (size_t)m->n_room)
         return too_long(f, name, m, "bytes", (int64_t)len);
     nb_prompt *p = &ask->prompts[ask->n_prompts++];
     p->text = text;
@@ -301,7 +315,7 @@ nb_status nb_ask_ids(nb_ask *ask, const nb_fields *f, const char *name, const nb
     const size_t n = json_array_size(ids);
     if (n == 0)
         return nb_field_refuse(f, name, "is empty");
-    if (n > (size_t)m->n_ctx)
+    if (n > (size_t)m->n_room)
         return too_long(f, name, m, "tokens", (int64_t)n);
     nb_prompt *p = &ask->prompts[ask->n_prompts++];
     for (size_t i = 0; i < n; i++) {
@@ -353,18 +367,15 @@ nb_status nb_ask_fit(nb_ask *ask, const nb_fields *f, const char *name, const nb
         longest = ask->prompts[i].tokens.n > longest ? ask->prompts[i].tokens.n : longest;
     assert(longest > 0);
     /* What is sampled last needs no place in the cache, but one token has to fit. */
-    const int64_t room = m->n_ctx - longest;
+    const int64_t room = m->n_room - longest;
     if (room < 1 || max_tokens > room) {
-        f->why->code = "context_length_exceeded";
         const char *blame = room < 1 && ask->shape == NB_ASK_CHAT         ? "messages"
                             : room < 1 && ask->shape == NB_ASK_COMPLETION ? "prompt"
                             : room < 1                                    ? "text"
                                                                           : name;
-        return nb_refuse(f->why, 400, blame,
-                         "this model's context has %lld tokens; the prompt has %lld of them, and "
-                         "%lld more were asked for",
-                         (long long)m->n_ctx, (long long)longest,
-                         (long long)(max_tokens < 0 ? 1 : max_tokens));
+        return nb_ask_no_room(f, blame, m,
+                              "the prompt has %lld tokens, and %lld more were asked for",
+                              (long long)longest, (long long)(max_tokens < 0 ? 1 : max_tokens));
     }
     ask->options.max_tokens = max_tokens < 0 ? room : max_tokens;
     if (min_tokens > ask->options.max_tokens)

@@ -90,8 +90,11 @@ nb_status nb_ask_ids(nb_ask *ask, const nb_fields *f, const char *name, const nb
 /* A string, a list of strings, a list of ids, a list of lists of ids. */
 nb_status nb_ask_prompts(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
                          const json_t *prompt, bool add_bos);
-/* Checks each prompt and the answer's length against the context. max_tokens < 0: as many as fit;
- * `name` is the field it came from. Sets options.max_tokens. */
+/* Refuses what has no room: "WHAT this model's context has N tokens", or the KV cache has. */
+nb_status nb_ask_no_room(const nb_fields *f, const char *param, const nb_served *m,
+                         const char *format, ...) __attribute__((format(printf, 4, 5)));
+/* Checks each prompt and the answer's length against the room there is. max_tokens < 0: as many as
+ * fit; `name` is the field it came from. Sets options.max_tokens. */
 nb_status nb_ask_fit(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
                      int64_t max_tokens, int64_t min_tokens);
 

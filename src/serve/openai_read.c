@@ -239,12 +239,8 @@ static nb_status read_messages(conversation *c, const json_t *list, const nb_fie
     c->n = (int64_t)n;
     for (int64_t i = 0; i < c->n; i++)
         NB_TRY(read_message(c, i, json_array_get(list, (size_t)i), f));
-    if (c->total / NB_ASK_MAX_BYTES_PER_TOKEN > (size_t)m->n_ctx) {
-        f->why->code = "context_length_exceeded";
-        return nb_field_refuse(f, "messages",
-                               "have %zu bytes: this model's context has %lld tokens", c->total,
-                               (long long)m->n_ctx);
-    }
+    if (c->total / NB_ASK_MAX_BYTES_PER_TOKEN > (size_t)m->n_room)
+        return nb_ask_no_room(f, "messages", m, "'messages' have %zu bytes", c->total);
     return NB_OK;
 }
 

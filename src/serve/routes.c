@@ -91,7 +91,7 @@ static void write_model(const nb_served *m, nb_wire *out)
     nb_wire_raw(out, ",\"object\":\"model\",\"created\":");
     nb_wire_int(out, m->created);
     nb_wire_raw(out, ",\"owned_by\":\"nibble\",\"max_model_len\":");
-    nb_wire_int(out, m->n_ctx);
+    nb_wire_int(out, m->n_room);
     nb_wire_raw(out, "}");
 }
 
@@ -156,7 +156,7 @@ static nb_status get_model_info(nb_call *c)
     nb_wire_raw(&c->out, ",\"tokenizer_path\":");
     nb_wire_string(&c->out, m->name, strlen(m->name));
     nb_wire_raw(&c->out, ",\"is_generation\":true,\"max_model_len\":");
-    nb_wire_int(&c->out, m->n_ctx);
+    nb_wire_int(&c->out, m->n_room);
     nb_wire_raw(&c->out, "}");
     return NB_OK;
 }

@@ -35,7 +35,7 @@ static void write_ids(const nb_served *m, const nb_tokens *ids, bool with_string
     nb_wire_raw(out, "{\"count\":");
     nb_wire_int(out, ids->n);
     nb_wire_raw(out, ",\"max_model_len\":");
-    nb_wire_int(out, m->n_ctx);
+    nb_wire_int(out, m->n_room);
     nb_wire_raw(out, ",\"tokens\":[");
     for (int64_t i = 0; i < ids->n; i++) {
         nb_wire_raw(out, i > 0 ? "," : "");

@@ -246,6 +246,22 @@ class Serve(lib.Case):
             fields = f.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def test_a_cache_smaller_than_the_context(self):
+        # Keys and values of 2 layers, 2 heads, 16 dimensions of 4 bytes: 16 KiB for 32 tokens.
+        s = self.serve("--kv-memory", "64K", "--kv", "f32")
+        room = json.loads(s.ask("GET", "/v1/models")[1])["data"][0]["max_model_len"]
+        self.assertEqual(room, 128)
+        chat = {"messages": [{"role": "user", "content": "a"}], "ignore_eos": True}
+        status, got = s.post("/v1/chat/completions", **chat)
+        self.assertEqual(status, 200, got)
+        self.assertEqual(got["usage"]["total_tokens"], room)
+        status, got = s.post("/v1/chat/completions", max_tokens=room, **chat)
+        self.assertEqual(status, 400)
+        self.assertEqual(got["error"]["code"], "context_length_exceeded")
+        self.assertEqual(got["error"]["param"], "max_tokens")
+        self.assertIn("the KV cache has room for %d tokens" % room, got["error"]["message"])
+        self.assertIn("--kv-memory", s.stop()[1])
+
     def test_a_plan_can_be_had_alone(self):
         done = lib.nibble("serve", self.model(), "--dry-run", "--kv", "int8")
         self.assertEqual((done.code, done.out), (0, ""))

@@ -70,6 +70,7 @@ void scene_open_parts(scene *s, const fake_engine *engine)
                             .template_ = s->template_,
                             .engine = s->engine,
                             .n_ctx = SCENE_CTX,
+                            .n_room = SCENE_CTX,
                             .vocab_size = SCENE_VOCAB,
                             .created = 1700000000};
 }

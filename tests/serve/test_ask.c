@@ -319,6 +319,46 @@ static void what_does_not_fit_is_told(void **state)
     free(text);
 }
 
+/* A cache of fewer tokens than the context: what it holds is what there is, also by default. */
+static void a_small_cache_is_the_limit(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *param;
+        reader *read;
+        int64_t max_tokens; /* 0: refused */
+    } CASES[] = {
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}", NULL, nb_openai_read_chat, 44},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"max_tokens\":44}", NULL,
+         nb_openai_read_chat, 44},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"max_tokens\":45}", "max_tokens",
+         nb_openai_read_chat, 0},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],\"max_completion_tokens\":45}",
+         "max_completion_tokens", nb_openai_read_chat, 0},
+        {"{\"prompt\":\"a\",\"max_tokens\":64}", "max_tokens", nb_openai_read_completion, 0},
+        {"{\"prompt\":\"a\",\"max_tokens\":63}", NULL, nb_openai_read_completion, 63},
+        {"{\"text\":\"a\",\"sampling_params\":{\"max_new_tokens\":64}}",
+         "sampling_params.max_new_tokens", nb_sglang_read, 0},
+    };
+    world.served.n_room = 64;
+    for (size_t i = 0; i < sizeof CASES / sizeof *CASES; i++) {
+        nb_ask ask;
+        nb_problem why;
+        const nb_status s = try(CASES[i].read, CASES[i].text, &ask, &why);
+        if ((s == NB_OK) != (CASES[i].max_tokens > 0))
+            fail_msg("%s: %s", CASES[i].text, why.err.text);
+        if (s == NB_OK) {
+            assert_int_equal(ask.options.max_tokens, CASES[i].max_tokens);
+        } else {
+            assert_string_equal(why.param, CASES[i].param);
+            assert_string_equal(why.code, "context_length_exceeded");
+            assert_non_null(strstr(why.err.text, "the KV cache has room for 64 tokens"));
+        }
+        nb_ask_free(&ask);
+    }
+    world.served.n_room = SCENE_CTX;
+}
+
 static void work_that_one_request_causes_is_bounded(void **state)
 {
     (void)state;
@@ -484,6 +524,7 @@ int main(void)
         cmocka_unit_test(messages_are_checked),
         cmocka_unit_test(special_tokens_of_users_are_text),
         cmocka_unit_test(what_does_not_fit_is_told),
+        cmocka_unit_test(a_small_cache_is_the_limit),
         cmocka_unit_test(work_that_one_request_causes_is_bounded),
         cmocka_unit_test(options_arrive),
         cmocka_unit_test(tokens_and_texts_go_both_ways),
