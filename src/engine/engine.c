@@ -51,6 +51,10 @@ static void finish_choice(nb_engine *e, nb_engine_choice *c, nb_finish finish, c
     event.finish = finish;
     event.error = error;
     event.logits_hash = c->prompt_hash;
+    if (finish == NB_FINISH_STOP && c->of->asked.pooling != NB_POOL_NONE) {
+        event.pooled = c->of->pooled;
+        event.n_pooled = e->setup.model->config.d_model;
+    }
     if (finish == NB_FINISH_STOP) {
         event.stop_id = c->choice.end_id;
         if (c->choice.over == NB_CHOICE_STOP_TEXT)
@@ -110,7 +114,8 @@ static void admit(nb_engine *e, nb_engine_request_state *r)
                                     .priority = (int32_t)r->asked.priority,
                                     .salt = r->asked.salt,
                                     .salt_bytes = r->asked.salt_len,
-                                    .all_outputs = r->asked.prompt_logprobs};
+                                    .all_outputs = r->asked.prompt_logprobs ||
+                                                   r->asked.pooling == NB_POOL_MEAN};
     r->admitted = true;
     if (nb_sched_submit(&e->sched, &asked, &err) != NB_OK)
         drop_request(e, r, NB_FINISH_ERROR, err.text);
@@ -359,7 +364,8 @@ static void choose(nb_engine *e, int64_t n_rows)
             row->entry = entry;
             row->guess = from_last < 0 ? -from_last : 0;
             row->chooses = at->samples && from_last == 0 && at->n_left > 0;
-            row->ends_prompt = at->samples && from_last == 0 && at->n_left == 0;
+            row->ends_prompt = at->samples && from_last == 0 && at->n_left == 0 &&
+                               (c == NULL || c->of->asked.pooling == NB_POOL_NONE);
             row->prompt_at = c != NULL && c->of->asked.prompt_logprobs && c->number == 0 &&
                                      at->n_outputs > 0 && row->guess == 0 &&
                                      next < c->of->asked.n_prompt
@@ -376,6 +382,18 @@ static void choose(nb_engine *e, int64_t n_rows)
     }
 }
 
+static void pool_rows(nb_engine *e)
+{
+    const int64_t d = e->setup.model->config.d_model;
+    for (int64_t i = 0; i < e->plan.n_entries; i++) {
+        const nb_step_entry *at = &e->plan.entries[i];
+        const nb_engine_choice *c = e->entry_choice[i];
+        const int64_t n = e->first_row[i + 1] - e->first_row[i];
+        if (c != NULL && !c->over && !e->broken[i] && c->of->asked.pooling != NB_POOL_NONE)
+            nb_pooling_take(c->of, e->hidden + e->first_row[i] * d, d, at->start + at->n - n, n);
+    }
+}
+
 /* A sequence that only runs its prompt is over with it. */
 static void end_prompts(nb_engine *e)
 {
@@ -384,7 +402,9 @@ static void end_prompts(nb_engine *e)
         if (c != NULL && !c->over && !e->broken[i] && e->plan.entries[i].samples &&
             c->of->max_new == 0) {
             e->results[i].end = NB_SEQ_DONE;
-            finish_choice(e, c, NB_FINISH_LENGTH, NULL);
+            finish_choice(e, c,
+                          c->of->asked.pooling == NB_POOL_NONE ? NB_FINISH_LENGTH : NB_FINISH_STOP,
+                          NULL);
         }
     }
 }
@@ -466,8 +486,10 @@ static void run_step(nb_engine *e)
         e->broken[i] = true;
     if (s != NB_OK)
         break_entries(e, err.text);
-    if (s == NB_OK || s == NB_DATA)
+    if (s == NB_OK || s == NB_DATA) {
+        pool_rows(e);
         choose(e, n_rows);
+    }
     end_prompts(e);
     nb_sched_commit(&e->sched, plan, e->results);
     const double seconds = nb_clock() - start;

@@ -61,6 +61,10 @@ typedef enum {
     NB_NOT_FINISHED = -1
 } nb_finish;
 
+/* What becomes of a prompt's final hidden states (after the last norm), one row of d_model for each
+ * token: their mean, summed in binary64 in the order of the tokens, or the last token's. */
+typedef enum { NB_POOL_NONE, NB_POOL_MEAN, NB_POOL_LAST } nb_pooling;
+
 /* What the owner is told. Pointers are valid during the call. */
 typedef struct {
     int64_t choice;    /* 0 .. n - 1 */
@@ -77,6 +81,8 @@ typedef struct {
     const char *stop;     /* with NB_FINISH_STOP: the stop string that was found, or NULL */
     int32_t stop_id;      /* the id that ended it, or -1 */
     const char *error;    /* with NB_FINISH_ERROR: one line */
+    const float *pooled;  /* [n_pooled] with request.pooling and NB_FINISH_STOP; else NULL */
+    int64_t n_pooled;     /* the model's d_model */
     int64_t n_prompt, n_cached, n_made; /* tokens; of the prompt that were found in the cache */
 } nb_engine_event;
 
@@ -90,7 +96,8 @@ typedef struct {
     nb_generate_options options; /* on_text and context are not looked at */
     int64_t n;                   /* choices; sampling.choice is that of the first */
     bool prompt_logprobs;        /* with options.logprobs: of the prompt, too */
-    bool no_answer;              /* the prompt alone: for its log-probabilities */
+    bool no_answer;              /* the prompt alone: for its log-probabilities, or `pooling` */
+    nb_pooling pooling;          /* with no_answer and n == 1: what the request is for */
     int64_t priority;            /* the lower runs first, under NB_SCHED_PRIORITY */
     const void *salt;            /* prefixes are shared among equal salts */
     size_t salt_len;

@@ -31,6 +31,9 @@ typedef struct nb_engine_request_state {
     nb_choosing choosing;
     nb_engine_choice *choices; /* [asked.n] */
     int64_t n_open;            /* choices that are not over */
+    double *sum;               /* [d_model] with asked.pooling: of the first n_pooled rows */
+    float *pooled;             /* [d_model] */
+    int64_t n_pooled;
     double submitted;
     bool abort_asked, taken; /* under the mutex */
     bool admitted;           /* the schedule knows it */
@@ -103,5 +106,11 @@ struct nb_engine {
 
 nb_status nb_engine_start(nb_engine *e, nb_err *err);
 void nb_engine_request_free(nb_engine_request_state *r);
+
+/* With asked.pooling: room for the row, of a model whose rows are d_model long. */
+nb_status nb_pooling_init(nb_engine_request_state *r, int64_t d_model, nb_err *err);
+/* Takes the hidden states of the prompt's tokens [from, from + n). */
+void nb_pooling_take(nb_engine_request_state *r, const float *hidden, int64_t d_model, int64_t from,
+                     int64_t n);
 
 #endif

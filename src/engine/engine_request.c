@@ -63,6 +63,8 @@ void nb_engine_request_free(nb_engine_request_state *r)
     }
     nb_choosing_free(&r->choosing);
     nb_free(r->choices);
+    nb_free(r->sum);
+    nb_free(r->pooled);
     for (int i = 0; i < r->n_owned; i++)
         nb_free(r->owned[i]);
     nb_free(r);
@@ -155,6 +157,7 @@ static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_
     *out = r;
     NB_TRY(copy_all(r, err));
     NB_TRY(find_room(e, r, err));
+    NB_TRY(nb_pooling_init(r, e->setup.model->config.d_model, err));
     if (r->asked.options.json_schema != NULL)
         NB_TRY(make_json_tokens(e, err));
     NB_TRY(nb_choosing_init(&r->choosing, &r->asked.options, e->setup.tokenizer, &e->json, e->n_ids,
