@@ -4,6 +4,7 @@
 #include "cli/verbs.h"
 
 #ifdef NIBBLE_WITH_SERVER
+#include "cli/serve_pooling.h"
 #include "serve/layer_errors.h"
 #include "serve/server.h"
 
@@ -15,6 +16,8 @@
 #endif
 
 static const char *const policy_choices[] = {"fcfs", "priority", "prefix", NULL};
+
+static const char *const pooling_choices[] = {"auto", "mean", "last", NULL};
 
 static const nb_opt serve_options[] = {
     {.name = "host",
@@ -85,6 +88,14 @@ static const nb_opt serve_options[] = {
      .choices = policy_choices,
      .preset = "fcfs",
      .help = "who runs first: by arrival, by the requests' priority, or by cached prefix"},
+    {.name = "pooling",
+     .kind = NB_OPT_CHOICE,
+     .value = "HOW",
+     .choices = pooling_choices,
+     .preset = "auto",
+     .help =
+         "embeddings are the mean of all tokens' states, or the last one's (auto: as the model's "
+         "files say, else the last)"},
     {.name = "no-prefix-cache", .kind = NB_OPT_FLAG, .help = "compute every prompt anew"},
     {.name = "grace",
      .kind = NB_OPT_INT,
@@ -286,6 +297,22 @@ static nb_status open_model(serving *v, nb_err *err)
     return NB_OK;
 }
 
+/* A model that was made for an embedding of another kind still answers, so it is served. */
+static void choose_pooling(serving *v)
+{
+    const char *how = nb_args_text(v->args, "pooling");
+    nb_err err = {0};
+    v->served.pooling = strcmp(how, "mean") == 0 ? NB_POOL_MEAN : NB_POOL_LAST;
+    v->served.d_model = v->o.model.config.d_model;
+    if (strcmp(how, "auto") != 0)
+        return;
+    nb_pooling declared;
+    if (nb_serve_pooling(v->o.store, &declared, &err) != NB_OK)
+        nb_out_warn(v->out, "embeddings are the last token's state: %s", err.text);
+    else if (declared != NB_POOL_NONE)
+        v->served.pooling = declared;
+}
+
 static nb_status open_engine(serving *v, nb_err *err)
 {
     nb_engine_setup setup = engine_setup(v);
@@ -309,6 +336,7 @@ static nb_status open_engine(serving *v, nb_err *err)
     if (n_ids < v->served.vocab_size) /* rows past the tokenizer's ids are padding */
         v->served.vocab_size = n_ids;
     v->served.created = (int64_t)time(NULL);
+    choose_pooling(v);
     return NB_OK;
 }
 

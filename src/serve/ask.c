@@ -66,6 +66,7 @@ void nb_ask_name(nb_ask *ask)
     (void)!getrandom(bytes, sizeof bytes, 0); /* a name need not be secret */
     const char *kind = ask->shape == NB_ASK_CHAT         ? "chatcmpl-"
                        : ask->shape == NB_ASK_COMPLETION ? "cmpl-"
+                       : ask->shape == NB_ASK_EMBEDDING  ? "embd-"
                                                          : "";
     size_t n = (size_t)snprintf(ask->id, sizeof ask->id, "%s", kind);
     for (size_t i = 0; i < sizeof bytes; i++, n += 2)
@@ -257,16 +258,27 @@ nb_status nb_ask_schema(nb_ask *ask, const nb_fields *f, const char *name, const
     return NB_OK;
 }
 
+nb_status nb_ask_salt(nb_ask *ask, const nb_fields *f)
+{
+    NB_TRY(nb_field_text(f, "cache_salt", &ask->salt, &ask->salt_len));
+    if (ask->salt != NULL && (ask->salt_len == 0 || ask->salt_len > NB_ASK_MAX_SALT))
+        return nb_field_refuse(f, "cache_salt", "has %zu bytes: 1 to %d are possible",
+                               ask->salt_len, NB_ASK_MAX_SALT);
+    return NB_OK;
+}
+
 /* ---- prompts ---- */
 
 nb_status nb_ask_reserve(nb_ask *ask, const nb_fields *f, const char *name, int64_t n)
 {
     if (n == 0)
         return nb_field_refuse(f, name, "is empty");
-    if (n > NB_ASK_MAX_PROMPTS)
-        return nb_field_refuse(f, name, "has %lld prompts: there may be %d", (long long)n,
-                               NB_ASK_MAX_PROMPTS);
-    if (n * ask->n > NB_ASK_MAX_CHOICES)
+    const bool embeds = ask->shape == NB_ASK_EMBEDDING;
+    const int most = embeds ? NB_ASK_MAX_INPUTS : NB_ASK_MAX_PROMPTS;
+    if (n > most)
+        return nb_field_refuse(f, name, "has %lld %s: there may be %d", (long long)n,
+                               embeds ? "inputs" : "prompts", most);
+    if (!embeds && n * ask->n > NB_ASK_MAX_CHOICES)
         return nb_field_refuse(f, "n", "asks for %lld answers to %lld prompts: there may be %d",
                                (long long)ask->n, (long long)n, NB_ASK_MAX_CHOICES);
     return nb_problem_settle(f->why, NB_ALLOC(&ask->prompts, n, &f->why->err));

@@ -7,8 +7,13 @@
 #include "serve/fields.h"
 #include "serve/served.h"
 
-#define NB_ASK_MAX_PROMPTS    128
-#define NB_ASK_MAX_CHOICES    128 /* of all prompts together */
+#define NB_ASK_MAX_PROMPTS 128
+#define NB_ASK_MAX_CHOICES 128                /* of all prompts together */
+#define NB_ASK_MAX_INPUTS  2048               /* of embeddings */
+#define NB_ASK_MAX_NUMBERS ((int64_t)1 << 22) /* of all embeddings together */
+/* Inputs of one request that are in the engine at a time: a list of two thousand does not shut
+ * others out. */
+#define NB_ASK_INPUT_WINDOW   32
 #define NB_ASK_MAX_MESSAGES   2048
 #define NB_ASK_MAX_STOPS      16
 #define NB_ASK_MAX_STOP_BYTES 256
@@ -20,7 +25,7 @@
  * longer text cannot fit into the context, and is refused before it is encoded. */
 #define NB_ASK_MAX_BYTES_PER_TOKEN 64
 
-typedef enum { NB_ASK_COMPLETION, NB_ASK_CHAT, NB_ASK_GENERATE } nb_ask_shape;
+typedef enum { NB_ASK_COMPLETION, NB_ASK_CHAT, NB_ASK_GENERATE, NB_ASK_EMBEDDING } nb_ask_shape;
 
 typedef struct {
     nb_tokens tokens;
@@ -42,6 +47,9 @@ typedef struct {
     nb_generate_options options;
     bool prompt_logprobs;
     bool no_answer; /* nothing is to be generated: only the prompt's logprobs are wanted, if they */
+    nb_pooling pooling; /* or the prompt's hidden states */
+    int64_t dimensions; /* of an embedding */
+    bool as_base64;
     int64_t priority;
     const char *salt;
     size_t salt_len;
@@ -80,6 +88,8 @@ nb_status nb_ask_sampling(nb_ask *ask, const nb_fields *f, const nb_served *m);
 nb_status nb_ask_seed(nb_ask *ask, const nb_fields *f, const char *name);
 /* A schema as a JSON value, kept as text. */
 nb_status nb_ask_schema(nb_ask *ask, const nb_fields *f, const char *name, const json_t *schema);
+/* "cache_salt". */
+nb_status nb_ask_salt(nb_ask *ask, const nb_fields *f);
 /* Makes room for `n` prompts. */
 nb_status nb_ask_reserve(nb_ask *ask, const nb_fields *f, const char *name, int64_t n);
 /* A prompt out of a text or a list of ids (at `name` of the request). */

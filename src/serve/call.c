@@ -3,6 +3,7 @@
 #include "serve/serving.h"
 
 #include "base/clock.h"
+#include "serve/embeddings.h"
 #include "serve/openai.h"
 #include "serve/sglang.h"
 
@@ -115,13 +116,9 @@ static bool on_event(void *context, const nb_engine_event *e)
     return wanted;
 }
 
-static void on_release(void *context)
-{
-    const nb_call_part *part = context;
-    nb_call_unref(part->call);
-}
+static void on_release(void *context);
 
-static nb_status submit_part(nb_call *c, int64_t p)
+static nb_status submit_part(nb_call *c, int64_t p, nb_problem *why)
 {
     const nb_ask *ask = &c->ask;
     nb_call_part *part = &c->parts[p];
@@ -132,6 +129,7 @@ static nb_status submit_part(nb_call *c, int64_t p)
                                  .n = ask->n,
                                  .prompt_logprobs = ask->prompt_logprobs,
                                  .no_answer = ask->no_answer,
+                                 .pooling = ask->pooling,
                                  .priority = ask->priority,
                                  .salt = ask->salt,
                                  .salt_len = ask->salt_len,
@@ -142,21 +140,86 @@ static nb_status submit_part(nb_call *c, int64_t p)
     request.options.json_schema = ask->json_schema;
     nb_call_ref(c);
     const nb_status s =
-        nb_engine_submit(c->server->served->engine, &request, &part->id, &busy, &c->why.err);
+        nb_engine_submit(c->server->served->engine, &request, &part->id, &busy, &why->err);
     if (s == NB_OK)
         return NB_OK;
     nb_call_unref(c); /* never the last: the desk has one */
     if (busy) {
-        c->why.http = atomic_load(&c->server->state) == NB_SERVER_DRAINING ? 503 : 429;
-        c->why.retry_after_s = 1;
+        why->http = atomic_load(&c->server->state) == NB_SERVER_DRAINING ? 503 : 429;
+        why->retry_after_s = 1;
     } else if (s == NB_LIMIT) {
-        c->why.code = "context_length_exceeded";
+        why->code = "context_length_exceeded";
     } else if (ask->json_schema != NULL && s != NB_MEMORY) {
         /* All else was looked at before. */
-        snprintf(c->why.param, sizeof c->why.param, "%s",
+        snprintf(why->param, sizeof why->param, "%s",
                  ask->shape == NB_ASK_GENERATE ? "sampling_params.json_schema" : "response_format");
     }
-    return nb_problem_settle(&c->why, s);
+    return nb_problem_settle(why, s);
+}
+
+/* Hands over the next part. False: none is left, none is wanted, as many are there as may be, or
+ * (then *s says so) the engine refuses. */
+static bool submit_next(nb_call *c, nb_problem *why, nb_status *s)
+{
+    const int64_t window = c->ask.shape == NB_ASK_EMBEDDING ? NB_ASK_INPUT_WINDOW : INT64_MAX;
+    *s = NB_OK;
+    pthread_mutex_lock(&c->lock);
+    const int64_t p = c->n_parts;
+    bool more = p < c->ask.n_prompts && !c->gone && !c->cancelled && c->reply.n_unfinished > 0;
+    if (more && c->n_flying >= window) {
+        c->refills = true; /* one of those will end */
+        more = false;
+    }
+    c->n_flying += more;
+    pthread_mutex_unlock(&c->lock);
+    if (!more)
+        return false;
+    *s = submit_part(c, p, why);
+    const bool taken = *s == NB_OK;
+    pthread_mutex_lock(&c->lock);
+    if (taken) {
+        c->n_parts = p + 1;
+    } else if (--c->n_flying > 0 && why->http == 429 && window < INT64_MAX) {
+        c->refills = true; /* the queue is full, with some of its own: it waits for those */
+        *s = NB_OK;
+        *why = (nb_problem){0};
+    }
+    const bool gone = c->gone || c->cancelled;
+    pthread_mutex_unlock(&c->lock);
+    if (taken && gone) /* meanwhile: whoever saw it knew of fewer parts */
+        nb_call_cancel(c);
+    return taken && !gone;
+}
+
+/* On the engine's thread, when a part has ended. */
+static void refill(nb_call *c)
+{
+    nb_problem why = {0};
+    nb_status s;
+    while (submit_next(c, &why, &s))
+        ;
+    if (s == NB_OK)
+        return;
+    pthread_mutex_lock(&c->lock);
+    c->reply.crowded_out = why.http == 429;
+    nb_reply_end(&c->reply, why.http == 429 || why.http == 503 ? NB_FINISH_ABORT : NB_FINISH_ERROR,
+                 why.err.text);
+    if (c->submitted)
+        nb_call_wake(c);
+    pthread_mutex_unlock(&c->lock);
+    nb_call_cancel(c);
+}
+
+static void on_release(void *context)
+{
+    nb_call *c = ((const nb_call_part *)context)->call;
+    pthread_mutex_lock(&c->lock);
+    c->n_flying--;
+    const bool refills = c->refills;
+    pthread_mutex_unlock(&c->lock);
+    if (refills)
+        refill(c);
+    nb_call_unref(c);
 }
 
 nb_status nb_call_submit(nb_call *c)
@@ -167,28 +230,23 @@ nb_status nb_call_submit(nb_call *c)
                              nb_reply_init(&c->reply, ask, c->server->setup.max_unread, err)));
     c->has_reply = true;
     NB_TRY(nb_problem_settle(&c->why, NB_ALLOC(&c->parts, ask->n_prompts, err)));
-    pthread_mutex_lock(&c->lock);
-    const bool wanted = !c->gone;
-    if (ask->no_answer && !ask->prompt_logprobs)
-        nb_reply_end(&c->reply, NB_FINISH_LENGTH, NULL); /* an echo, no more */
-    const bool runs = c->reply.n_unfinished > 0;
-    pthread_mutex_unlock(&c->lock);
-    for (int64_t p = 0; wanted && runs && p < ask->n_prompts; p++) {
-        const nb_status s = submit_part(c, p);
-        if (s != NB_OK) {
-            nb_call_cancel(c);
-            return s;
-        }
+    if (ask->no_answer && !ask->prompt_logprobs && ask->pooling == NB_POOL_NONE) {
         pthread_mutex_lock(&c->lock);
-        c->n_parts = p + 1;
-        const bool gone = c->gone || c->cancelled;
+        nb_reply_end(&c->reply, NB_FINISH_LENGTH, NULL); /* an echo, no more */
         pthread_mutex_unlock(&c->lock);
-        if (gone) { /* meanwhile: whoever saw it knew of fewer parts */
-            nb_call_cancel(c);
-            return NB_OK;
-        }
     }
-    nb_ask_submitted(ask);
+    nb_status s;
+    while (submit_next(c, &c->why, &s))
+        ;
+    if (s != NB_OK) {
+        nb_call_cancel(c);
+        return s;
+    }
+    pthread_mutex_lock(&c->lock);
+    const bool all = !c->refills;
+    pthread_mutex_unlock(&c->lock);
+    if (all)
+        nb_ask_submitted(ask);
     return NB_OK;
 }
 
@@ -203,7 +261,9 @@ void nb_call_write(nb_call *c)
         return;
     }
     c->http = 200;
-    if (c->ask.shape == NB_ASK_GENERATE)
+    if (c->ask.shape == NB_ASK_EMBEDDING)
+        nb_embeddings_write(&c->ask, m, &c->reply, &c->out);
+    else if (c->ask.shape == NB_ASK_GENERATE)
         nb_sglang_write(&c->ask, m, &c->reply, &c->out);
     else
         nb_openai_write(&c->ask, m, &c->reply, &c->out);

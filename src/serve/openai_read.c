@@ -52,15 +52,6 @@ static nb_status read_format(nb_ask *ask, const nb_fields *f)
     return nb_ask_schema(ask, &deeper, "schema", schema);
 }
 
-static nb_status read_salt(nb_ask *ask, const nb_fields *f)
-{
-    NB_TRY(nb_field_text(f, "cache_salt", &ask->salt, &ask->salt_len));
-    if (ask->salt != NULL && (ask->salt_len == 0 || ask->salt_len > NB_ASK_MAX_SALT))
-        return nb_field_refuse(f, "cache_salt", "has %zu bytes: 1 to %d are possible",
-                               ask->salt_len, NB_ASK_MAX_SALT);
-    return NB_OK;
-}
-
 static nb_status read_common(nb_ask *ask, const nb_fields *f, const nb_served *m)
 {
     NB_TRY(nb_ask_model(f, m));
@@ -68,7 +59,7 @@ static nb_status read_common(nb_ask *ask, const nb_fields *f, const nb_served *m
     NB_TRY(nb_ask_seed(ask, f, "seed"));
     NB_TRY(read_stream(ask, f));
     NB_TRY(read_format(ask, f));
-    NB_TRY(read_salt(ask, f));
+    NB_TRY(nb_ask_salt(ask, f));
     NB_TRY(nb_field_bool(f, "include_stop_str_in_output", &ask->include_stop));
     NB_TRY(
         nb_field_int(f, "priority", -NB_SCHED_MAX_PRIORITY, NB_SCHED_MAX_PRIORITY, &ask->priority));

@@ -52,8 +52,6 @@ const char *nb_problem_type(int http)
         return "not_found_error";
     case 429:
         return "rate_limit_error";
-    case 501:
-        return "not_implemented_error";
     case 503:
         return "unavailable_error";
     default:

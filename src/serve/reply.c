@@ -40,6 +40,7 @@ void nb_reply_free(nb_reply *r)
         rows_free(&r->choices[i].rows);
         nb_free(r->choices[i].stop);
         nb_free(r->choices[i].error);
+        nb_free(r->choices[i].pooled);
     }
     for (int64_t i = 0; r->prompt_rows != NULL && i < r->ask->n_prompts; i++)
         rows_free(&r->prompt_rows[i]);
@@ -95,8 +96,6 @@ static nb_status copy_text(char **to, const char *text, nb_err *err)
 
 static nb_status put_end(nb_reply *r, nb_choice *c, const nb_engine_event *e, nb_err *err)
 {
-    c->finish = e->finish;
-    r->n_unfinished--;
     c->stop_id = e->finish == NB_FINISH_STOP ? e->stop_id : -1;
     if (e->finish == NB_FINISH_STOP && e->stop != NULL) {
         NB_TRY(copy_text(&c->stop, e->stop, err));
@@ -105,6 +104,12 @@ static nb_status put_end(nb_reply *r, nb_choice *c, const nb_engine_event *e, nb
     }
     if (e->finish == NB_FINISH_ERROR && e->error != NULL)
         NB_TRY(copy_text(&c->error, e->error, err));
+    if (e->pooled != NULL) {
+        NB_TRY(NB_ALLOC(&c->pooled, e->n_pooled, err));
+        memcpy(c->pooled, e->pooled, (size_t)e->n_pooled * sizeof *c->pooled);
+    }
+    c->finish = e->finish; /* at last: without memory for all of it, it ends with an error */
+    r->n_unfinished--;
     return NB_OK;
 }
 
@@ -174,6 +179,8 @@ nb_status nb_reply_failed(const nb_reply *r, nb_problem *why)
                              c->error != NULL ? c->error : "the answer could not be computed");
         if (c->finish == NB_FINISH_ABORT) {
             why->retry_after_s = 1;
+            if (r->crowded_out)
+                return nb_refuse(why, 429, NULL, "the queue is full");
             return nb_refuse(why, 503, NULL, "%s",
                              r->overflowed ? "the stream was not read" : "the server is stopping");
         }

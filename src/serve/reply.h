@@ -25,7 +25,8 @@ typedef struct {
     char *stop;      /* the string that ended it; NULL: none */
     int32_t stop_id; /* or the id; -1: none, or the model's own end */
     int64_t n_prompt, n_cached, n_made;
-    char *error; /* with NB_FINISH_ERROR */
+    char *error;   /* with NB_FINISH_ERROR */
+    float *pooled; /* of an embedding; NULL: not there */
 } nb_choice;
 
 typedef struct {
@@ -40,6 +41,7 @@ typedef struct {
     size_t limit;   /* bytes that may wait to be taken */
     size_t n_waiting;
     bool overflowed, out_of_memory;
+    bool crowded_out; /* prompts were left when the engine took no more */
 } nb_reply;
 
 /* `limit` is for streams. */

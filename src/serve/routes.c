@@ -2,6 +2,7 @@
 #include "serve/serving.h"
 
 #include "base/clock.h"
+#include "serve/embeddings.h"
 #include "serve/openai.h"
 #include "serve/openapi.h"
 #include "serve/sglang.h"
@@ -207,8 +208,7 @@ static nb_status post_generate(nb_call *c, json_t *body)
 
 static nb_status post_embeddings(nb_call *c, json_t *body)
 {
-    json_decref(body);
-    return nb_refuse(&c->why, 501, NULL, "embeddings are not implemented");
+    return generate(c, body, NB_ASK_EMBEDDING, nb_embeddings_read);
 }
 
 /* ---- the table ---- */

@@ -16,6 +16,8 @@ typedef struct {
     int64_t n_ctx;  /* of a sequence, as the engine was set up */
     int64_t n_room; /* tokens that a sequence can have: n_ctx, or fewer if the cache is smaller */
     int64_t vocab_size; /* ids are below this, in prompts and biases */
+    int64_t d_model;    /* numbers of an embedding */
+    nb_pooling pooling; /* what an embedding is */
     int64_t created;    /* seconds of the calendar */
     const char *report; /* [report_len] its nibble-report.json; NULL: none */
     size_t report_len;

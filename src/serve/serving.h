@@ -70,7 +70,9 @@ struct nb_call {
     bool ping;
     double moved; /* when something was last written */
     nb_call_part *parts;
-    int64_t n_parts;
+    int64_t n_parts;  /* that were handed to the engine */
+    int64_t n_flying; /* of these, what it still holds */
+    bool refills;     /* the desk is done: when a part ends, the engine's thread submits the next */
 
     /* One thread at a time: the socket's, then the desk's, then the socket's again. */
     const nb_route *route;

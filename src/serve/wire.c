@@ -90,6 +90,24 @@ void nb_wire_bool(nb_wire *w, bool value)
     nb_wire_raw(w, value ? "true" : "false");
 }
 
+void nb_wire_base64(nb_wire *w, const void *bytes, size_t n)
+{
+    static const char DIGITS[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const uint8_t *from = bytes;
+    nb_wire_bytes(w, "\"", 1);
+    for (size_t i = 0; i < n; i += 3) {
+        const size_t left = n - i;
+        const unsigned three = (unsigned)from[i] << 16 |
+                               (left > 1 ? (unsigned)from[i + 1] << 8 : 0) |
+                               (left > 2 ? from[i + 2] : 0u);
+        const char four[4] = {DIGITS[three >> 18], DIGITS[three >> 12 & 63],
+                              left > 1 ? DIGITS[three >> 6 & 63] : '=',
+                              left > 2 ? DIGITS[three & 63] : '='};
+        nb_wire_bytes(w, four, 4);
+    }
+    nb_wire_bytes(w, "\"", 1);
+}
+
 void nb_wire_clear(nb_wire *w)
 {
     w->buf.len = 0;

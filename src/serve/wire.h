@@ -25,6 +25,8 @@ void nb_wire_int(nb_wire *w, int64_t value);
  * probability of 0, and null. */
 void nb_wire_real(nb_wire *w, double value);
 void nb_wire_bool(nb_wire *w, bool value);
+/* In quotes, as RFC 4648 writes bytes in base 64, padded. */
+void nb_wire_base64(nb_wire *w, const void *bytes, size_t n);
 /* Forgets what was appended, keeps the memory. */
 void nb_wire_clear(nb_wire *w);
 void nb_wire_free(nb_wire *w);

@@ -246,6 +246,48 @@ class Serve(lib.Case):
             fields = f.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def test_embeddings_do_not_depend_on_company(self):
+        text = "the cat and the dog and the cat on the mat "
+        texts = [text[i:] + text * (i % 4) for i in range(20)]
+        seen = {}
+        for how in ("mean", "last"):
+            s = self.serve("--pooling", how, "--step-tokens", "16", "--kv-memory", "128K",
+                           "--max-seqs", "6")
+            together = []
+            beside = [threading.Thread(target=s.post, args=("/v1/completions",), kwargs={
+                "prompt": t, "max_tokens": 40, "ignore_eos": True}) for t in texts[:6]]
+            for t in beside:
+                t.start()
+            status, got = s.post("/v1/embeddings", input=texts)
+            self.assertEqual(status, 200, got)
+            together = [d["embedding"] for d in got["data"]]
+            for t in beside:
+                t.join()
+            alone = [s.post("/v1/embeddings", input=t)[1]["data"][0]["embedding"] for t in texts]
+            self.assertEqual(together, alone)
+            self.assertEqual(len(alone[0]), 64)
+            self.assertNotEqual(alone[0], alone[1])
+            self.assertTrue(all(abs(sum(x * x for x in v) - 1) < 1e-5 for v in alone))
+            seen[how] = alone[0]
+            self.assertEqual(s.stop()[0], 0)
+        self.assertNotEqual(seen["mean"], seen["last"])
+
+    def test_the_model_may_say_how_to_pool(self):
+        folder = self.path("folder")
+        lib.write_hf(folder, lib.TinyModel())
+        os.mkdir(os.path.join(folder, "1_Pooling"))
+        seen = {}
+        for name, text in (("mean", '{"pooling_mode_mean_tokens": true}'),
+                           ("last", '{"pooling_mode_lasttoken": true}'),
+                           ("cls", '{"pooling_mode_cls_token": true}'), ("broken", "[")):
+            with open(os.path.join(folder, "1_Pooling", "config.json"), "w") as f:
+                f.write(text)
+            s = Server(self, folder, "--port", "0", "-t", "1")
+            seen[name] = s.post("/v1/embeddings", input="the cat")[1]["data"][0]["embedding"]
+            self.assertEqual("embeddings are the last" in s.stop()[1], name in ("cls", "broken"))
+        self.assertNotEqual(seen["mean"], seen["last"])
+        self.assertEqual(seen["cls"], seen["last"])
+
     def test_a_cache_smaller_than_the_context(self):
         # Keys and values of 2 layers, 2 heads, 16 dimensions of 4 bytes: 16 KiB for 32 tokens.
         s = self.serve("--kv-memory", "64K", "--kv", "f32")

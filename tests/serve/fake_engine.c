@@ -44,7 +44,7 @@ struct nb_engine {
     uint64_t n_ids;
     atomic_bool closing; /* as above */
     bool draining;
-    atomic_llong n_active, n_aborted, n_steps, prompt_tokens, generated;
+    atomic_llong n_active, most_active, n_aborted, n_steps, prompt_tokens, generated;
     atomic_llong finished[NB_N_FINISHES];
     nb_engine_observer observer;
 };
@@ -172,6 +172,22 @@ static void step_answer(nb_engine *e, job *j, int64_t c)
     nb_buf_free(&text);
 }
 
+static void step_pooling(nb_engine *e, job *j)
+{
+    float pooled[FAKE_DIMS];
+    for (int k = 0; k < FAKE_DIMS; k++)
+        pooled[k] =
+            (float)(j->prompt[k % j->r.n_prompt] + k + (j->r.pooling == NB_POOL_LAST ? 1000 : 0));
+    nb_engine_event event = {.prompt_at = -1,
+                             .id = -1,
+                             .finish = j->fails ? NB_FINISH_ERROR : NB_FINISH_STOP,
+                             .error = "the fake engine was asked to fail",
+                             .stop_id = -1,
+                             .pooled = j->fails ? NULL : pooled,
+                             .n_pooled = FAKE_DIMS};
+    (void)tell(e, j, &event);
+}
+
 static bool step_job(nb_engine *e, job *j)
 {
     if (!j->told_prompt) {
@@ -186,6 +202,8 @@ static bool step_job(nb_engine *e, job *j)
             nb_engine_event event = {
                 .choice = c, .prompt_at = -1, .id = -1, .finish = NB_FINISH_ABORT, .stop_id = -1};
             (void)tell(e, j, &event);
+        } else if (!j->answers[c].over && j->r.pooling != NB_POOL_NONE && !j->silent) {
+            step_pooling(e, j);
         } else if (!j->answers[c].over && !j->silent) {
             step_answer(e, j, c);
         }
@@ -329,7 +347,9 @@ nb_status nb_engine_submit(nb_engine *e, const nb_engine_request *r, uint64_t *i
         *id = j->id = ++e->n_ids;
         j->next = e->jobs;
         e->jobs = j;
-        atomic_fetch_add(&e->n_active, 1);
+        const long long active = atomic_fetch_add(&e->n_active, 1) + 1;
+        if (active > atomic_load(&e->most_active))
+            atomic_store(&e->most_active, active);
         pthread_cond_signal(&e->changed);
     }
     pthread_mutex_unlock(&e->lock);
@@ -381,6 +401,11 @@ int64_t fake_engine_n_active(const nb_engine *e)
 int64_t fake_engine_n_aborted(const nb_engine *e)
 {
     return atomic_load(&e->n_aborted);
+}
+
+int64_t fake_engine_most_active(const nb_engine *e)
+{
+    return atomic_load(&e->most_active);
 }
 
 bool fake_engine_idle(const nb_engine *e)

@@ -3,12 +3,16 @@
  * n_prompt], and the token's logprob is -(i + 1) / 8; of the likeliest, number k has id 'A' + k and
  * -(k + 1) / 4.
  *
+ * Pooled, it is FAKE_DIMS numbers: prompt[k % n_prompt] + k, and 1000 more for the last token's.
+ *
  * The prompt may ask for more: "!error" as its beginning fails after two tokens, "!silent" never
  * says a word, "!slow" takes 20 ms a step. */
 #ifndef NB_TESTS_FAKE_ENGINE_H
 #define NB_TESTS_FAKE_ENGINE_H
 
 #include "engine/engine.h"
+
+enum { FAKE_DIMS = 6 };
 
 /* `{0}` is a fast and willing one. */
 typedef struct {
@@ -24,6 +28,7 @@ nb_engine *fake_engine_open(const fake_engine *how);
 /* Requests that are there; ended by nb_engine_abort or a false from on_event. */
 int64_t fake_engine_n_active(const nb_engine *e);
 int64_t fake_engine_n_aborted(const nb_engine *e);
+int64_t fake_engine_most_active(const nb_engine *e); /* at once, so far */
 /* Waits up to 5 seconds until nothing is active. */
 bool fake_engine_idle(const nb_engine *e);
 

@@ -72,6 +72,8 @@ void scene_open_parts(scene *s, const fake_engine *engine)
                             .n_ctx = SCENE_CTX,
                             .n_room = SCENE_CTX,
                             .vocab_size = SCENE_VOCAB,
+                            .d_model = FAKE_DIMS,
+                            .pooling = NB_POOL_MEAN,
                             .created = 1700000000};
 }
 
