@@ -129,6 +129,12 @@ static nb_status find(const json_t *object, const char *key, bool required, unsi
     return NB_OK;
 }
 
+bool nb_json_given(const json_t *object, const char *key)
+{
+    const json_t *v = json_object_get(object, key);
+    return v != NULL && !json_is_null(v);
+}
+
 nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min,
                       int64_t max, int64_t *out, nb_err *err)
 {

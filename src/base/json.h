@@ -30,6 +30,9 @@ nb_status nb_json_object(const json_t *object, const char *key, bool required, j
 nb_status nb_json_array(const json_t *object, const char *key, bool required, json_t **out,
                         nb_err *err);
 
+/* Whether a key is there, and not null. */
+bool nb_json_given(const json_t *object, const char *key);
+
 /* Appends the JSON text of `value` (2-space indent if `pretty`), or nothing on failure. */
 nb_status nb_json_write(nb_buf *out, const json_t *value, bool pretty, nb_err *err);
 

@@ -4,43 +4,11 @@
 #ifndef NB_STORE_COMPRESSED_TENSORS_H
 #define NB_STORE_COMPRESSED_TENSORS_H
 
-#include "base/arena.h"
-#include "base/json.h"
-#include "store/names.h"
+#include "store/ct_group.h"
+#include "store/ct_targets.h"
 #include "store/safetensors.h"
 
-typedef enum {
-    NB_CT_PACKED, /* weight_packed, weight_scale, weight_shape */
-    NB_CT_INT8,   /* weight (I8, also for narrower codes), weight_scale */
-    NB_CT_FP8     /* weight (F8_E4M3), weight_scale */
-} nb_ct_layout;
-
-typedef enum { NB_CT_TENSOR, NB_CT_CHANNEL, NB_CT_GROUP, NB_CT_BLOCK } nb_ct_strategy;
-
-/* One entry of config_groups. */
-typedef struct {
-    const char *name;
-    nb_ct_layout layout;
-    int bits; /* 2, 3, 4 or 8 */
-    bool symmetric;
-    nb_ct_strategy strategy;
-    int64_t group_size; /* NB_CT_GROUP; NB_CT_BLOCK: columns of a block */
-    int64_t block_rows; /* NB_CT_BLOCK */
-    nb_act_spec act;
-} nb_ct_group;
-
-typedef struct nb_ct_regex nb_ct_regex;
-
-/* A list of targets, or the list of what to ignore. Values are indexes of groups. */
-typedef struct {
-    nb_name *names; /* sorted */
-    int64_t n_names;
-    nb_ct_regex *regexes; /* in file order */
-    int64_t n_regexes;
-    int64_t linear; /* who named the class "Linear"; -1: nobody */
-} nb_ct_targets;
-
-/* `{0}` is empty: no quantization. The rest of it lives in an arena. */
+/* `{0}` is empty: no quantization. Groups live in an arena. */
 typedef struct {
     nb_ct_group *groups;
     int64_t n_groups;
@@ -58,9 +26,6 @@ void nb_ct_free(nb_ct *ct);
 nb_status nb_ct_match(const nb_ct *ct, const char *module, const nb_ct_group **out, nb_err *err);
 /* Whether a group names exactly this module, and nothing ignores it. */
 nb_status nb_ct_is_named(const nb_ct *ct, const char *module, bool *out, nb_err *err);
-
-/* Embeddings are matrices, but not of the class Linear. By the last part of module[0, len). */
-bool nb_ct_is_embedding(const char *module, size_t len);
 
 /* The tensors of one quantized module; NULL: not in the file. */
 typedef struct {

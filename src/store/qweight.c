@@ -22,20 +22,6 @@ nb_status nb_qweight_parse(nb_qweight_spec *spec, const json_t *config, nb_err *
 
 /* ---- the tensors of a module ---- */
 
-static nb_status wanted(const nb_st_tensor *t, nb_st_dtype dtype, int n_dims, const int64_t *dims,
-                        nb_err *err)
-{
-    char want[NB_ST_SHAPE_TEXT], found[NB_ST_SHAPE_TEXT];
-    bool same = t->dtype == dtype && t->n_dims == n_dims;
-    for (int i = 0; i < n_dims && same; i++)
-        same = t->dims[i] == dims[i];
-    if (same)
-        return NB_OK;
-    return nb_fail(err, NB_DATA, "tensor '%.200s': wanted %s %s, found %s %s", t->name,
-                   nb_st_dtype_name(dtype), nb_st_shape_text(want, n_dims, dims),
-                   nb_st_dtype_name(t->dtype), nb_st_shape_text(found, t->n_dims, t->dims));
-}
-
 /* Rows and columns of the matrix, by the packed codes alone. */
 static nb_status shape_of(nb_weight *w, const nb_qweight_spec *spec, const nb_st_tensor *t,
                           nb_err *err)
@@ -97,12 +83,13 @@ nb_status nb_qweight_describe(nb_weight *w, const nb_qweight_spec *spec,
     NB_TRY(must_be_there(parts->scales, codes, "scales", err));
     NB_TRY(must_be_there(parts->qzeros, codes, "qzeros", err));
     NB_TRY(scale_type_of(parts->scales, &w->scale_type, err));
-    NB_TRY(wanted(parts->scales, parts->scales->dtype, 2, (const int64_t[]){n_groups, w->n_rows},
-                  err));
-    NB_TRY(wanted(parts->qzeros, NB_ST_I32, 2,
-                  (const int64_t[]){n_groups, nb_codebits_words(w->n_rows, spec->bits)}, err));
+    NB_TRY(nb_st_expect(parts->scales, parts->scales->dtype, 2,
+                        (const int64_t[]){n_groups, w->n_rows}, err));
+    NB_TRY(nb_st_expect(parts->qzeros, NB_ST_I32, 2,
+                        (const int64_t[]){n_groups, nb_codebits_words(w->n_rows, spec->bits)},
+                        err));
     if (parts->g_idx != NULL)
-        NB_TRY(wanted(parts->g_idx, NB_ST_I32, 1, (const int64_t[]){w->n_cols}, err));
+        NB_TRY(nb_st_expect(parts->g_idx, NB_ST_I32, 1, (const int64_t[]){w->n_cols}, err));
     else if (spec->reorders)
         NB_TRY(must_be_there(NULL, codes, "g_idx, and desc_act is true", err));
 

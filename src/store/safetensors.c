@@ -42,6 +42,20 @@ const char *nb_st_shape_text(char out[NB_ST_SHAPE_TEXT], int n_dims, const int64
     return out;
 }
 
+nb_status nb_st_expect(const nb_st_tensor *t, nb_st_dtype dtype, int n_dims, const int64_t *dims,
+                       nb_err *err)
+{
+    char wanted[NB_ST_SHAPE_TEXT], found[NB_ST_SHAPE_TEXT];
+    bool same = t->dtype == dtype && t->n_dims == n_dims;
+    for (int i = 0; i < n_dims && same; i++)
+        same = t->dims[i] == dims[i];
+    if (same)
+        return NB_OK;
+    return nb_fail(err, NB_DATA, "tensor '%.200s': wanted %s %s, found %s %s", t->name,
+                   nb_st_dtype_name(dtype), nb_st_shape_text(wanted, n_dims, dims),
+                   nb_st_dtype_name(t->dtype), nb_st_shape_text(found, t->n_dims, t->dims));
+}
+
 /* Bytes of a tensor of this dtype and shape. */
 static nb_status tensor_bytes(const nb_st_tensor *t, int64_t *out, nb_err *err)
 {

@@ -53,6 +53,10 @@ typedef struct {
 #define NB_ST_SHAPE_TEXT 96
 const char *nb_st_shape_text(char out[NB_ST_SHAPE_TEXT], int n_dims, const int64_t *dims);
 
+/* NB_DATA says what was wanted and what was found, where the tensor has another dtype or shape. */
+nb_status nb_st_expect(const nb_st_tensor *t, nb_st_dtype dtype, int n_dims, const int64_t *dims,
+                       nb_err *err);
+
 typedef struct {
     nb_file file;
     int64_t data_start; /* byte of the file where `begin` counts from */

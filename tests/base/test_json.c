@@ -229,6 +229,7 @@ static void every_getter_refuses_every_wrong_type(void **state)
                       "\"false\":false,\"object\":{},\"array\":[7],\"null\":null}");
     for (int g = 0; g < N_GETTERS; g++) {
         for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
+            assert_true(nb_json_given(o, values[i].key));
             for (int required = 0; required < 2; required++) {
                 nb_err err = {0};
                 bool set;
@@ -248,6 +249,7 @@ static void every_getter_refuses_every_wrong_type(void **state)
             nb_err err = {0};
             bool set;
             const char *key = k == 0 ? "absent" : "null";
+            assert_false(nb_json_given(o, key));
             assert_int_equal(get((getter)g, o, key, false, &set, &err), NB_OK);
             assert_false(set);
             assert_int_equal(get((getter)g, o, key, true, &set, &err), NB_DATA);
