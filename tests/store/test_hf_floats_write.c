@@ -75,7 +75,7 @@ static nb_status write_plan(const nb_weight *plan, const nb_mat *mats, int n, nb
 
 static void expect_plan(const nb_weight *plan, const nb_mat *mats, int n)
 {
-    nb_store *store = open_good();
+    nb_store *store = open_good("m");
     nb_loaded loaded = {0};
     nb_err err;
     float was[COLS], is[COLS];
@@ -203,7 +203,7 @@ static void every_allocation_may_fail(void **state)
         const int64_t live = nb_alloc_live();
         for (int64_t at = 1;; at++) {
             nb_alloc_fail_at(at);
-            const nb_status s = read_all(&err);
+            const nb_status s = read_all("m", &err);
             nb_alloc_fail_at(0);
             assert_int_equal(nb_alloc_live(), live);
             if (s == NB_OK) {

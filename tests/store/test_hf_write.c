@@ -1,10 +1,6 @@
 /* Hugging Face folders that are written: they read back as they were, whatever fails on the way. */
-#include "base/rng.h"
-#include "store/ct_pack.h"
 #include "store/hf_folder.h"
-#include "store/store.h"
-#include "support/golden.h"
-#include "support/scratch.h"
+#include "store/sample.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,64 +9,16 @@
 
 /* ---- writing, and reading back ---- */
 
-#define MAX_PLAN 18
-
-typedef struct {
-    nb_weight plan[MAX_PLAN];
-    nb_mat mats[MAX_PLAN];
-    char names[MAX_PLAN][48];
-    int n;
-    char *config;
-} sample;
-
-/* Bytes that depend on the place only, and for floats are finite. */
-static void fill(void *out, size_t n, uint64_t stream, uint8_t mask)
-{
-    for (size_t i = 0; i < n; i++) {
-        uint32_t r[4];
-        nb_philox(9, stream, i, r);
-        ((uint8_t *)out)[i] = (uint8_t)(r[0] & mask);
-    }
-}
-
 static void add_weight(sample *s, const nb_format *fmt, int64_t n_rows, int64_t n_cols,
                        int64_t group_size, bool symmetric, nb_float_type scale_type, int act)
 {
-    const int i = s->n++;
-    nb_err err;
-    nb_mat *m = &s->mats[i];
-    assert_true(i < MAX_PLAN);
-    snprintf(s->names[i], sizeof s->names[i], "model.layers.%d.proj.weight", i);
-    s->plan[i] = (nb_weight){.name = s->names[i],
-                             .n_dims = 2,
-                             .dims = {n_rows, n_cols},
+    add_like(s, &(nb_weight){.fmt = fmt,
                              .n_rows = n_rows,
                              .n_cols = n_cols,
-                             .fmt = fmt,
                              .group_size = group_size,
                              .symmetric = symmetric,
                              .scale_type = scale_type,
-                             .act = {.bits = act, .per_token = act != 0}};
-    *m = (nb_mat){.fmt = fmt, .n_rows = n_rows, .n_cols = n_cols};
-    assert_int_equal(nb_format_row_bytes(fmt, n_cols, &m->row_bytes, &err), NB_OK);
-    m->codes = malloc((size_t)(n_rows * m->row_bytes));
-    assert_non_null(m->codes);
-    fill(m->codes, (size_t)(n_rows * m->row_bytes), (uint64_t)i, fmt->affine ? 0xff : 0x3f);
-    if (!fmt->affine)
-        return;
-    if (fmt->bits < 8)
-        nb_ct_clear_padding(m->codes, n_rows, n_cols, fmt->bits);
-    const size_t n_scales = (size_t)(n_rows * (n_cols / group_size));
-    m->group_size = group_size;
-    m->scale_type = scale_type;
-    m->scales = malloc(n_scales * nb_float_bytes(scale_type));
-    fill(m->scales, n_scales * nb_float_bytes(scale_type), 100 + (uint64_t)i, 0x3f);
-    if (!symmetric) {
-        m->zeros = malloc(n_scales);
-        fill(m->zeros, n_scales, 200 + (uint64_t)i, 0xff);
-        for (size_t z = 0; z < n_scales; z++)
-            m->zeros[z] = (int8_t)(m->zeros[z] >> (8 - fmt->bits));
-    }
+                             .act = {.bits = act, .per_token = act != 0}});
 }
 
 static void finish_sample(sample *s)
@@ -83,16 +31,6 @@ static void finish_sample(sample *s)
     s->config = json_dumps(config, 0);
     assert_non_null(s->config);
     json_decref(config);
-}
-
-static void free_sample(sample *s)
-{
-    for (int i = 0; i < s->n; i++) {
-        free(s->mats[i].codes);
-        free(s->mats[i].scales);
-        free(s->mats[i].zeros);
-    }
-    free(s->config);
 }
 
 /* One of each kind, with sizes that leave padding everywhere. */
@@ -356,23 +294,7 @@ static void every_allocation_may_fail(void **state)
         assert_false(scratch_exists("walk"));
     }
     assert_true(n > 20);
-    for (n = 1;; n++) {
-        nb_store *store = NULL;
-        nb_loaded loaded = {0};
-        nb_alloc_fail_at(n);
-        nb_status status = nb_store_open(&store, scratch_path("walk"), &err);
-        for (int i = 0; status == NB_OK && i < s.n; i++)
-            status = nb_store_read(store, nb_store_weight(store, i), &loaded, &err);
-        nb_alloc_fail_at(0);
-        nb_loaded_free(&loaded);
-        nb_store_close(store);
-        assert_int_equal(nb_alloc_live(), live);
-        if (status == NB_OK)
-            break;
-        if (status != NB_MEMORY)
-            fail_msg("allocation %lld: %s", (long long)n, err.text);
-    }
-    assert_true(n > 20);
+    walk_reading("walk", 20);
     free_sample(&s);
 }
 
