@@ -248,6 +248,28 @@ static inline walk_outcome walk_well(const walk_world *w, const walk_how *how)
     return o;
 }
 
+/* Allocations of a walk fail, one in each run: an error, nothing leaks or is kept, and the next
+ * walk ends in the same bytes as the first. All of the first ones fail, then some of the others. */
+static inline void walk_without_memory(const walk_world *w, const walk_how *how)
+{
+    const walk_outcome whole = walk_well(w, how);
+    const int64_t live = nb_alloc_live();
+    int64_t n_failed = 0;
+    for (int64_t n = 1;; n += 1 + n / 16) {
+        walk_outcome o;
+        walk_how failing = *how;
+        failing.fail_alloc = n;
+        walk(&o, w, &failing);
+        assert_int_equal(nb_alloc_live(), live);
+        if (o.status == NB_OK)
+            break;
+        assert_int_equal(o.status, NB_MEMORY);
+        n_failed++;
+    }
+    assert_true(n_failed > 20);
+    assert_string_equal(walk_well(w, how).digest, whole.digest);
+}
+
 /* A model of what a walk has made. */
 static inline void write_model(nb_store *store, const nb_plan *plan, const nb_workdir *dir,
                                const nb_walk_result *result, nb_pool *pool, const char *path)
