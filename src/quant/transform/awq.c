@@ -56,10 +56,7 @@ static nb_status parse(awq_options *out, const char *text, nb_err *err)
                                "option grid of transform awq is a number from 1 to %d, not '%s'",
                                MAX_GRID, o.value);
         } else {
-            return nb_fail(err, NB_USAGE,
-                           "transform awq has no option '%s%s%s'; there are: clip=on|off, "
-                           "duo=on|off|both, grid=N",
-                           o.name, o.value[0] != 0 ? "=" : "", o.value);
+            return nb_transform_no_option("awq", &o, "clip=on|off, duo=on|off|both, grid=N", err);
         }
     }
     return NB_OK;
@@ -73,16 +70,10 @@ static nb_status awq_check(const char *options, nb_err *err)
 
 /* ---- the search for s ---- */
 
-/* Rows of the point's linears, and what tr(W H W^T) is of those. */
-typedef struct {
-    nb_trial trial;
-    double power[NB_GROUP_LINEARS];
-} sample;
-
 typedef struct {
     const nb_transform_job *job;
     nb_point point;
-    sample all, few; /* `few` is empty where all rows are */
+    nb_trial all, few; /* `few` is empty where all rows are; their power is tr(W H W^T) */
     const nb_sym *h;
     int64_t n;
     double *log_x, *log_w; /* [n], by source; -DBL_MAX: a channel without inputs */
@@ -123,16 +114,16 @@ static void error_row(void *context, int64_t r, int thread)
 }
 
 /* Of x->s, settled. Linears without any output do not count. */
-static nb_status loss_of(search *x, sample *on, double *out, nb_err *err)
+static nb_status loss_of(search *x, nb_trial *on, double *out, nb_err *err)
 {
     double total = 0;
     int count = 0;
-    for (int i = 0; i < on->trial.n; i++) {
-        const nb_trial_linear *l = &on->trial.linear[i];
+    for (int i = 0; i < on->n; i++) {
+        const nb_trial_linear *l = &on->linear[i];
         double loss;
         if (!(on->power[i] > 0))
             continue;
-        nb_trial_round(&on->trial, i, x->s, x->e);
+        nb_trial_round(on, i, x->s, x->e);
         nb_pool_run(x->job->la->pool, l->n_rows, error_row,
                     &(differing){l->weight, x->s, x->e, x->n});
         NB_TRY(loss_of_rows(x, x->e, l->n_rows, &loss, err));
@@ -175,8 +166,8 @@ static void weight_shares(const search *x, double *mean)
 {
     for (int64_t j = 0; j < x->n; j++)
         mean[j] = 0;
-    for (int i = 0; i < x->all.trial.n; i++) {
-        const nb_trial_linear *l = &x->all.trial.linear[i];
+    for (int i = 0; i < x->all.n; i++) {
+        const nb_trial_linear *l = &x->all.linear[i];
         const int64_t len = l->has_grid ? l->grid.group_len : x->n;
         for (int64_t r = 0; r < l->n_rows; r++) {
             for (int64_t j = 0; j < x->n; j += len)
@@ -193,23 +184,6 @@ static void take_logs(double *v, int64_t n)
     /* Far below the largest is as good as nothing, and must not take all of the range of s. */
     for (int64_t j = 0; j < n; j++)
         v[j] = v[j] > 0 ? nb_log64(v[j] > 1e-6 * most ? v[j] : 1e-6 * most) : -DBL_MAX;
-}
-
-static void make_s(search *x, double alpha, bool duo)
-{
-    double lo = DBL_MAX, hi = -DBL_MAX;
-    for (int pass = 0; pass < 2; pass++) {
-        for (int64_t j = 0; j < x->n; j++) {
-            x->s[j] = 1;
-            if (x->log_x[j] == -DBL_MAX || (duo && x->log_w[j] == -DBL_MAX))
-                continue;
-            const double v = alpha * x->log_x[j] - (duo ? (1 - alpha) * x->log_w[j] : 0);
-            lo = v < lo ? v : lo;
-            hi = v > hi ? v : hi;
-            if (pass == 1)
-                x->s[j] = (float)nb_exp64(v - (lo + hi) / 2);
-        }
-    }
 }
 
 /* A point of the grid, and what it costs. */
@@ -236,9 +210,9 @@ static int list_candidates(const awq_options *o, candidate *out)
     return n;
 }
 
-static nb_status loss_at(search *x, sample *on, candidate *c, nb_err *err)
+static nb_status loss_at(search *x, nb_trial *on, candidate *c, nb_err *err)
 {
-    make_s(x, c->alpha, c->duo);
+    nb_trial_scales(x->log_x, c->duo ? x->log_w : NULL, c->alpha, x->n, x->s);
     NB_TRY(nb_transform_settle(x->job, x->point, x->s, err));
     return loss_of(x, on, &c->loss, err);
 }
@@ -275,7 +249,7 @@ static nb_status search_s(search *x, const awq_options *o, choice *best, nb_err 
     *best = (choice){0};
     NB_TRY(loss_of(x, &x->all, &best->before, err));
     best->at.loss = best->before;
-    if (x->few.trial.n > 0 && n > N_LOOKED)
+    if (x->few.n > 0 && n > N_LOOKED)
         NB_TRY(keep_best(x, c, &n, err));
     for (int i = 0; i < n; i++) {
         NB_TRY(loss_at(x, &x->all, &c[i], err));
@@ -288,11 +262,11 @@ static nb_status search_s(search *x, const awq_options *o, choice *best, nb_err 
     return NB_OK;
 }
 
-static nb_status sample_init(search *x, sample *on, int64_t max_rows, nb_err *err)
+static nb_status trial_init(search *x, nb_trial *on, int64_t max_rows, nb_err *err)
 {
-    NB_TRY(nb_trial_init(&on->trial, x->job, x->point, max_rows, err));
-    for (int i = 0; i < on->trial.n; i++) {
-        const nb_trial_linear *l = &on->trial.linear[i];
+    NB_TRY(nb_trial_init(on, x->job, x->point, max_rows, err));
+    for (int i = 0; i < on->n; i++) {
+        const nb_trial_linear *l = &on->linear[i];
         NB_TRY(loss_of_rows(x, l->weight, l->n_rows, &on->power[i], err));
     }
     return NB_OK;
@@ -310,9 +284,9 @@ static nb_status search_init(search *x, const nb_transform_job *job, nb_point po
     NB_TRY(NB_ALLOC(&x->best_s, x->n, err));
     NB_TRY(NB_ALLOC(&x->e, rows * x->n, err));
     NB_TRY(NB_ALLOC(&x->row_loss, rows, err));
-    NB_TRY(sample_init(x, &x->all, MAX_ROWS, err));
-    if (x->all.trial.most_rows > FEW_ROWS)
-        NB_TRY(sample_init(x, &x->few, FEW_ROWS, err));
+    NB_TRY(trial_init(x, &x->all, MAX_ROWS, err));
+    if (x->all.most_rows > FEW_ROWS)
+        NB_TRY(trial_init(x, &x->few, FEW_ROWS, err));
     memcpy(x->log_x, stats->mean_abs, (size_t)x->n * sizeof *x->log_x);
     weight_shares(x, x->log_w);
     share(x, x->log_x);
@@ -324,8 +298,8 @@ static nb_status search_init(search *x, const nb_transform_job *job, nb_point po
 
 static void search_free(search *x)
 {
-    nb_trial_free(&x->all.trial);
-    nb_trial_free(&x->few.trial);
+    nb_trial_free(&x->all);
+    nb_trial_free(&x->few);
     nb_free(x->log_x);
     nb_free(x->log_w);
     nb_free(x->s);
@@ -336,22 +310,13 @@ static void search_free(search *x)
 
 /* ---- a point ---- */
 
-static bool any_power(const search *x)
-{
-    for (int i = 0; i < x->all.trial.n; i++) {
-        if (x->all.power[i] > 0)
-            return true;
-    }
-    return false;
-}
-
 /* The rotations after q and k make their errors hard to foretell: the paper leaves them alone. */
 static nb_status clip(const search *x, char *note, size_t room, nb_err *err)
 {
     double share = 0;
     int count = 0;
-    for (int i = 0; i < x->all.trial.n; i++) {
-        const nb_linear_id id = x->all.trial.linear[i].id;
+    for (int i = 0; i < x->all.n; i++) {
+        const nb_linear_id id = x->all.linear[i].id;
         double clipped;
         if (id == NB_LINEAR_Q || id == NB_LINEAR_K)
             continue;
@@ -373,10 +338,8 @@ static nb_status awq_point(const nb_transform_job *job, nb_point point, const aw
     search x;
     choice best = {0};
     nb_status s = search_init(&x, job, point, err);
-    if (s == NB_OK && !any_power(&x)) {
-        snprintf(note, room, x.all.trial.n == 0 ? "nothing to quantize" : "no inputs");
+    if (s == NB_OK && nb_trial_is_void(&x.all, note, room))
         goto done;
-    }
     if (s == NB_OK)
         s = search_s(&x, o, &best, err);
     if (s != NB_OK)

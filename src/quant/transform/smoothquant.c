@@ -49,10 +49,7 @@ static nb_status parse(smooth_options *out, const char *text, nb_err *err)
                                "not '%s'",
                                o.value);
         } else {
-            return nb_fail(err, NB_USAGE,
-                           "transform smoothquant has no option '%s%s%s'; there are: alpha=A, "
-                           "balance=on|off",
-                           o.name, o.value[0] != 0 ? "=" : "", o.value);
+            return nb_transform_no_option("smoothquant", &o, "alpha=A, balance=on|off", err);
         }
     }
     return NB_OK;
@@ -78,10 +75,9 @@ typedef struct {
     float *w;                      /* [most_rows][n]: rounded weights */
     float *y;                      /* [n_sample][most_rows] */
     float *want[NB_GROUP_LINEARS]; /* [n_sample][n_rows] */
-    double power[NB_GROUP_LINEARS];
-    double *row_sum; /* [n_sample] */
-    int8_t *codes;   /* [n_threads][n] */
-    float *scales;   /* [n_threads][n] */
+    double *row_sum;               /* [n_sample] */
+    int8_t *codes;                 /* [n_threads][n] */
+    float *scales;                 /* [n_threads][n] */
     uint8_t *product;
 } smoothing;
 
@@ -217,7 +213,7 @@ static double loss_of(smoothing *x)
     for (int i = 0; i < x->trial.n; i++) {
         const nb_trial_linear *l = &x->trial.linear[i];
         const int64_t group = act_group(x, l->id);
-        if (!(x->power[i] > 0))
+        if (!(x->trial.power[i] > 0))
             continue;
         const float given = static_scale(x, l->id);
         if (group != rounded || given != under)
@@ -227,7 +223,7 @@ static double loss_of(smoothing *x)
         under = given;
         nb_trial_round(&x->trial, i, x->s, x->w);
         product(x, x->x, x->w, l->n_rows, x->y);
-        total += squares(x, x->y, x->want[i], l->n_rows) / x->power[i];
+        total += squares(x, x->y, x->want[i], l->n_rows) / x->trial.power[i];
         count++;
     }
     return count > 0 ? total / count : 0;
@@ -265,24 +261,6 @@ static void column_maxima(const smoothing *x, double *most)
     }
 }
 
-/* Only ratios matter: the largest and the smallest s are as far from 1. */
-static void alpha_s(smoothing *x, double alpha)
-{
-    double lo = DBL_MAX, hi = -DBL_MAX;
-    for (int pass = 0; pass < 2; pass++) {
-        for (int64_t j = 0; j < x->n; j++) {
-            x->s[j] = 1;
-            if (x->log_x[j] == -DBL_MAX || x->log_w[j] == -DBL_MAX)
-                continue;
-            const double v = alpha * x->log_x[j] - (1 - alpha) * x->log_w[j];
-            lo = v < lo ? v : lo;
-            hi = v > hi ? v : hi;
-            if (pass == 1)
-                x->s[j] = (float)nb_exp64(v - (lo + hi) / 2);
-        }
-    }
-}
-
 static nb_status balance_s(smoothing *x, nb_err *err)
 {
     const nb_config *c = x->job->config;
@@ -300,13 +278,13 @@ static nb_status balance_s(smoothing *x, nb_err *err)
         const nb_trial_linear *l = &x->trial.linear[i];
         const nb_format *fmt = l->made.mat.fmt;
         const int64_t group = act_group(x, l->id);
-        if (!(x->power[i] > 0))
+        if (!(x->trial.power[i] > 0))
             continue;
         if (group > 0) {
             job.x.group = group;
             job.x.largest = 127;
         }
-        job.power[job.n_linears] = x->power[i];
+        job.power[job.n_linears] = x->trial.power[i];
         job.w[job.n_linears++] = (nb_balance_side){
             .a = l->weight,
             .n_rows = l->n_rows,
@@ -349,7 +327,7 @@ static nb_status search_s(smoothing *x, const smooth_options *o, choice *best, n
     best->before = best->loss = loss_of(x);
     for (int i = 0; i <= ALPHA_STEPS; i++) {
         const double alpha = o->search ? (double)i / ALPHA_STEPS : o->alpha;
-        alpha_s(x, alpha);
+        nb_trial_scales(x->log_x, x->log_w, alpha, x->n, x->s);
         NB_TRY(try_s(x, best, "alpha %.3g", alpha, err));
         if (!o->search)
             break;
@@ -387,7 +365,7 @@ static nb_status smoothing_init(smoothing *x, const nb_transform_job *job, nb_po
         const nb_trial_linear *l = &x->trial.linear[i];
         NB_TRY(NB_ALLOC(&x->want[i], n_sample * l->n_rows, err));
         product(x, x->sample, l->weight, l->n_rows, x->want[i]);
-        x->power[i] = squares(x, x->want[i], NULL, l->n_rows);
+        x->trial.power[i] = squares(x, x->want[i], NULL, l->n_rows);
     }
     for (int64_t j = 0; j < n; j++)
         x->log_x[j] = (double)stats->max_abs[j];
@@ -415,15 +393,6 @@ static void smoothing_free(smoothing *x)
     nb_free(x->product);
 }
 
-static bool any_power(const smoothing *x)
-{
-    for (int i = 0; i < x->trial.n; i++) {
-        if (x->power[i] > 0)
-            return true;
-    }
-    return false;
-}
-
 static nb_status smooth_point(const nb_transform_job *job, nb_point point, const smooth_options *o,
                               nb_transform_result *result, nb_err *err)
 {
@@ -432,10 +401,8 @@ static nb_status smooth_point(const nb_transform_job *job, nb_point point, const
     smoothing x;
     choice best = {0};
     nb_status s = smoothing_init(&x, job, point, err);
-    if (s == NB_OK && !any_power(&x)) {
-        snprintf(note, room, x.trial.n == 0 ? "nothing to quantize" : "no inputs");
+    if (s == NB_OK && nb_trial_is_void(&x.trial, note, room))
         goto done;
-    }
     if (s == NB_OK)
         s = search_s(&x, o, &best, err);
     if (s != NB_OK)

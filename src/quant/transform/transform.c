@@ -59,6 +59,13 @@ bool nb_transform_option(const char **at, nb_method_option *out)
     return true;
 }
 
+nb_status nb_transform_no_option(const char *transform, const nb_method_option *o,
+                                 const char *known, nb_err *err)
+{
+    return nb_fail(err, NB_USAGE, "transform %s has no option '%s%s%s'; there are: %s", transform,
+                   o->name, o->value[0] != 0 ? "=" : "", o->value, known);
+}
+
 /* ---- points ---- */
 
 const char *nb_point_name(nb_point point)

@@ -66,6 +66,9 @@ nb_status nb_transform_by_name(const nb_transform **out, const char **options, c
 
 /* The next option of a list "clip=off,duo": false at its end. */
 bool nb_transform_option(const char **at, nb_method_option *out);
+/* NB_USAGE for an option that a transform does not have; `known` lists those that it has. */
+nb_status nb_transform_no_option(const char *transform, const nb_method_option *o,
+                                 const char *known, nb_err *err);
 
 /* For transforms: makes of s [n_cols] what nb_transform_move would apply, so that candidates are
  * tried as they will be.

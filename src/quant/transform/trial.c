@@ -1,8 +1,11 @@
 /* See trial.h. */
 #include "quant/transform/trial.h"
 
+#include "kernel/math.h"
 #include "quant/weight/room.h"
 
+#include <float.h>
+#include <stdio.h>
 #include <string.h>
 
 #define CHUNK_ROWS 8
@@ -152,4 +155,31 @@ void nb_trial_round(nb_trial *t, int i, const float *s, float *out)
         x.importance = importance_of(t, s);
     nb_pool_run(t->job->la->pool, (l->n_rows + x.rows_a_chunk - 1) / x.rows_a_chunk, round_chunk,
                 &x);
+}
+
+bool nb_trial_is_void(const nb_trial *t, char *note, size_t room)
+{
+    for (int i = 0; i < t->n; i++) {
+        if (t->power[i] > 0)
+            return false;
+    }
+    snprintf(note, room, t->n == 0 ? "nothing to quantize" : "no inputs");
+    return true;
+}
+
+void nb_trial_scales(const double *log_x, const double *log_w, double alpha, int64_t n, float *s)
+{
+    double lo = DBL_MAX, hi = -DBL_MAX;
+    for (int pass = 0; pass < 2; pass++) {
+        for (int64_t j = 0; j < n; j++) {
+            s[j] = 1;
+            if (log_x[j] == -DBL_MAX || (log_w != NULL && log_w[j] == -DBL_MAX))
+                continue;
+            const double v = alpha * log_x[j] - (log_w != NULL ? (1 - alpha) * log_w[j] : 0);
+            lo = v < lo ? v : lo;
+            hi = v > hi ? v : hi;
+            if (pass == 1)
+                s[j] = (float)nb_exp64(v - (lo + hi) / 2);
+        }
+    }
 }

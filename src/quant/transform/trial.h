@@ -24,7 +24,9 @@ typedef struct {
     bool search;               /* the method is not plain rtn: scales are searched for */
     int n;                     /* linears that the plan quantizes, and that are not all zero */
     nb_trial_linear linear[NB_GROUP_LINEARS];
-    float *importance; /* [n_cols], scratch */
+    double power[NB_GROUP_LINEARS]; /* of their outputs, as the transform measures errors: filled by
+                                       it; linears with none do not count */
+    float *importance;              /* [n_cols], scratch */
 } nb_trial;
 
 nb_status nb_trial_init(nb_trial *t, const nb_transform_job *job, nb_point point, int64_t max_rows,
@@ -33,6 +35,14 @@ void nb_trial_free(nb_trial *t);
 /* out [n_rows][n_cols] = the values of linear i's rows times s once they are rounded; s NULL: 1.
  * Runs on the pool. */
 void nb_trial_round(nb_trial *t, int i, const float *s, float *out);
+
+/* Whether there is nothing to try: no linear, or none with any power. The note says which. */
+bool nb_trial_is_void(const nb_trial *t, char *note, size_t room);
+
+/* s_j = exp(alpha log_x[j] - (1 - alpha) log_w[j]), over the geometric mean of the largest and the
+ * smallest of them: only ratios matter. 1 where a logarithm is -DBL_MAX, which stands for that of
+ * nothing. log_w NULL: s_j = exp(alpha log_x[j]), likewise. All are [n]. */
+void nb_trial_scales(const double *log_x, const double *log_w, double alpha, int64_t n, float *s);
 
 /* Whether scales are to be searched for: anything but plain rtn does. */
 bool nb_trial_searches(const nb_method *method);
