@@ -1,22 +1,11 @@
 /* AWQ: its loss against plain loops, what it promises (never worse, the same on any machine), what
  * it is for (a planted outlier), and inputs with which nothing can be done. */
-#include "support/golden.h"
-
-#include "kernel/machines.h"
 #include "quant/transform/awq_clip.h"
-#include "quant/weight/room.h"
-#include "toy_block.h"
+#include "toy_transform.h"
 
 #define NEEDS (NB_STAT_HESSIAN | NB_STAT_MAGNITUDE)
 
 extern const nb_transform nb_transform_awq;
-
-static nb_err err;
-
-static nb_algebra algebra(int threads, int table)
-{
-    return (nb_algebra){.kernels = &tables[table], .pool = pools[threads - 1]};
-}
 
 /* The format's values of all rows of a linear, as plain rtn has them. */
 static void round_all(const toy_block *b, int id, const float *w, float *out)
@@ -71,19 +60,7 @@ static double loss_now(const toy_block *b, nb_point point)
 
 static nb_transform_result apply(toy_block *b, const char *options)
 {
-    nb_transform_result r;
-    b->job.options = options;
-    assert_int_equal(nb_transform_awq.apply(&b->job, &r, &err), NB_OK);
-    return r;
-}
-
-/* As if no tokens had come by. */
-static void forget(toy_block *b, nb_point point)
-{
-    nb_input_stats_free(&b->stats[point]);
-    assert_int_equal(
-        nb_input_stats_init(&b->stats[point], nb_point_n_cols(&b->config, point), NEEDS, 1, &err),
-        NB_OK);
+    return toy_apply(b, &nb_transform_awq, options);
 }
 
 /* What it says its losses are: those of the blocks before and after, by plain loops; and never
@@ -112,7 +89,7 @@ static void losses_are_what_they_say_and_never_grow(void **state)
         for (int p = 0; p < NB_N_POINTS; p++) {
             before[p] = loss_now(&b, (nb_point)p);
             if (p % 2 != half)
-                forget(&b, (nb_point)p);
+                toy_forget(&b, (nb_point)p, NEEDS);
         }
         const nb_transform_result r = apply(&b, "clip=off,grid=8");
         for (int p = half; p < NB_N_POINTS; p += 2, n++) {
@@ -215,78 +192,22 @@ static void an_outlier_gets_a_larger_weight(void **state)
     nb_algebra_free(&la);
 }
 
-static void same_block(const toy_block *a, const toy_block *b)
-{
-    for (int id = 0; id < NB_N_LINEARS; id++)
-        assert_memory_equal(a->weight[id], b->weight[id],
-                            sizeof(float) * (size_t)(a->to[id].n_rows * a->to[id].n_cols));
-    assert_memory_equal(a->gain, b->gain, sizeof a->gain);
-}
-
 static void results_depend_on_no_machine(void **state)
 {
     (void)state;
     const toy_options o = {.seed = 9, .outlier = 4, .needs = NEEDS, .gain_type = NB_BF16};
-    nb_algebra first_la = algebra(1, 0);
-    toy_block first;
-    toy_open(&first, &first_la, &o);
-    const nb_transform_result want = apply(&first, "grid=4");
-    for (int threads = 1; threads <= 3; threads++) {
-        for (int table = 0; table < n_tables; table++) {
-            nb_algebra la = algebra(threads, table);
-            toy_block b;
-            toy_open(&b, &la, &o);
-            const nb_transform_result r = apply(&b, "grid=4");
-            same_block(&b, &first);
-            assert_memory_equal(r.after, want.after, sizeof r.after);
-            toy_close(&b);
-            nb_algebra_free(&la);
-        }
-    }
-    toy_close(&first);
-    nb_algebra_free(&first_la);
-}
-
-static void all_finite(const toy_block *b)
-{
-    for (int id = 0; id < NB_N_LINEARS; id++) {
-        for (int64_t i = 0; i < b->to[id].n_rows * b->to[id].n_cols; i++)
-            assert_true(isfinite(b->weight[id][i]));
-    }
-    for (int j = 0; j < TOY_D; j++)
-        assert_true(isfinite(b->gain[0][j]) && isfinite(b->gain[1][j]));
+    toy_on_every_machine(&nb_transform_awq, &o, "grid=4");
 }
 
 static void degenerate_inputs_end_well(void **state)
 {
     (void)state;
     nb_algebra la = algebra(2, n_tables - 1);
-    for (int kind = 0; kind < 5; kind++) {
+    for (toy_spoilt kind = 0; kind < TOY_N_SPOILT; kind++) {
         toy_block b, was;
-        const toy_options o = {.seed = 10, .needs = NEEDS, .empty = kind == 0};
+        const toy_options o = {.seed = 10, .needs = NEEDS, .empty = kind == TOY_EMPTY};
         toy_open(&b, &la, &o);
-        if (kind == 1) { /* dead channels: no gain, and no row that feeds them */
-            for (int j = 0; j < 20; j++)
-                b.gain[0][j] = b.gain[1][j] = 0;
-            memset(b.weight[NB_LINEAR_V], 0, sizeof(float) * 20 * TOY_D);
-            memset(b.weight[NB_LINEAR_UP], 0, sizeof(float) * 20 * TOY_D);
-        } else if (kind == 2) { /* one channel, and next to nothing else */
-            for (int j = 1; j < TOY_D; j++)
-                b.gain[0][j] = b.gain[1][j] = 1e-12f;
-        } else if (kind == 3) { /* columns without weights */
-            for (int id = 0; id < NB_N_LINEARS; id++) {
-                for (int64_t r = 0; r < b.to[id].n_rows; r++)
-                    memset(b.weight[id] + r * b.to[id].n_cols, 0, 40 * sizeof(float));
-            }
-        } else if (kind == 4) { /* no weights at all */
-            for (int id = 0; id < NB_N_LINEARS; id++)
-                memset(b.weight[id], 0,
-                       sizeof(float) * (size_t)(b.to[id].n_rows * b.to[id].n_cols));
-        }
-        for (int p = 0; p < NB_N_POINTS && kind > 0; p++)
-            nb_input_stats_free(&b.stats[p]);
-        if (kind > 0)
-            toy_gather(&b, b.stats, NEEDS, b.x, b.x);
+        toy_spoil(&b, kind, NEEDS);
         was = b;
         for (int id = 0; id < NB_N_LINEARS; id++) {
             const size_t size = sizeof(float) * (size_t)(b.to[id].n_rows * b.to[id].n_cols);
@@ -294,15 +215,15 @@ static void degenerate_inputs_end_well(void **state)
             memcpy(was.weight[id], b.weight[id], size);
         }
         const nb_transform_result r = apply(&b, "");
-        all_finite(&b);
+        toy_finite(&b);
         for (int p = 0; p < NB_N_POINTS; p++) {
             assert_true(r.note[p][0] != 0);
             assert_true(!(r.after[p] > r.before[p]));
         }
-        if (kind == 0 || kind == 4)
-            same_block(&b, &was);
+        if (kind == TOY_EMPTY || kind == TOY_NO_WEIGHTS)
+            toy_same(&b, &was);
         /* Dead channels keep their weights (up to clipping, which cannot cost anything there). */
-        for (int j = 0; kind == 1 && j < 20; j++)
+        for (int j = 0; kind == TOY_DEAD && j < 20; j++)
             assert_true(b.weight[NB_LINEAR_Q][j] == was.weight[NB_LINEAR_Q][j] &&
                         b.gain[0][j] == 0);
         for (int id = 0; id < NB_N_LINEARS; id++)
@@ -423,57 +344,10 @@ static void clipping_knows_its_place(void **state)
 static void a_search_without_memory_leaks_nothing(void **state)
 {
     (void)state;
-    nb_algebra la = algebra(1, n_tables - 1);
-    int n = 0;
-    for (nb_status status = NB_MEMORY; status != NB_OK; n += 3) {
-        toy_block b;
-        toy_open(&b, &la, &(toy_options){.seed = 14, .needs = NEEDS});
-        b.job.options = "grid=2";
-        nb_algebra_free(&la); /* so that its scratch is asked for again */
-        const int64_t live = nb_alloc_live();
-        nb_transform_result r;
-        nb_alloc_fail_at(n + 1);
-        status = nb_transform_awq.apply(&b.job, &r, &err);
-        nb_alloc_fail_at(0);
-        assert_true(status == NB_OK || status == NB_MEMORY);
-        nb_algebra_free(&la);
-        assert_true(nb_alloc_live() <= live);
-        toy_close(&b);
-    }
-    assert_true(n > 30);
+    toy_without_memory(&nb_transform_awq, &(toy_options){.seed = 14, .needs = NEEDS}, "grid=2");
 }
 
 /* ---- cases for scripts/oracle_awq.py ---- */
-
-static void print_floats(const char *name, const float *x, int64_t n)
-{
-    printf(", \"%s\": [", name);
-    for (int64_t i = 0; i < n; i++)
-        printf("%s%.9g", i == 0 ? "" : ", ", (double)x[i]);
-    printf("]");
-}
-
-/* The codes that plain rtn gives a linear. */
-static void print_codes(const toy_block *b, int id)
-{
-    nb_loaded made = {0};
-    const nb_weight *to = &b->to[id];
-    const int64_t n = to->n_cols;
-    int8_t code[TOY_MAX];
-    float scale[TOY_MAX], min[TOY_MAX];
-    int16_t zero[TOY_MAX];
-    assert_int_equal(nb_room_for(&made, to, &err), NB_OK);
-    printf(", \"codes_%d\": [", id);
-    for (int64_t r = 0; r < to->n_rows; r++) {
-        const nb_int_row row = {.code = code, .scale = scale, .zero = zero, .min = min};
-        to->fmt->encode_row(&made.mat, r, b->weight[id] + r * n);
-        to->fmt->int_row(&made.mat, r, &row);
-        for (int64_t j = 0; j < n; j++)
-            printf("%s%d", r + j == 0 ? "" : ", ", code[j]);
-    }
-    printf("]");
-    nb_loaded_free(&made);
-}
 
 static const float *full_h(const nb_input_stats *stats, float *h)
 {
@@ -507,14 +381,7 @@ static void print_cases(void)
             const int first = (int)nb_point_linears((nb_point)p, &count);
             const int64_t n = was.to[first].n_cols;
             float s[TOY_MAX];
-            for (int64_t j = 0; j < n; j++)
-                s[j] = b.weight[first][j] / was.weight[first][j];
-            printf("{\"transform\": \"%s\", \"point\": \"%s\", \"n\": %d, \"first\": %d, "
-                   "\"count\": %d, \"shared\": %d, \"head_dim\": %d, \"note\": \"%s\", "
-                   "\"before\": %.17g, \"after\": %.17g",
-                   "awq", nb_point_name((nb_point)p), (int)n, first, count, p == NB_AT_O ? 2 : 1,
-                   TOY_HEAD_DIM, r.note[p], r.before[p], r.after[p]);
-            print_floats("s", s, n);
+            print_choice(&nb_transform_awq, &was, &b, p, &r);
             print_floats("h", full_h(&was.stats[p], h), n * n);
             for (int64_t j = 0; j < n; j++)
                 s[j] = (float)was.stats[p].mean_abs[j];

@@ -1,29 +1,15 @@
 /* SmoothQuant: its error against plain loops, what it promises, and the balance against small moves
  * of any channel. */
-#include "support/golden.h"
-
-#include "kernel/machines.h"
 #include "quant/transform/balance.h"
-#include "quant/weight/room.h"
-#include "toy_block.h"
+#include "toy_transform.h"
 
 #define NEEDS (NB_STAT_MAGNITUDE | NB_STAT_SAMPLE)
 
 extern const nb_transform nb_transform_smoothquant;
 
-static nb_err err;
-
-static nb_algebra algebra(int threads, int table)
-{
-    return (nb_algebra){.kernels = &tables[table], .pool = pools[threads - 1]};
-}
-
 static nb_transform_result apply(toy_block *b, const char *options)
 {
-    nb_transform_result r;
-    b->job.options = options;
-    assert_int_equal(nb_transform_smoothquant.apply(&b->job, &r, &err), NB_OK);
-    return r;
+    return toy_apply(b, &nb_transform_smoothquant, options);
 }
 
 /* Inputs rounded in plain doubles, one scale a token. */
@@ -74,14 +60,6 @@ static double error_now(const toy_block *b, nb_point point, bool round_inputs)
     return total / count;
 }
 
-static void forget(toy_block *b, nb_point point)
-{
-    nb_input_stats_free(&b->stats[point]);
-    assert_int_equal(
-        nb_input_stats_init(&b->stats[point], nb_point_n_cols(&b->config, point), NEEDS, 1, &err),
-        NB_OK);
-}
-
 static void errors_are_what_they_say_and_never_grow(void **state)
 {
     (void)state;
@@ -104,7 +82,7 @@ static void errors_are_what_they_say_and_never_grow(void **state)
         for (int p = 0; p < NB_N_POINTS; p++) {
             before[p] = error_now(&b, (nb_point)p, o.act_bits == 8);
             if (p % 2 != half)
-                forget(&b, (nb_point)p);
+                toy_forget(&b, (nb_point)p, NEEDS);
         }
         const nb_transform_result r = apply(&b, options[i / 2 % 3]);
         for (int p = half; p < NB_N_POINTS; p += 2) {
@@ -167,34 +145,14 @@ static void results_depend_on_no_machine(void **state)
                            .group = -1,
                            .symmetric = true,
                            .act_bits = 8};
-    nb_algebra first_la = algebra(1, 0);
-    toy_block first;
-    toy_open(&first, &first_la, &o);
-    const nb_transform_result want = apply(&first, "");
-    for (int threads = 1; threads <= 3; threads++) {
-        for (int table = 0; table < n_tables; table++) {
-            nb_algebra la = algebra(threads, table);
-            toy_block b;
-            toy_open(&b, &la, &o);
-            const nb_transform_result r = apply(&b, "");
-            for (int id = 0; id < NB_N_LINEARS; id++)
-                assert_memory_equal(b.weight[id], first.weight[id],
-                                    sizeof(float) * (size_t)(b.to[id].n_rows * b.to[id].n_cols));
-            assert_memory_equal(b.gain, first.gain, sizeof b.gain);
-            assert_memory_equal(r.after, want.after, sizeof r.after);
-            toy_close(&b);
-            nb_algebra_free(&la);
-        }
-    }
-    toy_close(&first);
-    nb_algebra_free(&first_la);
+    toy_on_every_machine(&nb_transform_smoothquant, &o, "");
 }
 
 static void degenerate_inputs_end_well(void **state)
 {
     (void)state;
     nb_algebra la = algebra(2, n_tables - 1);
-    for (int kind = 0; kind < 5; kind++) {
+    for (toy_spoilt kind = 0; kind < TOY_N_SPOILT; kind++) {
         toy_block b;
         const toy_options o = {.seed = 10,
                                .needs = NEEDS,
@@ -202,38 +160,17 @@ static void degenerate_inputs_end_well(void **state)
                                .group = -1,
                                .symmetric = true,
                                .act_bits = 8,
-                               .empty = kind == 0};
+                               .empty = kind == TOY_EMPTY};
         toy_open(&b, &la, &o);
-        if (kind == 1) { /* dead channels */
-            for (int j = 0; j < 20; j++)
-                b.gain[0][j] = b.gain[1][j] = 0;
-            memset(b.weight[NB_LINEAR_V], 0, sizeof(float) * 20 * TOY_D);
-            memset(b.weight[NB_LINEAR_UP], 0, sizeof(float) * 20 * TOY_D);
-        } else if (kind == 2) { /* one channel, and next to nothing else */
-            for (int j = 1; j < TOY_D; j++)
-                b.gain[0][j] = b.gain[1][j] = 1e-12f;
-        } else if (kind == 3 || kind == 4) { /* columns without weights; no weights */
-            for (int id = 0; id < NB_N_LINEARS; id++) {
-                for (int64_t r = 0; r < b.to[id].n_rows; r++)
-                    memset(b.weight[id] + r * b.to[id].n_cols, 0,
-                           (kind == 3 ? 40 : (size_t)b.to[id].n_cols) * sizeof(float));
-            }
-        }
-        for (int p = 0; p < NB_N_POINTS && kind > 0; p++)
-            nb_input_stats_free(&b.stats[p]);
-        if (kind > 0)
-            toy_gather(&b, b.stats, NEEDS, b.x, b.x);
+        toy_spoil(&b, kind, NEEDS);
         const float kept = b.weight[NB_LINEAR_Q][5];
         const nb_transform_result r = apply(&b, "");
-        for (int id = 0; id < NB_N_LINEARS; id++) {
-            for (int64_t i = 0; i < b.to[id].n_rows * b.to[id].n_cols; i++)
-                assert_true(isfinite(b.weight[id][i]));
-        }
+        toy_finite(&b);
         for (int p = 0; p < NB_N_POINTS; p++) {
             assert_true(r.note[p][0] != 0 && !(r.after[p] > r.before[p]));
-            assert_true((kind == 0 || kind == 4) == !!isnan(r.after[p]));
+            assert_true((kind == TOY_EMPTY || kind == TOY_NO_WEIGHTS) == !!isnan(r.after[p]));
         }
-        if (kind == 1)
+        if (kind == TOY_DEAD)
             assert_true(b.weight[NB_LINEAR_Q][5] == kept && b.gain[0][5] == 0);
         toy_close(&b);
     }
@@ -373,62 +310,16 @@ static void channels_of_one_source_share(void **state)
 static void a_search_without_memory_leaks_nothing(void **state)
 {
     (void)state;
-    nb_algebra la = algebra(1, n_tables - 1);
-    int n = 0;
-    for (nb_status status = NB_MEMORY; status != NB_OK; n += 5) {
-        toy_block b;
-        toy_open(&b, &la,
-                 &(toy_options){.seed = 14,
-                                .needs = NEEDS,
-                                .fmt = &nb_format_int8,
-                                .group = -1,
-                                .symmetric = true,
-                                .act_bits = 8});
-        b.job.options = "alpha=0.5";
-        const int64_t live = nb_alloc_live();
-        nb_transform_result r;
-        nb_alloc_fail_at(n + 1);
-        status = nb_transform_smoothquant.apply(&b.job, &r, &err);
-        nb_alloc_fail_at(0);
-        assert_true(status == NB_OK || status == NB_MEMORY);
-        assert_true(nb_alloc_live() <= live);
-        toy_close(&b);
-    }
-    assert_true(n > 30);
-    nb_algebra_free(&la);
+    const toy_options o = {.seed = 14,
+                           .needs = NEEDS,
+                           .fmt = &nb_format_int8,
+                           .group = -1,
+                           .symmetric = true,
+                           .act_bits = 8};
+    toy_without_memory(&nb_transform_smoothquant, &o, "alpha=0.5");
 }
 
 /* ---- cases for scripts/oracle_awq.py ---- */
-
-static void print_floats(const char *name, const float *x, int64_t n)
-{
-    printf(", \"%s\": [", name);
-    for (int64_t i = 0; i < n; i++)
-        printf("%s%.9g", i == 0 ? "" : ", ", (double)x[i]);
-    printf("]");
-}
-
-/* The codes that plain rtn gives a linear. */
-static void print_codes(const toy_block *b, int id)
-{
-    nb_loaded made = {0};
-    const nb_weight *to = &b->to[id];
-    const int64_t n = to->n_cols;
-    int8_t code[TOY_MAX];
-    float scale[TOY_MAX], min[TOY_MAX];
-    int16_t zero[TOY_MAX];
-    assert_int_equal(nb_room_for(&made, to, &err), NB_OK);
-    printf(", \"codes_%d\": [", id);
-    for (int64_t r = 0; r < to->n_rows; r++) {
-        const nb_int_row row = {.code = code, .scale = scale, .zero = zero, .min = min};
-        to->fmt->encode_row(&made.mat, r, b->weight[id] + r * n);
-        to->fmt->int_row(&made.mat, r, &row);
-        for (int64_t j = 0; j < n; j++)
-            printf("%s%d", r + j == 0 ? "" : ", ", code[j]);
-    }
-    printf("]");
-    nb_loaded_free(&made);
-}
 
 /* One JSON object a point: its statistics and weights, what was chosen, s and the codes after. */
 static void print_cases(void)
@@ -450,15 +341,7 @@ static void print_cases(void)
             int count;
             const int first = (int)nb_point_linears((nb_point)p, &count);
             const int64_t n = was.to[first].n_cols;
-            float s[TOY_MAX];
-            for (int64_t j = 0; j < n; j++)
-                s[j] = b.weight[first][j] / was.weight[first][j];
-            printf("{\"transform\": \"%s\", \"point\": \"%s\", \"n\": %d, \"first\": %d, "
-                   "\"count\": %d, \"shared\": %d, \"head_dim\": %d, \"note\": \"%s\", "
-                   "\"before\": %.17g, \"after\": %.17g",
-                   "smoothquant", nb_point_name((nb_point)p), (int)n, first, count,
-                   p == NB_AT_O ? 2 : 1, TOY_HEAD_DIM, r.note[p], r.before[p], r.after[p]);
-            print_floats("s", s, n);
+            print_choice(&nb_transform_smoothquant, &was, &b, p, &r);
             print_floats("sample", was.stats[p].sample, was.stats[p].n_sample * n);
             print_floats("max_abs", was.stats[p].max_abs, n);
             for (int id = first; id < first + count; id++) {
