@@ -16,6 +16,7 @@ Ends with 1 when a client failed, and with 77 when none was there.
 
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -61,6 +62,41 @@ def need(condition, what):
         raise SystemExit("openai for Python: " + what)
 
 
+def python_tools(openai, client, ask):
+    """A model whose template knows no tools says so; with any other a call can be had."""
+    tool = {"type": "function", "function": {
+        "name": "weather", "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]},
+                                                        "days": {"type": "integer", "minimum": 1,
+                                                                 "maximum": 9}},
+                       "required": ["city", "days"]}}}
+    ask = dict(ask, tools=[tool], max_tokens=100)
+    try:
+        client.chat.completions.create(**ask)
+    except openai.BadRequestError as e:
+        need("knows no tools" in str(e), "tools: %s" % e)
+        print("openai for Python: this model knows no tools")
+        return
+    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+        whole = client.chat.completions.create(**ask, tool_choice=choice).choices[0]
+        call = whole.message.tool_calls[0]
+        given = json.loads(call.function.arguments)
+        need(whole.finish_reason == "tool_calls" and call.function.name == "weather", "a call")
+        need(given["city"] in ("Oslo", "Rome") and 1 <= given["days"] <= 9, "arguments of a call")
+        name, text, finish = "", "", None
+        for chunk in client.chat.completions.create(**ask, tool_choice=choice, stream=True):
+            for piece in chunk.choices[0].delta.tool_calls or []:
+                name += piece.function.name or ""
+                text += piece.function.arguments or ""
+            finish = chunk.choices[0].finish_reason or finish
+        need((name, text, finish) == ("weather", call.function.arguments, "tool_calls"),
+             "a call in a stream")
+    told = ask["messages"] + [whole.message.model_dump(exclude_none=True),
+                              {"role": "tool", "tool_call_id": call.id, "content": "Rain."}]
+    after = client.chat.completions.create(**dict(ask, messages=told))
+    need(after.usage.prompt_tokens > 0, "the result of a call")
+
+
 def python_client(options):
     import openai
     client = openai.OpenAI(base_url=options.url + "/v1", api_key=options.key, max_retries=0)
@@ -103,6 +139,7 @@ def python_client(options):
          "float and base64 differ")
     need(len(client.embeddings.create(model=model, input=[5, 6], dimensions=dims // 2)
              .data[0].embedding) == dims // 2, "dimensions")
+    python_tools(openai, client, ask)
     for kind, wrong in ((openai.NotFoundError, dict(ask, model="none")),
                         (openai.BadRequestError, dict(ask, temperature=7)),
                         (openai.BadRequestError, dict(ask, max_tokens=10 ** 8))):

@@ -17,6 +17,7 @@
 
 static const char *const policy_choices[] = {"fcfs", "priority", "prefix", NULL};
 
+static const char *const tool_choices[] = {"auto", "hermes", "llama3_json", NULL};
 static const char *const pooling_choices[] = {"auto", "mean", "last", NULL};
 
 static const nb_opt serve_options[] = {
@@ -96,6 +97,12 @@ static const nb_opt serve_options[] = {
      .help =
          "embeddings are the mean of all tokens' states, or the last one's (auto: as the model's "
          "files say, else the last)"},
+    {.name = "tool-parser",
+     .kind = NB_OPT_CHOICE,
+     .value = "FORM",
+     .choices = tool_choices,
+     .preset = "auto",
+     .help = "how the model writes that it calls a tool (auto: as its chat template shows)"},
     {.name = "no-prefix-cache", .kind = NB_OPT_FLAG, .help = "compute every prompt anew"},
     {.name = "grace",
      .kind = NB_OPT_INT,
@@ -268,6 +275,14 @@ static nb_status read_template(serving *v, nb_err *err)
     }
     if (nb_jinja_parse(&v->template_, text, len, err) != NB_OK)
         return nb_context(err, "%s: chat template", nb_store_path(v->o.store));
+    const char *form = nb_args_text(v->args, "tool-parser");
+    NB_TRY(nb_tool_style_of(v->o.tokenizer, v->template_, &v->served.tool_style, err));
+    if (strcmp(form, "auto") == 0)
+        return NB_OK;
+    if (v->served.tool_style == NB_TOOLS_NONE)
+        nb_out_warn(v->out, "--tool-parser: the model's chat template knows no tools");
+    else
+        v->served.tool_style = strcmp(form, "hermes") == 0 ? NB_TOOLS_HERMES : NB_TOOLS_LLAMA3;
     return NB_OK;
 }
 

@@ -49,7 +49,7 @@ static nb_status insert(nb_dialog *d, int64_t at, const char *role, const char *
     NB_TRY(NB_ALLOC(&copy, len + 1, err));
     memcpy(copy, text, len);
     memmove(d->messages + at + 1, d->messages + at, (size_t)(d->n - at) * sizeof *d->messages);
-    d->messages[at] = (nb_message){role, copy, len};
+    d->messages[at] = (nb_message){.role = role, .content = copy, .len = len};
     d->n++;
     return NB_OK;
 }

@@ -200,7 +200,8 @@ nb_status nb_lm_chat(const nb_lm *lm, const nb_chat_message *messages, int64_t n
     nb_message *inner;
     NB_TRY(NB_ALLOC(&inner, n_messages, err));
     for (int64_t i = 0; i < n_messages; i++)
-        inner[i] = (nb_message){messages[i].role, messages[i].content, messages[i].len};
+        inner[i] = (nb_message){
+            .role = messages[i].role, .content = messages[i].content, .len = messages[i].len};
     nb_tokens found = {0};
     const nb_status s =
         nb_chat_encode(lm->tokenizer, lm->template_, inner, n_messages, open_answer, &found, err);

@@ -53,6 +53,7 @@ void nb_ask_submitted(nb_ask *ask)
     }
     ask->options.n_stops = 0;
     ask->salt = NULL;
+    ask->tools = NULL;
     ask->json_schema = NULL;
     nb_free(ask->schema);
     ask->schema = NULL;

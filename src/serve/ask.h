@@ -15,6 +15,8 @@
  * others out. */
 #define NB_ASK_INPUT_WINDOW   32
 #define NB_ASK_MAX_MESSAGES   2048
+#define NB_ASK_MAX_TOOLS      128
+#define NB_ASK_MAX_TOOL_NAME  128 /* bytes */
 #define NB_ASK_MAX_STOPS      16
 #define NB_ASK_MAX_STOP_BYTES 256
 #define NB_ASK_MAX_STOP_IDS   NB_MAX_STOPS
@@ -62,6 +64,11 @@ typedef struct {
     nb_logit_bias *bias;
     const char *json_schema; /* the answer is JSON as it allows; NULL: any text */
     char *schema;            /* what that points to when it is no borrowed text */
+
+    const json_t *tools;      /* that the template is told of, borrowed; NULL: none */
+    nb_tool_style tool_style; /* how the answer may call them; NB_TOOLS_NONE: it is text */
+    bool must_call;
+    int64_t max_calls;
 } nb_ask;
 
 /* Takes the reference to `json`. `{0}` is empty, and freeing it fine. */

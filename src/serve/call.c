@@ -152,7 +152,9 @@ static nb_status submit_part(nb_call *c, int64_t p, nb_problem *why)
     } else if (ask->json_schema != NULL && s != NB_MEMORY) {
         /* All else was looked at before. */
         snprintf(why->param, sizeof why->param, "%s",
-                 ask->shape == NB_ASK_GENERATE ? "sampling_params.json_schema" : "response_format");
+                 ask->shape == NB_ASK_GENERATE ? "sampling_params.json_schema"
+                 : ask->must_call              ? "tools"
+                                               : "response_format");
     }
     return nb_problem_settle(why, s);
 }

@@ -11,8 +11,8 @@ nb_status nb_openai_read_completion(nb_ask *ask, const nb_served *m, nb_problem 
 nb_status nb_openai_read_chat(nb_ask *ask, const nb_served *m, nb_problem *why);
 
 /* The messages of a request as the template's ids: also what /tokenize does. */
-nb_status nb_openai_messages(const nb_fields *f, const nb_served *m, bool open_answer,
-                             nb_tokens *out);
+nb_status nb_openai_messages(const nb_fields *f, const nb_served *m, const json_t *tools,
+                             bool open_answer, nb_tokens *out);
 
 /* The whole answer. Every choice is finished, and none with an error. */
 void nb_openai_write(const nb_ask *ask, const nb_served *m, nb_reply *reply, nb_wire *out);

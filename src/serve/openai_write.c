@@ -64,6 +64,11 @@ static bool asked_to_stop_at(const nb_ask *ask, int32_t id)
     return false;
 }
 
+static bool calls_tools(const nb_choice *c)
+{
+    return c->calls != NULL && c->calls->n_calls > 0;
+}
+
 /* finish_reason, and what vLLM adds: the stop string or the id that was found, null for the model's
  * own end. */
 static void write_finish(const nb_ask *ask, const nb_choice *c, nb_wire *out)
@@ -73,7 +78,9 @@ static void write_finish(const nb_ask *ask, const nb_choice *c, nb_wire *out)
         return;
     }
     nb_wire_raw(out, "\"finish_reason\":\"");
-    nb_wire_raw(out, ask->no_answer ? "length" : finish_name(c->finish));
+    nb_wire_raw(out, ask->no_answer                                  ? "length"
+                     : c->finish == NB_FINISH_STOP && calls_tools(c) ? "tool_calls"
+                                                                     : finish_name(c->finish));
     nb_wire_raw(out, "\",\"stop_reason\":");
     if (c->finish == NB_FINISH_STOP && c->stop != NULL)
         nb_wire_string(out, c->stop, strlen(c->stop));
@@ -137,23 +144,90 @@ static void write_completion_choice(const nb_ask *ask, const nb_served *m, const
     nb_wire_raw(out, "}");
 }
 
+/* What of the text is content, and not written yet. */
+static const char *content_of(const nb_choice *c, size_t *len)
+{
+    const nb_buf *b = c->calls != NULL ? &c->calls->content : &c->text;
+    const size_t taken = c->calls != NULL ? c->calls->content_taken : c->text_taken;
+    *len = b->len - taken;
+    return *len > 0 ? (const char *)b->data + taken : "";
+}
+
+static bool has_new_calls(const nb_choice *c)
+{
+    for (int64_t i = 0; c->calls != NULL && i < c->calls->n_calls; i++)
+        if (!c->calls->calls[i].told || c->calls->calls[i].arguments.len > c->calls->calls[i].taken)
+            return true;
+    return false;
+}
+
+/* The calls, or what is new of them: in a chunk they have an index, and name and id come once. */
+static void write_calls(const nb_choice *c, bool in_chunk, nb_wire *out)
+{
+    bool first = true;
+    nb_wire_raw(out, "\"tool_calls\":[");
+    for (int64_t i = 0; i < c->calls->n_calls; i++) {
+        const nb_tool_call *call = &c->calls->calls[i];
+        if (call->told && call->arguments.len == call->taken)
+            continue;
+        nb_wire_raw(out, first ? "{" : ",{");
+        first = false;
+        if (in_chunk) {
+            nb_wire_raw(out, "\"index\":");
+            nb_wire_int(out, i);
+            nb_wire_raw(out, ",");
+        }
+        if (!call->told) {
+            nb_wire_raw(out, "\"id\":\"");
+            nb_wire_raw(out, call->id);
+            nb_wire_raw(out, "\",\"type\":\"function\",");
+        }
+        nb_wire_raw(out, "\"function\":{");
+        if (!call->told) {
+            nb_wire_raw(out, "\"name\":");
+            nb_wire_string(out, (const char *)call->name.data, call->name.len - 1);
+            nb_wire_raw(out, ",");
+        }
+        const size_t len = call->arguments.len - call->taken;
+        nb_wire_raw(out, "\"arguments\":");
+        nb_wire_string(out, len > 0 ? (const char *)call->arguments.data + call->taken : "", len);
+        nb_wire_raw(out, "}}");
+    }
+    nb_wire_raw(out, "]");
+}
+
+/* A delta has what is new; a message has content, which is null where all is calls. */
+static void write_message(const nb_choice *c, bool in_chunk, nb_wire *out)
+{
+    size_t len;
+    const char *text = content_of(c, &len);
+    const bool calls = in_chunk ? has_new_calls(c) : calls_tools(c);
+    const bool content = !in_chunk || len > 0 || (!calls && c->finish == NB_NOT_FINISHED);
+    if (!in_chunk)
+        nb_wire_raw(out, "\"role\":\"assistant\",");
+    if (content)
+        nb_wire_raw(out, "\"content\":");
+    if (content && len == 0 && calls)
+        nb_wire_raw(out, "null");
+    else if (content)
+        nb_wire_string(out, text, len);
+    if (calls) {
+        nb_wire_raw(out, content ? "," : "");
+        write_calls(c, in_chunk, out);
+    }
+}
+
 static void write_chat_choice(const nb_ask *ask, const nb_served *m, const nb_reply *r, int64_t i,
                               const char *part, nb_wire *out)
 {
     const nb_choice *c = &r->choices[i];
-    const size_t len = c->text.len - c->text_taken;
     const bool in_chunk = part[0] == 'd';
     nb_wire_raw(out, "{\"index\":");
     nb_wire_int(out, i);
     nb_wire_raw(out, ",\"");
     nb_wire_raw(out, part);
     nb_wire_raw(out, "\":{");
-    if (!in_chunk)
-        nb_wire_raw(out, "\"role\":\"assistant\",");
-    if (!in_chunk || len > 0 || c->finish == NB_NOT_FINISHED) {
-        nb_wire_raw(out, "\"content\":");
-        nb_wire_string(out, len > 0 ? (const char *)c->text.data + c->text_taken : "", len);
-    }
+    write_message(c, in_chunk, out);
     nb_wire_raw(out, "},\"logprobs\":");
     if (ask->options.logprobs && (!in_chunk || c->rows.n > c->rows_taken))
         nb_write_chat_logprobs(r, m->tokenizer, c, out);
@@ -170,6 +244,8 @@ void nb_openai_write(const nb_ask *ask, const nb_served *m, nb_reply *r, nb_wire
     write_head(ask, m, chat ? "chat.completion" : "text_completion", out);
     for (int64_t i = 0; i < r->n_choices; i++) {
         nb_wire_raw(out, i > 0 ? "," : "");
+        if (out->status == NB_OK)
+            out->status = nb_choice_part(&r->choices[i], &out->err);
         if (chat)
             write_chat_choice(ask, m, r, i, "message", out);
         else
@@ -210,10 +286,19 @@ static void write_news(const nb_ask *ask, const nb_served *m, nb_reply *r, int64
 {
     nb_choice *c = &r->choices[i];
     const bool chat = ask->shape == NB_ASK_CHAT, over = c->finish != NB_NOT_FINISHED;
-    const bool news =
-        c->text.len > c->text_taken || (ask->options.logprobs && c->rows.n > c->rows_taken);
-    if (c->ended || !(news || over))
+    size_t n_content;
+    if (c->ended)
         return;
+    if (out->status == NB_OK)
+        out->status = nb_choice_part(c, &out->err);
+    (void)content_of(c, &n_content);
+    const bool news =
+        n_content > 0 || has_new_calls(c) || (ask->options.logprobs && c->rows.n > c->rows_taken);
+    if (!(news || over)) {
+        if (c->calls != NULL) /* it is kept there, until it is known what it is */
+            nb_choice_taken(r, c);
+        return;
+    }
     if (chat && !c->begun)
         write_role(ask, m, i, out);
     begin_event(ask, m, out);

@@ -13,6 +13,12 @@ nb_status nb_reply_init(nb_reply *r, const nb_ask *ask, size_t limit, nb_err *er
     nb_status s = NB_ALLOC(&r->choices, r->n_choices, err);
     if (s == NB_OK)
         s = NB_ALLOC(&r->prompt_rows, ask->n_prompts, err);
+    for (int64_t i = 0; i < r->n_choices && s == NB_OK && ask->tool_style != NB_TOOLS_NONE; i++) {
+        s = NB_ALLOC(&r->choices[i].calls, 1, err);
+        if (s == NB_OK)
+            nb_tool_calls_init(r->choices[i].calls, ask->tool_style, ask->must_call,
+                               ask->max_calls);
+    }
     if (s != NB_OK) {
         nb_reply_free(r);
         return s;
@@ -41,6 +47,9 @@ void nb_reply_free(nb_reply *r)
         nb_free(r->choices[i].stop);
         nb_free(r->choices[i].error);
         nb_free(r->choices[i].pooled);
+        if (r->choices[i].calls != NULL)
+            nb_tool_calls_free(r->choices[i].calls);
+        nb_free(r->choices[i].calls);
     }
     for (int64_t i = 0; r->prompt_rows != NULL && i < r->ask->n_prompts; i++)
         rows_free(&r->prompt_rows[i]);
@@ -188,9 +197,28 @@ nb_status nb_reply_failed(const nb_reply *r, nb_problem *why)
     return NB_OK;
 }
 
+nb_status nb_choice_part(nb_choice *c, nb_err *err)
+{
+    if (c->calls == NULL)
+        return NB_OK;
+    const char *text = (const char *)c->text.data + c->text_taken;
+    const size_t len = c->text.len - c->text_taken;
+    c->text_taken = c->text.len;
+    if (len > 0)
+        NB_TRY(nb_tool_calls_put(c->calls, text, len, err));
+    return c->finish != NB_NOT_FINISHED ? nb_tool_calls_end(c->calls, err) : NB_OK;
+}
+
 void nb_choice_taken(nb_reply *r, nb_choice *c)
 {
     r->n_waiting = 0;
+    if (c->calls != NULL) {
+        c->calls->content_taken = c->calls->content.len;
+        for (int64_t i = 0; i < c->calls->n_calls; i++) {
+            c->calls->calls[i].told = true;
+            c->calls->calls[i].taken = c->calls->calls[i].arguments.len;
+        }
+    }
     c->text_taken = c->text.len;
     c->rows_taken = c->rows.n;
     if (r->keeps_all)

@@ -6,6 +6,7 @@
 #define NB_SERVE_REPLY_H
 
 #include "serve/ask.h"
+#include "serve/tool_calls.h"
 
 /* Rows of tokens: ids, and for each 1 + n_top logprobs when they were asked for. */
 typedef struct {
@@ -25,8 +26,9 @@ typedef struct {
     char *stop;      /* the string that ended it; NULL: none */
     int32_t stop_id; /* or the id; -1: none, or the model's own end */
     int64_t n_prompt, n_cached, n_made;
-    char *error;   /* with NB_FINISH_ERROR */
-    float *pooled; /* of an embedding; NULL: not there */
+    char *error;          /* with NB_FINISH_ERROR */
+    float *pooled;        /* of an embedding; NULL: not there */
+    nb_tool_calls *calls; /* the text, taken apart; NULL: it is content as it is */
 } nb_choice;
 
 typedef struct {
@@ -56,6 +58,8 @@ void nb_reply_end(nb_reply *r, nb_finish finish, const char *error);
 /* NB_OK, or why there is no answer: some choice ended with an error, or because
  * the server stops. */
 nb_status nb_reply_failed(const nb_reply *r, nb_problem *why);
+/* Takes text apart that was not yet, where the answer may call tools. */
+nb_status nb_choice_part(nb_choice *c, nb_err *err);
 /* After text and rows were written: forgets them unless all is kept. */
 void nb_choice_taken(nb_reply *r, nb_choice *c);
 

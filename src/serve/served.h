@@ -4,7 +4,7 @@
 #define NB_SERVE_SERVED_H
 
 #include "engine/engine.h"
-#include "text/chat.h"
+#include "serve/tool_style.h"
 
 typedef struct {
     const char *name;           /* what /v1/models calls it, and answers */
@@ -12,6 +12,7 @@ typedef struct {
     int n_aliases;
     const nb_tokenizer *tokenizer;
     const nb_jinja *template_; /* NULL: the model has no chat template */
+    nb_tool_style tool_style;  /* as nb_tool_style_of finds, or --tool-parser says */
     nb_engine *engine;
     int64_t n_ctx;  /* of a sequence, as the engine was set up */
     int64_t n_room; /* tokens that a sequence can have: n_ctx, or fewer if the cache is smaller */

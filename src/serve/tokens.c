@@ -3,6 +3,7 @@
 
 #include "serve/logprobs.h"
 #include "serve/openai.h"
+#include "serve/tools.h"
 
 /* Of a text that is only counted, not run: it may be longer than the context. */
 #define MAX_TEXT ((size_t)4 << 20)
@@ -63,9 +64,11 @@ nb_status nb_tokenize(const json_t *request, const nb_served *m, nb_wire *out, n
     bool with_strings = false, open_answer = true;
     NB_TRY(nb_field_bool(&f, "return_token_strs", &with_strings));
     NB_TRY(nb_field_bool(&f, "add_generation_prompt", &open_answer));
+    json_t *tools;
+    NB_TRY(nb_tools_list(&f, m, &tools));
     nb_tokens ids = {0};
     const nb_status s = nb_field(&f, "messages") != NULL
-                            ? nb_openai_messages(&f, m, open_answer, &ids)
+                            ? nb_openai_messages(&f, m, tools, open_answer, &ids)
                             : encode(&f, m, &ids);
     if (s == NB_OK)
         write_ids(m, &ids, with_strings, out);

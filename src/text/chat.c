@@ -98,17 +98,37 @@ static void note_marks(uint8_t *seen, const char *text, size_t len)
     }
 }
 
-/* A code point that occurs neither in the plain rendering nor in any message or special token. */
-static nb_status choose_mark(const specials *s, const nb_message *messages, int64_t n,
-                             const nb_buf *plain, nb_buf *mark, nb_err *err)
+/* Of all strings and keys of a value; its depth is bounded by the parser. */
+static void note_json(uint8_t *seen, const json_t *value)
 {
+    size_t i;
+    json_t *v;
+    const char *key;
+    if (json_is_string(value))
+        note_marks(seen, json_string_value(value), json_string_length(value));
+    json_array_foreach(value, i, v) note_json(seen, v);
+    json_object_foreach((json_t *)(uintptr_t)value, key, v)
+    {
+        note_marks(seen, key, strlen(key));
+        note_json(seen, v);
+    }
+}
+
+/* A code point that occurs neither in the plain rendering nor in any message, tool or special
+ * token. */
+static nb_status choose_mark(const specials *s, const nb_conversation *talk, const nb_buf *plain,
+                             nb_buf *mark, nb_err *err)
+{
+    const nb_message *messages = talk->messages;
     uint8_t *seen;
     NB_TRY(NB_ALLOC(&seen, MARK_COUNT / 8, err));
     note_marks(seen, (const char *)plain->data, plain->len);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < talk->n; i++) {
         note_marks(seen, messages[i].content, messages[i].len);
         note_marks(seen, messages[i].role, strlen(messages[i].role));
+        note_json(seen, messages[i].more);
     }
+    note_json(seen, talk->tools);
     for (int64_t i = 0; i < s->n; i++)
         note_marks(seen, s->texts[i].text, s->texts[i].len);
     uint32_t at = 0;
@@ -160,9 +180,7 @@ static nb_status put_marked(nb_buf *out, const specials *s, marking how, const n
 typedef struct {
     const nb_tokenizer *t;
     const nb_jinja *template_;
-    const nb_message *messages;
-    int64_t n;
-    bool add_generation_prompt;
+    nb_conversation talk;
     specials special;
     nb_buf mark;
 } chat;
@@ -172,18 +190,93 @@ static nb_status out_of_memory(nb_err *err)
     return nb_fail(err, NB_MEMORY, "out of memory while a conversation was put together");
 }
 
+static nb_status make_text(const chat *c, marking how, const char *text, size_t len, json_t **out,
+                           bool *marked, nb_err *err)
+{
+    nb_buf b = {0};
+    *out = NULL;
+    nb_status s = put_marked(&b, &c->special, how, &c->mark, text, len, marked, err);
+    if (s == NB_OK) {
+        *out = json_stringn(b.len == 0 ? "" : (const char *)b.data, b.len);
+        s = *out != NULL ? NB_OK : out_of_memory(err);
+    }
+    nb_buf_free(&b);
+    return s;
+}
+
 /* Sets key to a text with marks; takes what it makes. */
 static nb_status set_text(const chat *c, marking how, json_t *object, const char *key,
                           const char *text, size_t len, bool *marked, nb_err *err)
 {
-    nb_buf b = {0};
-    nb_status s = put_marked(&b, &c->special, how, &c->mark, text, len, marked, err);
-    if (s == NB_OK &&
-        json_object_set_new(object, key,
-                            json_stringn(b.len == 0 ? "" : (const char *)b.data, b.len)) != 0)
+    json_t *v;
+    NB_TRY(make_text(c, how, text, len, &v, marked, err));
+    return json_object_set_new(object, key, v) == 0 ? NB_OK : out_of_memory(err);
+}
+
+static nb_status make_json(const chat *c, marking how, const json_t *value, json_t **out,
+                           bool *marked, nb_err *err);
+
+static nb_status make_array(const chat *c, marking how, const json_t *value, json_t *to,
+                            bool *marked, nb_err *err)
+{
+    size_t i;
+    json_t *v, *copy;
+    json_array_foreach(value, i, v)
+    {
+        NB_TRY(make_json(c, how, v, &copy, marked, err));
+        if (json_array_append_new(to, copy) != 0)
+            return out_of_memory(err);
+    }
+    return NB_OK;
+}
+
+static nb_status make_object(const chat *c, marking how, const json_t *value, json_t *to,
+                             bool *marked, nb_err *err)
+{
+    const char *key;
+    json_t *v, *name, *copy;
+    json_object_foreach((json_t *)(uintptr_t)value, key, v)
+    {
+        NB_TRY(make_text(c, how, key, strlen(key), &name, marked, err));
+        nb_status s = make_json(c, how, v, &copy, marked, err);
+        if (s == NB_OK && json_object_set_new(to, json_string_value(name), copy) != 0)
+            s = out_of_memory(err);
+        json_decref(name);
+        NB_TRY(s);
+    }
+    return NB_OK;
+}
+
+/* A copy with marks in all strings and keys. Depth is bounded by the parser. */
+static nb_status make_json(const chat *c, marking how, const json_t *value, json_t **out,
+                           bool *marked, nb_err *err)
+{
+    if (json_is_string(value))
+        return make_text(c, how, json_string_value(value), json_string_length(value), out, marked,
+                         err);
+    nb_status s = NB_OK;
+    *out = json_is_array(value)    ? json_array()
+           : json_is_object(value) ? json_object()
+                                   : json_deep_copy(value);
+    if (*out == NULL)
         s = out_of_memory(err);
-    nb_buf_free(&b);
+    if (s == NB_OK && json_is_array(value))
+        s = make_array(c, how, value, *out, marked, err);
+    if (s == NB_OK && json_is_object(value))
+        s = make_object(c, how, value, *out, marked, err);
+    if (s != NB_OK) {
+        json_decref(*out);
+        *out = NULL;
+    }
     return s;
+}
+
+static nb_status set_json(const chat *c, marking how, json_t *object, const char *key,
+                          const json_t *value, bool *marked, nb_err *err)
+{
+    json_t *v;
+    NB_TRY(make_json(c, how, value, &v, marked, err));
+    return json_object_set_new(object, key, v) == 0 ? NB_OK : out_of_memory(err);
 }
 
 static nb_status set_token(const chat *c, json_t *object, const char *key, int32_t id, nb_err *err)
@@ -199,13 +292,17 @@ static nb_status set_token(const chat *c, json_t *object, const char *key, int32
 
 static nb_status add_messages(const chat *c, marking how, json_t *list, bool *marked, nb_err *err)
 {
-    for (int64_t i = 0; i < c->n; i++) {
-        const nb_message *m = &c->messages[i];
+    for (int64_t i = 0; i < c->talk.n; i++) {
+        const nb_message *m = &c->talk.messages[i];
+        const char *key;
+        json_t *v;
         json_t *object = json_object();
         if (json_array_append_new(list, object) != 0)
             return out_of_memory(err);
         NB_TRY(set_text(c, how, object, "role", m->role, strlen(m->role), marked, err));
         NB_TRY(set_text(c, how, object, "content", m->content, m->len, marked, err));
+        json_object_foreach((json_t *)(uintptr_t)m->more, key, v)
+            NB_TRY(set_json(c, how, object, key, v, marked, err));
     }
     return NB_OK;
 }
@@ -217,10 +314,12 @@ static nb_status make_context(const chat *c, marking how, json_t **out, bool *ma
     nb_status s = NB_OK;
     if (context == NULL || list == NULL ||
         json_object_set_new(context, "add_generation_prompt",
-                            json_boolean(c->add_generation_prompt)) != 0)
+                            json_boolean(c->talk.add_generation_prompt)) != 0)
         s = out_of_memory(err);
     if (s == NB_OK)
         s = add_messages(c, how, list, marked, err);
+    if (s == NB_OK && c->talk.tools != NULL)
+        s = set_json(c, how, context, "tools", c->talk.tools, marked, err);
     if (s == NB_OK)
         s = set_token(c, context, "bos_token", nb_tokenizer_bos(c->t), err);
     if (s == NB_OK)
@@ -281,7 +380,7 @@ static nb_status same_without_marks(const chat *c, const nb_buf *marked, const n
 static nb_status render_marked(chat *c, nb_buf *plain, nb_err *err)
 {
     nb_buf out = {0};
-    nb_status s = choose_mark(&c->special, c->messages, c->n, plain, &c->mark, err);
+    nb_status s = choose_mark(&c->special, &c->talk, plain, &c->mark, err);
     for (marking how = MARK_HINTS; s == NB_OK && how <= MARK_WHOLE; how++) {
         bool marked, same = false;
         out.len = 0;
@@ -381,34 +480,31 @@ static nb_status encode(chat *c, nb_tokens *out, nb_err *err)
 nb_status nb_chat_context(const nb_tokenizer *t, const nb_message *messages, int64_t n,
                           bool add_generation_prompt, json_t **out, nb_err *err)
 {
-    const chat c = {
-        .t = t, .messages = messages, .n = n, .add_generation_prompt = add_generation_prompt};
+    const chat c = {.t = t, .talk = {messages, n, NULL, add_generation_prompt}};
     bool marked;
     return make_context(&c, MARK_NOTHING, out, &marked, err);
+}
+
+nb_status nb_conversation_render(const nb_tokenizer *t, const nb_jinja *template_,
+                                 const nb_conversation *talk, nb_buf *out, nb_err *err)
+{
+    const chat c = {.t = t, .template_ = template_, .talk = *talk};
+    bool marked;
+    return render(&c, MARK_NOTHING, out, &marked, err);
 }
 
 nb_status nb_chat_render(const nb_tokenizer *t, const nb_jinja *template_,
                          const nb_message *messages, int64_t n, bool add_generation_prompt,
                          nb_buf *out, nb_err *err)
 {
-    const chat c = {.t = t,
-                    .template_ = template_,
-                    .messages = messages,
-                    .n = n,
-                    .add_generation_prompt = add_generation_prompt};
-    bool marked;
-    return render(&c, MARK_NOTHING, out, &marked, err);
+    const nb_conversation talk = {messages, n, NULL, add_generation_prompt};
+    return nb_conversation_render(t, template_, &talk, out, err);
 }
 
-nb_status nb_chat_encode(const nb_tokenizer *t, const nb_jinja *template_,
-                         const nb_message *messages, int64_t n, bool add_generation_prompt,
-                         nb_tokens *out, nb_err *err)
+nb_status nb_conversation_encode(const nb_tokenizer *t, const nb_jinja *template_,
+                                 const nb_conversation *talk, nb_tokens *out, nb_err *err)
 {
-    chat c = {.t = t,
-              .template_ = template_,
-              .messages = messages,
-              .n = n,
-              .add_generation_prompt = add_generation_prompt};
+    chat c = {.t = t, .template_ = template_, .talk = *talk};
     const int64_t before = out->n, left_out = out->n_left_out;
     const nb_status s = encode(&c, out, err);
     if (s != NB_OK) {
@@ -416,4 +512,12 @@ nb_status nb_chat_encode(const nb_tokenizer *t, const nb_jinja *template_,
         out->n_left_out = left_out;
     }
     return s;
+}
+
+nb_status nb_chat_encode(const nb_tokenizer *t, const nb_jinja *template_,
+                         const nb_message *messages, int64_t n, bool add_generation_prompt,
+                         nb_tokens *out, nb_err *err)
+{
+    const nb_conversation talk = {messages, n, NULL, add_generation_prompt};
+    return nb_conversation_encode(t, template_, &talk, out, err);
 }

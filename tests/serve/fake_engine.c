@@ -26,6 +26,8 @@ typedef struct job {
     uint64_t id;
     nb_engine_request r;
     int32_t *prompt;
+    const int32_t *says; /* [n_says] of the prompt; NULL: nothing of its own */
+    int64_t n_says;
     char *stops[NB_MAX_STOPS];
     int32_t stop_ids[NB_MAX_STOPS];
     answer answers[MAX_CHOICES];
@@ -128,7 +130,9 @@ static void step_answer(nb_engine *e, job *j, int64_t c)
 {
     answer *a = &j->answers[c];
     const nb_generate_options *o = &j->r.options;
-    const int32_t id = j->prompt[(a->n_made + c) % j->r.n_prompt];
+    const int32_t id = j->says != NULL && a->n_made < j->n_says
+                           ? j->says[a->n_made]
+                           : j->prompt[(a->n_made + c) % j->r.n_prompt];
     nb_logprob lp[1 + MAX_TOP];
     nb_buf text = {0};
     nb_err err = {0};
@@ -151,6 +155,8 @@ static void step_answer(nb_engine *e, job *j, int64_t c)
             event.finish = NB_FINISH_STOP;
             event.stop_id = id;
         }
+    if (j->says != NULL && a->n_made == j->n_says)
+        event.finish = NB_FINISH_STOP;
     if (event.finish == NB_NOT_FINISHED && a->n_made == o->max_tokens)
         event.finish = NB_FINISH_LENGTH;
     (void)nb_tokenizer_decode(e->how.tokenizer, &a->decoder, &id, 1, o->with_special,
@@ -295,19 +301,26 @@ void nb_engine_close(nb_engine *e)
     free(e);
 }
 
-static bool begins(const nb_engine *e, const nb_engine_request *r, const char *word)
+/* Where the ids of a word stand, -1: nowhere. Anywhere: a template stands before what a client
+ * wrote. */
+static int64_t find(const nb_engine *e, const nb_engine_request *r, const char *word)
 {
     nb_tokens ids = {0};
     nb_err err = {0};
     if (nb_tokenizer_encode(e->how.tokenizer, word, strlen(word), (nb_encode_options){0}, &ids,
                             &err) != NB_OK)
         abort();
-    /* Anywhere in it: a template stands before what a client wrote. */
-    bool found = false;
-    for (int64_t i = 0; i + ids.n <= r->n_prompt && !found; i++)
-        found = memcmp(r->prompt + i, ids.ids, (size_t)ids.n * sizeof *ids.ids) == 0;
+    int64_t found = -1;
+    for (int64_t i = 0; i + ids.n <= r->n_prompt && found < 0; i++)
+        if (memcmp(r->prompt + i, ids.ids, (size_t)ids.n * sizeof *ids.ids) == 0)
+            found = i;
     nb_tokens_free(&ids);
     return found;
+}
+
+static bool begins(const nb_engine *e, const nb_engine_request *r, const char *word)
+{
+    return find(e, r, word) >= 0;
 }
 
 static job *copy_request(nb_engine *e, const nb_engine_request *r)
@@ -325,6 +338,11 @@ static job *copy_request(nb_engine *e, const nb_engine_request *r)
                (size_t)r->options.n_stop_ids * sizeof *j->stop_ids);
     j->fails = begins(e, r, "!error");
     j->silent = begins(e, r, "!silent");
+    const int64_t say = find(e, r, "!say "), end = find(e, r, "!end");
+    if (say >= 0 && end > say + 5) {
+        j->says = j->prompt + say + 5;
+        j->n_says = end - say - 5;
+    }
     j->every = begins(e, r, "!slow") ? 20 : 1;
     j->submitted = nb_clock();
     return j;

@@ -3,6 +3,8 @@
  * n_prompt], and the token's logprob is -(i + 1) / 8; of the likeliest, number k has id 'A' + k and
  * -(k + 1) / 4.
  *
+ * What stands between "!say " and "!end" in a prompt is the answer, which then stops.
+ *
  * Pooled, it is FAKE_DIMS numbers: prompt[k % n_prompt] + k, and 1000 more for the last token's.
  *
  * The prompt may ask for more: "!error" as its beginning fails after two tokens, "!silent" never

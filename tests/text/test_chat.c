@@ -352,6 +352,65 @@ static void allocation_failures(void **state)
     nb_tokenizer_close(t);
 }
 
+/* Tools and calls reach the template as JSON, and what is quoted in them is text: in descriptions,
+ * in names of parameters, in arguments. */
+static void tools_are_given_and_stay_text(void **state)
+{
+    (void)state;
+    static const char TEMPLATE[] =
+        "{% for t in tools %}{{ '<|im_start|>' + t.function.name + ':' + (t | tojson) + "
+        "'<|im_end|>' }}{% endfor %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.name + (c.function.arguments | tojson) }}"
+        "{% endfor %}{{ '<|im_end|>' }}{% endfor %}";
+    json_error_t error;
+    json_t *tools = json_loads("[{\"function\":{\"name\":\"f\",\"d\":\"<|im_end|>\","
+                               "\"<|im_start|>\":[1,null,\"<|im_\"]}}]",
+                               0, &error);
+    json_t *more = json_loads("{\"tool_calls\":[{\"function\":{\"name\":\"f\","
+                              "\"arguments\":{\"q\":\"<|im_end|>\"}}}]}",
+                              0, &error);
+    assert_true(tools != NULL && more != NULL);
+    nb_message m[] = {message("assistant", "")};
+    m[0].more = more;
+    const nb_conversation talk = {.messages = m, .n = 1, .tools = tools};
+    static const part parts[] = {
+        {ID_START, 0},
+        {-1, "f:{\"function\": {\"name\": \"f\", \"d\": \"<|im_end|>\", "
+             "\"<|im_start|>\": [1, null, \"<|im_\"]}}"},
+        {ID_END, 0},
+        {ID_START, 0},
+        {-1, "assistantf{\"q\": \"<|im_end|>\"}"},
+        {ID_END, 0},
+    };
+    nb_tokenizer *t = make_tokenizer();
+    nb_jinja *j = parse(TEMPLATE);
+    nb_tokens ids = {0};
+    nb_buf text = {0};
+    nb_err err = {0};
+    nb_status s = NB_MEMORY;
+    const int64_t live = nb_alloc_live();
+    for (int64_t at = 1; s != NB_OK; at++) {
+        nb_alloc_fail_at(at);
+        s = nb_conversation_encode(t, j, &talk, &ids, &err);
+        nb_alloc_fail_at(0);
+        if (s == NB_OK)
+            break;
+        nb_tokens_free(&ids); /* none, but there may be room */
+        assert_int_equal(s, NB_MEMORY);
+        assert_int_equal(nb_alloc_live(), live);
+    }
+    expect_parts(t, &ids, parts, sizeof parts / sizeof *parts);
+    assert_int_equal(nb_conversation_render(t, j, &talk, &text, &err), NB_OK);
+    assert_memory_equal(text.data, "<|im_start|>f:", 14);
+    nb_buf_free(&text);
+    nb_tokens_free(&ids);
+    json_decref(tools);
+    json_decref(more);
+    nb_jinja_free(j);
+    nb_tokenizer_close(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -365,6 +424,7 @@ int main(void)
         cmocka_unit_test(random_contents_stay_text),
         cmocka_unit_test(refusals),
         cmocka_unit_test(allocation_failures),
+        cmocka_unit_test(tools_are_given_and_stay_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
