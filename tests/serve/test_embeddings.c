@@ -250,7 +250,7 @@ static void long_lists_pass_through_a_window(void **state)
     for (size_t q = 0; q < sizeof QUEUES / sizeof *QUEUES; q++) {
         scene s;
         scene_open(&s, &(fake_engine){.max_active = QUEUES[q] + (QUEUES[q] == 1)}, NULL);
-        char body[8000], text[8];
+        char body[8000], text[16];
         size_t k = (size_t)sprintf(body, "{\"input\":[");
         for (int i = 0; i < 500; i++)
             k += (size_t)sprintf(body + k, "%s\"n%d\"", i > 0 ? "," : "", i);
