@@ -265,19 +265,25 @@ static nb_status read_mat(const nb_file *file, const nb_mat *mat, nb_err *err)
     return NB_OK;
 }
 
-nb_status nb_workdir_get_mat(const nb_workdir *w, int64_t index, nb_loaded *made, nb_err *err)
+static nb_status open_mat(const nb_workdir *w, int64_t index, nb_file *file, nb_err *err)
 {
     char name[40];
     mat_name(name, sizeof name, index);
     nb_buf path = {0};
-    nb_file file = NB_FILE_CLOSED;
     nb_status s = path_of(w, name, &path, err);
     if (s == NB_OK)
-        s = nb_file_open(&file, (const char *)path.data, err);
+        s = nb_file_open(file, (const char *)path.data, err);
+    nb_buf_free(&path);
+    return s;
+}
+
+nb_status nb_workdir_get_mat(const nb_workdir *w, int64_t index, nb_loaded *made, nb_err *err)
+{
+    nb_file file = NB_FILE_CLOSED;
+    nb_status s = open_mat(w, index, &file, err);
     if (s == NB_OK)
         s = read_mat(&file, &made->mat, err);
     nb_file_close(&file);
-    nb_buf_free(&path);
     return s;
 }
 
@@ -295,17 +301,11 @@ static nb_status check_file(const nb_file *file, bool *good, nb_err *err)
 
 nb_status nb_workdir_check_mat(const nb_workdir *w, int64_t index, bool *good, nb_err *err)
 {
-    char name[40];
     *good = false;
-    mat_name(name, sizeof name, index);
-    nb_buf path = {0};
     nb_file file = NB_FILE_CLOSED;
-    nb_status s = path_of(w, name, &path, err);
-    if (s == NB_OK)
-        s = nb_file_open(&file, (const char *)path.data, err);
+    nb_status s = open_mat(w, index, &file, err);
     if (s == NB_OK)
         s = check_file(&file, good, err);
     nb_file_close(&file);
-    nb_buf_free(&path);
     return s == NB_MEMORY ? s : NB_OK;
 }
