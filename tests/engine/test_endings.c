@@ -218,5 +218,5 @@ int main(void)
         cmocka_unit_test(logprobs_come_with_each_token),
         cmocka_unit_test(what_cannot_be_is_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

@@ -606,5 +606,5 @@ int main(void)
         cmocka_unit_test(what_cannot_run_is_refused),
         cmocka_unit_test(memory_may_fail),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

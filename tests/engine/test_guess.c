@@ -157,5 +157,5 @@ int main(void)
         cmocka_unit_test(repetition_takes_fewer_steps),
         cmocka_unit_test(too_many_guesses_are_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

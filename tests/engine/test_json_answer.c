@@ -122,5 +122,5 @@ int main(void)
         cmocka_unit_test(bad_schemas_fail_before_the_first_token),
         cmocka_unit_test(failing_allocations_leave_nothing),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }

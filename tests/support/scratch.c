@@ -60,6 +60,7 @@ const char *scratch_path(const char *name)
     static char ring[8][PATH_MAX];
     static int next;
     char *out = ring[next++ % 8];
+    assert_int_not_equal(folder[0], 0); /* without scratch_setup it would be the root folder */
     snprintf(out, PATH_MAX, "%s/%s", folder, name);
     return out;
 }
