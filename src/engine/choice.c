@@ -124,21 +124,26 @@ void nb_choice_free(nb_choice *c)
     *c = (nb_choice){0};
 }
 
+static nb_status pick(nb_choice *c, nb_sampler *s, const float *logits, int32_t *id, nb_err *err)
+{
+    nb_allowed allowed = {0};
+    if (c->of->penalizes) {
+        s->n_made = c->n_seen;
+        s->seen = c->in_prompt;
+    }
+    if (c->n_made < c->of->options->min_tokens)
+        allowed = (nb_allowed){.banned = c->of->ends, .n_banned = c->of->n_ends};
+    if (c->json.schema != NULL)
+        allowed.mask = nb_json_answer_mask(&c->json, c->of->ends, c->of->n_ends);
+    return nb_sample_among(s, &c->sampling, &allowed, logits, c->position, id, err);
+}
+
 nb_status nb_choice_pick(nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
                          nb_logprob *top, nb_err *err)
 {
     const nb_generate_options *o = c->of->options;
     nb_sampler s = *scratch;
-    nb_allowed allowed = {0};
-    if (c->of->penalizes) {
-        s.n_made = c->n_seen;
-        s.seen = c->in_prompt;
-    }
-    if (c->n_made < o->min_tokens)
-        allowed = (nb_allowed){.banned = c->of->ends, .n_banned = c->of->n_ends};
-    if (c->json.schema != NULL)
-        allowed.mask = nb_json_answer_mask(&c->json, c->of->ends, c->of->n_ends);
-    NB_TRY(nb_sample_among(&s, &c->sampling, &allowed, logits, c->position, id, err));
+    NB_TRY(pick(c, &s, logits, id, err));
     if (o->logprobs)
         nb_logprobs(&s, logits, *id, o->n_top, top);
     return NB_OK;
@@ -151,6 +156,40 @@ static bool ends(const nb_choosing *of, int32_t id)
             return true;
     }
     return false;
+}
+
+/* As if the tokens had been taken, or (back) no longer were. */
+static void look_ahead(nb_choice *c, const int32_t *ids, int64_t n, bool back)
+{
+    c->position += back ? -n : n;
+    c->n_made += back ? -n : n;
+    for (int64_t i = 0; i < n && c->n_seen != NULL; i++)
+        c->n_seen[ids[i]] += back ? -1 : 1;
+}
+
+nb_status nb_choice_foresee(nb_choice *c, nb_sampler *scratch, nb_json_walk *walk,
+                            const float *logits, const int32_t *ids, int64_t n, int32_t *id,
+                            bool *over, nb_err *err)
+{
+    nb_sampler s = *scratch;
+    const nb_json_walk here = c->json.walk;
+    const bool is_json = c->json.schema != NULL;
+    if (is_json) {
+        nb_json_walk_copy(walk, &here);
+        c->json.walk = *walk;
+    }
+    for (int64_t i = 0; i < n && is_json; i++)
+        nb_json_answer_made(&c->json, ids[i]);
+    look_ahead(c, ids, n, false);
+    const nb_status status = pick(c, &s, logits, id, err);
+    *over = status != NB_OK || ends(c->of, *id) || c->n_made + 1 >= c->max_made;
+    if (is_json && !*over) {
+        nb_json_answer_made(&c->json, *id);
+        *over = nb_json_answer_done(&c->json);
+    }
+    look_ahead(c, ids, n, true);
+    c->json.walk = here;
+    return status;
 }
 
 /* Text through the decoder (none for -1: the answer is over) and past the stop strings, which look

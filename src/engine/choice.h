@@ -59,6 +59,12 @@ void nb_choice_prompt(nb_choice *c, const int32_t *prompt, int64_t n_prompt);
  * none. */
 nb_status nb_choice_pick(nb_choice *c, nb_sampler *scratch, const float *logits, int32_t *id,
                          nb_logprob *top, nb_err *err);
+/* What would be chosen from `logits` if ids[0, n), none of which ends the answer, had been taken:
+ * to guess. *over: nothing could follow it, or there is no choice. `scratch` and `walk`, which has
+ * room, are written; the choice is as before. */
+nb_status nb_choice_foresee(nb_choice *c, nb_sampler *scratch, nb_json_walk *walk,
+                            const float *logits, const int32_t *ids, int64_t n, int32_t *id,
+                            bool *over, nb_err *err);
 /* Takes the token: its text goes into `piece`, and all that is held back once the answer is over.
  */
 nb_status nb_choice_take(nb_choice *c, int32_t id, nb_err *err);

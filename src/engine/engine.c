@@ -110,7 +110,8 @@ static void admit(nb_engine *e, nb_engine_request_state *r)
                                     .max_new = r->max_new,
                                     .n_samples = r->asked.n,
                                     .arrival_ms = (int64_t)(r->submitted * 1000),
-                                    .max_draft = r->asked.options.n_guess,
+                                    .max_draft =
+                                        e->setup.draft == NULL ? r->asked.options.n_guess : 0,
                                     .priority = (int32_t)r->asked.priority,
                                     .salt = r->asked.salt,
                                     .salt_bytes = r->asked.salt_len,
@@ -172,19 +173,34 @@ static void copy_blocks(nb_engine *e)
     }
 }
 
+/* Guesses what follows the last token of each entry that may guess. */
+static void guess(nb_engine *e)
+{
+    if (e->setup.draft != NULL) {
+        nb_engine_ask_draft(e);
+        return;
+    }
+    for (int64_t i = 0; i < e->plan.n_entries; i++) {
+        const nb_step_entry *entry = &e->plan.entries[i];
+        nb_engine_choice *c = e->entry_choice[i];
+        e->n_guessed[i] = 0;
+        if (entry->n_draft > 0 && entry->n == 1 && c != NULL && c->ngram.max > 0)
+            e->n_guessed[i] = nb_ngram_guess(
+                &c->ngram, entry->n_draft < NB_MAX_GUESS ? entry->n_draft : NB_MAX_GUESS,
+                e->fed[i] + 1);
+    }
+}
+
 /* Tokens that an entry runs: those of the schedule, or the last one and guesses after it. */
-static int64_t guess(nb_engine *e, int64_t i, const int32_t **tokens)
+static int64_t fed_tokens(nb_engine *e, int64_t i, const int32_t **tokens)
 {
     const nb_step_entry *entry = &e->plan.entries[i];
-    nb_engine_choice *c = e->entry_choice[i];
     *tokens = entry->tokens;
-    e->n_guessed[i] = 0;
-    if (entry->n_draft == 0 || entry->n != 1 || c == NULL || c->ngram.max == 0)
+    if (e->n_guessed[i] == 0)
         return entry->n;
-    e->fed[i][0] = entry->tokens[0];
-    e->n_guessed[i] = nb_ngram_guess(
-        &c->ngram, entry->n_draft < NB_MAX_GUESS ? entry->n_draft : NB_MAX_GUESS, e->fed[i] + 1);
+    e->n_guesses++;
     e->n_all_guessed += e->n_guessed[i];
+    e->fed[i][0] = entry->tokens[0];
     *tokens = e->fed[i];
     return 1 + e->n_guessed[i];
 }
@@ -198,7 +214,7 @@ static int64_t lay_out(nb_engine *e)
         const nb_step_entry *entry = &e->plan.entries[i];
         nb_kv_seq *seq = &e->seqs[i];
         const int32_t *tokens;
-        const int64_t n = guess(e, i, &tokens), n_pages = nb_kv_pages_for(entry->start + n);
+        const int64_t n = fed_tokens(e, i, &tokens), n_pages = nb_kv_pages_for(entry->start + n);
         /* The schedule has seen to the table, which the model only reads. */
         *seq = (nb_kv_seq){.pool = &e->kv,
                            .n = entry->start,
@@ -316,6 +332,7 @@ static void take_row(nb_engine *e, int64_t i)
         if (row->chooses)
             pick_row(e, i, 0);
         e->n_accepted += row->chooses;
+        e->accepted_at[row->guess - 1] += row->chooses;
     }
     if (row->prompt_at >= 0 && row->prompt_at == 1)
         tell_prompt(c, 0, NULL); /* nothing stands before the first token */
@@ -446,8 +463,11 @@ static void show_stats(nb_engine *e, double seconds)
     set_stat(&to->n_steps, s->counts.n_steps);
     set_stat(&to->prompt_tokens, s->counts.n_prompt_tokens);
     set_stat(&to->generated_tokens, e->n_generated);
+    set_stat(&to->guesses, e->n_guesses);
     set_stat(&to->guessed_tokens, e->n_all_guessed);
     set_stat(&to->accepted_tokens, e->n_accepted);
+    for (int i = 0; i < NB_MAX_GUESS; i++)
+        set_stat(&to->accepted_at[i], e->accepted_at[i]);
     set_stat(&to->cached_tokens, s->counts.n_prefix_hits);
     set_stat(&to->queried_tokens, s->counts.n_prefix_queries);
     set_stat(&to->blocks_free, u.n_free);
@@ -478,6 +498,7 @@ static void run_step(nb_engine *e)
             c->n_cached = plan->entries[i].n_found;
         }
     }
+    guess(e);
     const int64_t n_rows = lay_out(e);
     const nb_status s = nb_forward(&e->work, e->inputs, plan->n_entries, e->hidden, &err);
     if (s == NB_DATA)
@@ -490,6 +511,8 @@ static void run_step(nb_engine *e)
         pool_rows(e);
         choose(e, n_rows);
     }
+    if (e->setup.draft != NULL)
+        nb_engine_learn(e);
     end_prompts(e);
     nb_sched_commit(&e->sched, plan, e->results);
     const double seconds = nb_clock() - start;
@@ -506,6 +529,8 @@ static void *run(void *context)
     nb_engine *e = context;
     bool idle = true;
     while (take_requests(e, idle)) {
+        if (e->setup.draft != NULL)
+            nb_engine_reach(e);
         nb_sched_plan(&e->sched, &e->plan);
         idle = e->plan.n_entries == 0;
         run_step(e);
@@ -538,6 +563,7 @@ void nb_engine_read_stats(const nb_engine *e, nb_engine_stats *out)
         .n_steps = GET(n_steps),
         .prompt_tokens = GET(prompt_tokens),
         .generated_tokens = GET(generated_tokens),
+        .guesses = GET(guesses),
         .guessed_tokens = GET(guessed_tokens),
         .accepted_tokens = GET(accepted_tokens),
         .cached_tokens = GET(cached_tokens),
@@ -551,5 +577,7 @@ void nb_engine_read_stats(const nb_engine *e, nb_engine_stats *out)
     };
     for (int i = 0; i < NB_N_FINISHES; i++)
         out->finished[i] = GET(finished[i]);
+    for (int i = 0; i < NB_MAX_GUESS; i++)
+        out->accepted_at[i] = GET(accepted_at[i]);
 #undef GET
 }

@@ -21,6 +21,9 @@ typedef struct {
     const nb_kernels *kernels;
     nb_pool *pool;                 /* the engine's alone while it runs */
     const nb_tokenizer *tokenizer; /* NULL: answers are ids without text, and end by number */
+    const nb_model *draft; /* guesses are its own (nb_draft_check); NULL: of what a text repeats */
+    int n_guess;           /* options.n_guess of requests that have none */
+    bool guess_always;     /* the draft guesses as much as it may, also where it is mostly wrong */
     nb_kv_format kv;
     int64_t n_blocks;    /* of the cache, NB_KV_PAGE positions each; 0: as kv_bytes has room for */
     int64_t kv_bytes;    /* 0: one sequence of n_ctx for each of max_seqs, at most 1 GiB */
@@ -35,7 +38,7 @@ typedef struct {
 
 /* What it takes, before it is made. Bytes. */
 typedef struct {
-    int64_t weights, cache, work, sequences, total;
+    int64_t weights, cache, work, sequences, draft, total; /* draft: its weights, cache and work */
     int64_t n_blocks, block_bytes;
 } nb_engine_memory;
 nb_status nb_engine_plan(const nb_engine_setup *setup, nb_engine_memory *out, nb_err *err);
@@ -125,7 +128,9 @@ void nb_engine_drain(nb_engine *e);
 typedef struct {
     int64_t n_running, n_waiting, n_preemptions, n_steps;
     int64_t prompt_tokens, generated_tokens, cached_tokens, queried_tokens; /* of prefixes */
-    int64_t guessed_tokens, accepted_tokens; /* with options.n_guess */
+    int64_t guesses; /* times that one sequence was guessed for, with options.n_guess: */
+    int64_t guessed_tokens, accepted_tokens; /* what that were, and those that were right, */
+    int64_t accepted_at[NB_MAX_GUESS];       /* by how many of the same time stood before them */
     int64_t finished[NB_N_FINISHES];
     int64_t blocks_free, blocks_cached, blocks_used;
     double usage, fragmentation; /* blocks.h */

@@ -40,9 +40,19 @@ static nb_status check(const nb_engine_setup *s, nb_err *err)
                        (long long)s->model->n_ctx);
     if (s->step_tokens < 1 || s->max_seqs < 1 || s->max_queue < 0)
         return nb_fail(err, NB_USAGE, "a step needs a token, and room for a sequence");
+    if (s->n_guess < 0 || s->n_guess > NB_MAX_GUESS)
+        return nb_fail(err, NB_USAGE, "%d tokens to guess: there may be 0 to %d", s->n_guess,
+                       NB_MAX_GUESS);
     if (s->n_blocks < 1)
         return nb_fail(err, NB_LIMIT, "the KV cache has no room for %d positions", NB_KV_PAGE);
     return NB_OK;
+}
+
+/* Rows of the head past the tokenizer's ids are padding: they have no text. */
+static int64_t n_ids_of(const nb_engine_setup *s)
+{
+    const int64_t vocab = s->model->config.vocab_size;
+    return s->tokenizer == NULL ? vocab : smaller(nb_tokenizer_n_tokens(s->tokenizer), vocab);
 }
 
 static nb_sched_setup sched_setup(const nb_engine_setup *s)
@@ -81,7 +91,12 @@ nb_status nb_engine_plan(const nb_engine_setup *asked, nb_engine_memory *out, nb
         .n_blocks = s.n_blocks,
         .block_bytes = s.kv_bytes / s.n_blocks,
     };
-    out->total = out->weights + out->cache + out->work + out->sequences;
+    if (s.draft != NULL) {
+        const nb_sampler of_target = {.n = n_ids_of(&s)};
+        const nb_draft_setup d = nb_engine_draft_setup(&s, (nb_sampler *)(uintptr_t)&of_target);
+        out->draft = s.draft->packed_bytes + nb_draft_bytes(&d);
+    }
+    out->total = out->weights + out->cache + out->work + out->sequences + out->draft;
     return NB_OK;
 }
 
@@ -115,21 +130,28 @@ static nb_status take_memory(nb_engine *e, nb_err *err)
     NB_TRY(NB_ALLOC(&e->samplers, e->n_threads, err));
     for (int i = 0; i < e->n_threads; i++)
         NB_TRY(nb_sampler_init(&e->samplers[i], s->kernels, e->n_ids, err));
-    return NB_OK;
+    if (s->draft == NULL)
+        return NB_OK;
+    NB_TRY(NB_ALLOC(&e->asks, n, err));
+    NB_TRY(NB_ALLOC(&e->ask_entry, n, err));
+    const nb_draft_setup d = nb_engine_draft_setup(s, e->samplers);
+    return nb_draft_init(&e->draft, &d, err);
 }
 
 static void give_back(nb_engine *e)
 {
     for (int i = 0; i < e->n_threads && e->samplers != NULL; i++)
         nb_sampler_free(&e->samplers[i]);
+    nb_draft_free(&e->draft);
     nb_json_tokens_free(&e->json);
     nb_step_plan_free(&e->plan);
     nb_sched_free(&e->sched);
     nb_work_free(&e->work);
     nb_kv_pool_free(&e->kv);
-    void *all[] = {e->seqs,   e->inputs,    e->first_row, e->broken,       e->results,    e->fed,
-                   e->made,   e->n_guessed, e->rows,      e->entry_choice, e->by_slot,    e->hidden,
-                   e->logits, e->samplers,  e->live,      e->slot_id,      e->slot_sample};
+    void *all[] = {e->seqs,    e->inputs,      e->first_row, e->broken,   e->results,
+                   e->fed,     e->made,        e->n_guessed, e->rows,     e->entry_choice,
+                   e->by_slot, e->hidden,      e->logits,    e->samplers, e->live,
+                   e->slot_id, e->slot_sample, e->asks,      e->ask_entry};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         nb_free(all[i]);
     pthread_cond_destroy(&e->wake);
@@ -148,10 +170,7 @@ nb_status nb_engine_open(nb_engine **out, const nb_engine_setup *setup, nb_err *
     pthread_cond_init(&e->wake, NULL);
     e->requests_end = &e->requests;
     e->max_claimed = e->setup.max_queue + e->setup.max_seqs;
-    /* Rows of the head past the tokenizer's ids are padding: they have no text. */
-    e->n_ids = setup->model->config.vocab_size;
-    if (setup->tokenizer != NULL)
-        e->n_ids = smaller(nb_tokenizer_n_tokens(setup->tokenizer), e->n_ids);
+    e->n_ids = n_ids_of(setup);
     nb_status s = check(&e->setup, err);
     if (s == NB_OK)
         s = take_memory(e, err);

@@ -2,7 +2,7 @@
 #ifndef NB_ENGINE_ENGINE_PARTS_H
 #define NB_ENGINE_ENGINE_PARTS_H
 
-#include "engine/choice.h"
+#include "engine/draft.h"
 #include "engine/engine.h"
 #include "engine/ngram.h"
 
@@ -15,7 +15,8 @@ typedef struct {
     struct nb_engine_request_state *of;
     int64_t number;
     nb_choice choice;
-    nb_ngram ngram; /* of prompt and answer, if there are guesses */
+    nb_ngram ngram; /* of prompt and answer, if guesses are of these */
+    nb_reach reach; /* of the draft's guesses */
     bool over;
     uint64_t prompt_hash;                      /* with options.hash_logits and no_answer */
     int64_t n_cached;                          /* tokens of the prompt that were found */
@@ -58,7 +59,7 @@ typedef struct {
 typedef struct {
     _Atomic int64_t n_running, n_waiting, n_preemptions, n_steps;
     _Atomic int64_t prompt_tokens, generated_tokens, cached_tokens, queried_tokens;
-    _Atomic int64_t guessed_tokens, accepted_tokens;
+    _Atomic int64_t guesses, guessed_tokens, accepted_tokens, accepted_at[NB_MAX_GUESS];
     _Atomic int64_t finished[NB_N_FINISHES];
     _Atomic int64_t blocks_free, blocks_cached, blocks_used, slots, slots_filled;
     _Atomic int64_t step_nanoseconds;
@@ -93,6 +94,9 @@ struct nb_engine {
     int32_t (*fed)[1 + NB_MAX_GUESS];  /* of entries with guesses: the last token, and those */
     int32_t (*made)[1 + NB_MAX_GUESS]; /* what was chosen */
     int64_t *n_guessed;                /* of an entry */
+    nb_draft draft;                    /* with setup.draft */
+    nb_draft_ask *asks;                /* of it, and the entries that they are for */
+    int64_t *ask_entry;
     nb_engine_choice **entry_choice, **by_slot; /* of the request and sample in slot_* */
     uint64_t *slot_id;
     int32_t *slot_sample;
@@ -100,11 +104,19 @@ struct nb_engine {
     nb_engine_row *rows;    /* [NB_ENGINE_LOGIT_ROWS] */
     nb_sampler *samplers;   /* [n_threads] */
     int n_threads;
-    int64_t n_generated, n_all_guessed, n_accepted;
+    int64_t n_generated, n_guesses, n_all_guessed, n_accepted, accepted_at[NB_MAX_GUESS];
     double step_seconds;
 };
 
 nb_status nb_engine_start(nb_engine *e, nb_err *err);
+/* Of a setup with defaults resolved. */
+nb_draft_setup nb_engine_draft_setup(const nb_engine_setup *s, nb_sampler *samplers);
+/* Before a plan: how many guesses each sequence is worth. */
+void nb_engine_reach(nb_engine *e);
+/* After it: the guesses, into `fed` and n_guessed. */
+void nb_engine_ask_draft(nb_engine *e);
+/* When tokens are chosen: how many of them were right. */
+void nb_engine_learn(nb_engine *e);
 void nb_engine_request_free(nb_engine_request_state *r);
 
 /* With asked.pooling: room for the row, of a model whose rows are d_model long. */

@@ -135,10 +135,10 @@ static nb_status make_json_tokens(nb_engine *e, nb_err *err)
 }
 
 /* Guesses begin with what the prompt repeats. */
-static nb_status start_guessing(nb_engine_choice *c, nb_err *err)
+static nb_status start_guessing(const nb_engine *e, nb_engine_choice *c, nb_err *err)
 {
     const nb_engine_request_state *r = c->of;
-    if (r->asked.options.n_guess == 0)
+    if (r->asked.options.n_guess == 0 || e->setup.draft != NULL)
         return NB_OK;
     NB_TRY(nb_ngram_init(&c->ngram, r->asked.n_prompt + r->max_new, err));
     for (int64_t i = 0; i < r->asked.n_prompt; i++)
@@ -153,6 +153,8 @@ static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_
     NB_TRY(check_counts(e, request, err));
     NB_TRY(NB_ALLOC(&r, 1, err));
     r->asked = *request;
+    if (r->asked.options.n_guess == 0)
+        r->asked.options.n_guess = e->setup.n_guess;
     r->submitted = nb_clock();
     *out = r;
     NB_TRY(copy_all(r, err));
@@ -169,7 +171,7 @@ static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_
         c->number = i;
         NB_TRY(nb_choice_init(&c->choice, &r->choosing, i, r->asked.prompt, r->asked.n_prompt,
                               r->max_new, err));
-        NB_TRY(start_guessing(c, err));
+        NB_TRY(start_guessing(e, c, err));
     }
     r->n_open = r->asked.n;
     return NB_OK;

@@ -11,6 +11,20 @@
 
 /* ---- the sequence ---- */
 
+static nb_draft_setup draft_setup(const nb_generator_setup *u, nb_sampler *sampler)
+{
+    return (nb_draft_setup){.model = u->draft,
+                            .target = u->model,
+                            .kernels = u->kernels,
+                            .pool = u->pool,
+                            .samplers = sampler,
+                            .kv = u->kv,
+                            .n_lanes = 1,
+                            .n_pages = nb_kv_pages_for(u->n_ctx),
+                            .n_ctx = u->n_ctx,
+                            .step_tokens = u->step_tokens};
+}
+
 nb_status nb_generator_init(nb_generator *g, const nb_generator_setup *setup, nb_err *err)
 {
     *g = (nb_generator){.setup = *setup};
@@ -34,6 +48,10 @@ nb_status nb_generator_init(nb_generator *g, const nb_generator_setup *setup, nb
     NB_TRY_GOTO(s, NB_ALLOC(&g->held.ids, u->n_ctx, err)); /* never grows while decoding */
     g->held.cap = u->n_ctx;
     NB_TRY_GOTO(s, nb_generator_room(g, 0, err));
+    if (u->draft != NULL) {
+        const nb_draft_setup draft = draft_setup(u, &g->sampler);
+        NB_TRY_GOTO(s, nb_draft_init(&g->draft, &draft, err));
+    }
 done:
     if (s != NB_OK)
         nb_generator_free(g);
@@ -42,6 +60,7 @@ done:
 
 void nb_generator_free(nb_generator *g)
 {
+    nb_draft_free(&g->draft);
     nb_kv_seq_free(&g->seq);
     nb_kv_pool_free(&g->kv);
     nb_work_free(&g->work);
@@ -189,11 +208,13 @@ typedef struct {
     nb_buf text; /* the answer */
     nb_choosing choosing;
     nb_choice choice;
-    nb_ngram ngram;         /* of prompt and answer, if there are guesses */
-    int64_t n_ngram_prompt; /* of those tokens, the prompt's */
-    nb_buf logprobs;        /* rows of 1 + n_top, one a token of the answer */
-    bool begun;             /* the prompt has its final length, which is in `result` */
-    bool ended;             /* the caller wants no more */
+    nb_reach reach;            /* of the draft's guesses; of the last step's, n_tried were made */
+    int64_t n_tried, n_before; /* when n_accepted was n_before */
+    nb_ngram ngram;            /* of prompt and answer, if guesses are of these */
+    int64_t n_ngram_prompt;    /* of those tokens, the prompt's */
+    nb_buf logprobs;           /* rows of 1 + n_top, one a token of the answer */
+    bool begun;                /* the prompt has its final length, which is in `result` */
+    bool ended;                /* the caller wants no more */
     nb_generation result;
 } generation;
 
@@ -258,6 +279,27 @@ static void note_text(generation *r)
         nb_ngram_push(g, r->made.ids[i]);
 }
 
+/* The sequence holds all but the last token of the answer. */
+static int64_t ask_draft(generation *r, int64_t k, int32_t *out)
+{
+    nb_generator *g = r->g;
+    if (r->n_tried > 0)
+        nb_draft_learn(&g->draft, &r->reach, r->n_tried, r->result.n_accepted - r->n_before);
+    nb_draft_ask ask = {.tokens = g->held.ids,
+                        .n = g->held.n,
+                        .next = r->made.ids[r->made.n - 1],
+                        .choice = &r->choice,
+                        .most = nb_draft_reach(&g->draft, &r->reach, k, 0),
+                        .out = out};
+    if (ask.most > 0)
+        nb_draft_guess(&g->draft, &ask, 1);
+    if (ask.failed && ask.n_out == 0)
+        nb_draft_learn(&g->draft, &r->reach, 0, 0);
+    r->n_tried = ask.n_out;
+    r->n_before = r->result.n_accepted;
+    return ask.n_out;
+}
+
 /* Guesses what follows the answer, as far as there is room for it. */
 static int64_t guess(generation *r, int32_t *out)
 {
@@ -266,13 +308,16 @@ static int64_t guess(generation *r, int32_t *out)
     int64_t k = o->n_guess;
     if (k == 0)
         return 0;
-    const int64_t in_ctx = u->n_ctx - r->prompt->n - r->made.n;
+    const int64_t in_ctx =
+        u->n_ctx - r->prompt->n - r->made.n - 1; /* the last one is chosen anyway */
     const int64_t asked = o->max_tokens > 0 ? o->max_tokens - r->made.n - 1 : k;
     k = k < in_ctx ? k : in_ctx;
     k = k < asked ? k : asked;
     k = k < u->step_tokens - 1 ? k : u->step_tokens - 1;
     if (k <= 0)
         return 0;
+    if (u->draft != NULL)
+        return ask_draft(r, k, out);
     note_text(r);
     return nb_ngram_guess(&r->ngram, k, out);
 }
@@ -430,7 +475,8 @@ static nb_status prepare(generation *r, nb_err *err)
     NB_TRY(nb_choosing_init(&r->choosing, o, g->setup.tokenizer, &g->json, g->sampler.n, err));
     if (o->n_guess > 0) {
         NB_TRY(nb_generator_room(g, o->n_guess, err));
-        NB_TRY(nb_ngram_init(&r->ngram, g->setup.n_ctx, err));
+        if (g->setup.draft == NULL)
+            NB_TRY(nb_ngram_init(&r->ngram, g->setup.n_ctx, err));
     }
     return nb_choice_init(&r->choice, &r->choosing, 0, NULL, 0,
                           o->max_tokens > 0 ? o->max_tokens : INT64_MAX, err);

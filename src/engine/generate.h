@@ -6,9 +6,7 @@
 #ifndef NB_ENGINE_GENERATE_H
 #define NB_ENGINE_GENERATE_H
 
-#include "engine/json_answer.h"
-#include "engine/sample.h"
-#include "model/forward.h"
+#include "engine/draft.h"
 #include "text/tokenizer.h"
 
 #define NB_PREFILL_STEP 512
@@ -18,6 +16,7 @@ typedef struct {
     const nb_kernels *kernels;
     nb_pool *pool;
     const nb_tokenizer *tokenizer;
+    const nb_model *draft; /* guesses are its own (nb_draft_check); NULL: of what a text repeats */
     nb_kv_format kv;
     int64_t n_ctx;       /* 0: the model's; not more than that */
     int64_t step_tokens; /* 0: NB_PREFILL_STEP; results do not depend on it */
@@ -37,6 +36,7 @@ typedef struct {
     const float *logits; /* the row in force, which follows the token at `at` */
     int64_t at;
     bool has_logits;
+    nb_draft draft;      /* with setup.draft */
     nb_json_tokens json; /* made for the first answer that is held to a schema */
 } nb_generator;
 

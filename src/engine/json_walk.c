@@ -433,10 +433,10 @@ nb_status nb_json_walk_init(nb_json_walk *w, const nb_json_schema *schema, nb_er
     nb_status s = NB_ALLOC(&w->frame, NB_JSON_MAX_FRAMES, err);
     if (s == NB_OK)
         s = NB_ALLOC(&w->moved, NB_JSON_MAX_FRAMES, err);
-    if (s == NB_OK)
-        nb_json_walk_begin(w);
-    else
+    if (s != NB_OK)
         nb_json_walk_free(w);
+    else if (schema != NULL)
+        nb_json_walk_begin(w);
     return s;
 }
 
@@ -458,6 +458,7 @@ void nb_json_walk_begin(nb_json_walk *w)
 void nb_json_walk_copy(nb_json_walk *to, const nb_json_walk *from)
 {
     memcpy(to->frame, from->frame, (size_t)from->n_frames * sizeof *from->frame);
+    to->schema = from->schema;
     to->n_frames = from->n_frames;
     to->now = from->now;
 }

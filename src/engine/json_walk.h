@@ -43,7 +43,8 @@ typedef struct {
     nb_json_set now;
 } nb_json_walk;
 
-/* At the beginning of a value. Takes 200 KiB; nothing is allocated later. */
+/* At the beginning of a value; without a schema it is room to copy to. Takes 200 KiB; nothing is
+ * allocated later. */
 nb_status nb_json_walk_init(nb_json_walk *w, const nb_json_schema *schema, nb_err *err);
 void nb_json_walk_free(nb_json_walk *w);
 void nb_json_walk_begin(nb_json_walk *w);

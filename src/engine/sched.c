@@ -269,6 +269,13 @@ bool nb_sched_abort(nb_sched *s, uint64_t id)
     return found;
 }
 
+void nb_sched_set_draft(nb_sched *s, int32_t slot, int64_t max_draft)
+{
+    assert(!s->planned && s->seqs[slot].state == NB_SEQ_RUNNING);
+    assert(max_draft >= 0 && max_draft <= NB_SCHED_MAX_DRAFT);
+    s->seqs[slot].max_draft = max_draft;
+}
+
 /* ---- what a step has computed ---- */
 
 static void take_result(nb_sched *s, const nb_step_entry *e, const nb_sched_result *r)

@@ -133,6 +133,10 @@ nb_status nb_sched_submit(nb_sched *s, const nb_sched_request *request, nb_err *
  * False when there is no such request. */
 bool nb_sched_abort(nb_sched *s, uint64_t id);
 
+/* Another max_draft, 0 to NB_SCHED_MAX_DRAFT, for a sequence that runs. Not between plan and
+ * commit. */
+void nb_sched_set_draft(nb_sched *s, int32_t slot, int64_t max_draft);
+
 /* Tokens of a sequence: its prompt and what was generated. [n_tokens] */
 static inline int32_t *nb_sched_tokens(const nb_sched *s, int64_t slot)
 {

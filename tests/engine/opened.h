@@ -24,7 +24,8 @@ typedef struct {
     int threads;  /* 0: 1 */
     unsigned isa; /* 0: all */
     int64_t n_ctx, step_tokens;
-    nb_kv_format kv; /* 0: f16 */
+    nb_kv_format kv;       /* 0: f16 */
+    const nb_model *draft; /* NULL: none */
 } opening;
 
 /* Opens the folder, or leaves nothing behind. */
@@ -43,6 +44,7 @@ static inline nb_status try_open(opened *o, const char *path, const opening *how
                                                            .kernels = &o->kernels,
                                                            .pool = o->pool,
                                                            .tokenizer = o->tokenizer,
+                                                           .draft = how->draft,
                                                            .kv = how->kv != 0 ? how->kv : NB_KV_F16,
                                                            .step_tokens = how->step_tokens},
                                      err));
