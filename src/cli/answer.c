@@ -119,6 +119,15 @@ void nb_answering_plan(nb_answering *a)
         nb_model_compute_name(m), nb_isa_name(a->rt.kernels.isa), nb_pool_n_threads(a->rt.pool),
         nb_args_text(a->args, "kv"), nb_human_bytes(kv).text, (long long)n_ctx,
         how->temperature > 0 ? "sampling" : "greedy");
+    if (a->guessing.has_draft) {
+        const nb_model *d = &a->guessing.draft.model;
+        nb_out_note(
+            a->out, "draft %s: %s, mode %s; up to %d tokens a step; %s in all",
+            nb_path_label(nb_args_text(a->args, "draft-model"), label, sizeof label),
+            nb_human_bytes(nb_store_file_bytes(a->guessing.draft.store)).text,
+            nb_model_compute_name(d), a->guessing.n,
+            nb_human_bytes(d->packed_bytes + nb_draft_bytes(&a->generator.draft.setup)).text);
+    }
     if (n_ctx > m->config.n_ctx)
         nb_out_warn(a->out, "the model was trained for %lld tokens of context, not %lld",
                     (long long)m->config.n_ctx, (long long)n_ctx);
@@ -182,20 +191,6 @@ static nb_status read_schema(nb_answering *a, nb_generate_options *o, nb_err *er
     return NB_OK;
 }
 
-static nb_status read_guesses(const nb_answering *a, nb_generate_options *o, nb_err *err)
-{
-    const char *how = nb_args_text(a->args, "speculate");
-    if (how == NULL)
-        return NB_OK;
-    const char *k = strncmp(how, "ngram:", 6) == 0 ? how + 6 : "";
-    if (k[0] >= '0' && k[0] <= '9' && (k[1] == 0 || (k[1] >= '0' && k[1] <= '9' && k[2] == 0)))
-        o->n_guess = k[1] == 0 ? k[0] - '0' : 10 * (k[0] - '0') + k[1] - '0';
-    if (o->n_guess < 1 || o->n_guess > NB_MAX_GUESS)
-        return nb_fail(err, NB_USAGE, "--speculate: '%s' is not ngram:K with K from 1 to %d", how,
-                       NB_MAX_GUESS);
-    return NB_OK;
-}
-
 /* What ends the answer, and what is told of it. */
 static nb_status read_ends(nb_answering *a, nb_generate_options *o, nb_err *err)
 {
@@ -237,7 +232,8 @@ nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, n
     nb_generate_options *o = &a->options;
     NB_TRY(read_ends(a, o, err));
     NB_TRY(read_schema(a, o, err));
-    NB_TRY(read_guesses(a, o, err));
+    NB_TRY(nb_guessing_read(&a->guessing, args, err));
+    o->n_guess = a->guessing.n;
     o->hash_logits = out->json;
     o->on_text = on_text;
     o->context = a;
@@ -245,10 +241,13 @@ nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, n
     NB_TRY(nb_opened_open(&a->o, &a->rt, nb_args_operand(args, 0), nb_compute_option(args),
                           nb_args_int(args, "ctx"), true, err));
     NB_TRY(read_sampling(a, &o->sampling, err));
+    NB_TRY(nb_guessing_open(&a->guessing, args, &a->rt, &a->o, out, err));
     const nb_generator_setup setup = {.model = &a->o.model,
                                       .kernels = &a->rt.kernels,
                                       .pool = a->rt.pool,
                                       .tokenizer = a->o.tokenizer,
+                                      .draft =
+                                          a->guessing.has_draft ? &a->guessing.draft.model : NULL,
                                       .kv = nb_kv_option(args)};
     return nb_generator_init(&a->generator, &setup, err);
 }
@@ -274,6 +273,7 @@ nb_status nb_answering_blame(const nb_answering *a, nb_status s, nb_err *err)
 void nb_answering_close(nb_answering *a)
 {
     nb_generator_free(&a->generator);
+    nb_guessing_close(&a->guessing);
     nb_opened_close(&a->o);
     nb_runtime_close(&a->rt);
     nb_free(a->bias);

@@ -3,7 +3,7 @@
 #ifndef NB_CLI_ANSWER_H
 #define NB_CLI_ANSWER_H
 
-#include "cli/runtime.h"
+#include "cli/guessing.h"
 #include "cli/verbs.h"
 #include "engine/dialog.h"
 
@@ -95,11 +95,7 @@ extern const char *const nb_ctx_policy_choices[];
          .value = "FILE",                                                                          \
          .help = "the answer is JSON that this JSON schema allows (docs/json.md)"},                \
         {.name = "json-object", .kind = NB_OPT_FLAG, .help = "the answer is a JSON object"},       \
-        {.name = "speculate",                                                                      \
-         .kind = NB_OPT_TEXT,                                                                      \
-         .value = "ngram:K",                                                                       \
-         .help = "guess up to K tokens a step (1 to 16) from what the text repeats; the answer "   \
-                 "stays the same"},                                                                \
+        NB_GUESS_OPTIONS,                                                                          \
         {.name = "ctx",                                                                            \
          .kind = NB_OPT_INT,                                                                       \
          .value = "N",                                                                             \
@@ -122,6 +118,7 @@ typedef struct {
     nb_out *out;
     nb_runtime rt;
     nb_opened o;
+    nb_guessing guessing;
     nb_generator generator;
     nb_generate_options options;
     const char *stops[NB_MAX_STOPS];

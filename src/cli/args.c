@@ -90,10 +90,18 @@ static const char *option_name(const void *context, int i)
 
 /* ---- values ---- */
 
+static bool is_named(const nb_opt *o, const char *name, size_t len)
+{
+    bool found = strlen(o->name) == len && memcmp(o->name, name, len) == 0;
+    for (const char *const *also = o->also; also != NULL && *also != NULL; also++)
+        found = found || (strlen(*also) == len && memcmp(*also, name, len) == 0);
+    return found;
+}
+
 static const nb_opt *find_option(const nb_opt *options, const char *name, size_t len)
 {
     for (const nb_opt *o = options; o != NULL && o->name != NULL; o++) {
-        if (strlen(o->name) == len && memcmp(o->name, name, len) == 0)
+        if (is_named(o, name, len))
             return o;
     }
     return NULL;

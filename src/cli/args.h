@@ -22,9 +22,10 @@ typedef enum {
 } nb_opt_kind;
 
 typedef struct {
-    const char *name; /* without the dashes; NULL ends the table */
-    char letter;      /* a short form, for what is typed daily; 0: none */
-    bool repeats;     /* text and path only: may be given more than once */
+    const char *name;        /* without the dashes; NULL ends the table */
+    char letter;             /* a short form, for what is typed daily; 0: none */
+    bool repeats;            /* text and path only: may be given more than once */
+    const char *const *also; /* long names that mean the same, of other programs; ends with NULL */
     nb_opt_kind kind;
     const char *value; /* what --help calls the value: "N", "FILE" */
     const char *help;

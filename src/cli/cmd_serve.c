@@ -1,6 +1,6 @@
 /* nibble serve: a model behind OpenAI's and SGLang's HTTP routes. */
 #define _GNU_SOURCE
-#include "cli/runtime.h"
+#include "cli/guessing.h"
 #include "cli/verbs.h"
 
 #ifdef NIBBLE_WITH_SERVER
@@ -103,6 +103,7 @@ static const nb_opt serve_options[] = {
      .choices = tool_choices,
      .preset = "auto",
      .help = "how the model writes that it calls a tool (auto: as its chat template shows)"},
+    NB_GUESS_OPTIONS,
     {.name = "no-prefix-cache", .kind = NB_OPT_FLAG, .help = "compute every prompt anew"},
     {.name = "grace",
      .kind = NB_OPT_INT,
@@ -189,6 +190,7 @@ typedef struct {
     nb_out *out;
     nb_runtime rt;
     nb_opened o;
+    nb_guessing guessing;
     nb_jinja *template_;
     nb_engine *engine;
     nb_engine_memory memory;
@@ -247,6 +249,8 @@ static nb_engine_setup engine_setup(const serving *v)
                              .kernels = &v->rt.kernels,
                              .pool = v->rt.pool,
                              .tokenizer = v->o.tokenizer,
+                             .draft = v->guessing.has_draft ? &v->guessing.draft.model : NULL,
+                             .n_guess = v->guessing.n,
                              .kv = nb_kv_option(args),
                              .kv_bytes = nb_args_int(args, "kv-memory"),
                              .step_tokens = nb_args_int(args, "step-tokens"),
@@ -293,6 +297,7 @@ static nb_status open_model(serving *v, nb_err *err)
     NB_TRY(nb_opened_open(&v->o, &v->rt, nb_args_operand(args, 0), nb_compute_option(args),
                           nb_args_int(args, "ctx"), true, err));
     nb_opened_warn(&v->o, v->out);
+    NB_TRY(nb_guessing_open(&v->guessing, args, &v->rt, &v->o, v->out, err));
     NB_TRY(read_template(v, err));
     NB_TRY(
         nb_layer_errors_load(nb_args_operand(args, 0), &v->report, &v->errors, &v->n_errors, err));
@@ -301,14 +306,17 @@ static nb_status open_model(serving *v, nb_err *err)
     const nb_engine_setup setup = engine_setup(v);
     NB_TRY(nb_engine_plan(&setup, &v->memory, err));
     const nb_engine_memory *m = &v->memory;
+    char draft[60] = "";
+    if (m->draft > 0)
+        snprintf(draft, sizeof draft, ", draft model %s", nb_human_bytes(m->draft).text);
     nb_out_note(v->out,
                 "%s: mode %s, %s, threads: %d; %s in all: weights %s, KV cache %s (%s, %lld blocks "
-                "of %d tokens), work %s, sequences %s",
+                "of %d tokens), work %s, sequences %s%s",
                 v->served.name, nb_model_compute_name(&v->o.model), nb_isa_name(v->rt.kernels.isa),
                 nb_pool_n_threads(v->rt.pool), nb_human_bytes(m->total).text,
                 nb_human_bytes(m->weights).text, nb_human_bytes(m->cache).text,
                 nb_args_text(args, "kv"), (long long)m->n_blocks, NB_KV_PAGE,
-                nb_human_bytes(m->work).text, nb_human_bytes(m->sequences).text);
+                nb_human_bytes(m->work).text, nb_human_bytes(m->sequences).text, draft);
     return NB_OK;
 }
 
@@ -409,6 +417,7 @@ static nb_status serve(serving *v, nb_err *err)
 {
     NB_TRY(read_keys(v, err));
     NB_TRY(read_names(v, err));
+    NB_TRY(nb_guessing_read(&v->guessing, v->args, err));
     const bool dry = nb_args_flag(v->args, "dry-run");
     if (!dry)
         NB_TRY(open_server(v, err));
@@ -441,6 +450,7 @@ static nb_status run_serve(const nb_args *args, nb_out *out, nb_err *err)
     nb_free(v.errors);
     nb_buf_free(&v.report);
     nb_jinja_free(v.template_);
+    nb_guessing_close(&v.guessing);
     nb_opened_close(&v.o);
     nb_runtime_close(&v.rt);
     return s;

@@ -61,6 +61,13 @@ static nb_status put_limits(nb_buf *out, const nb_opt *o, nb_err *err)
     return between[0] == ';' ? nb_buf_text(out, ")", err) : NB_OK;
 }
 
+static nb_status put_other_names(nb_buf *out, const nb_opt *o, nb_err *err)
+{
+    for (const char *const *also = o->also; also != NULL && *also != NULL; also++)
+        NB_TRY(nb_buf_format(out, err, "%s--%s", also == o->also ? "; also " : ", ", *also));
+    return NB_OK;
+}
+
 static nb_status put_option(nb_buf *out, const nb_opt *o, nb_err *err)
 {
     char left[120];
@@ -72,6 +79,8 @@ static nb_status put_option(nb_buf *out, const nb_opt *o, nb_err *err)
     NB_TRY(nb_buf_text(out, left, err));
     nb_buf text = {0};
     nb_status s = nb_buf_text(&text, o->help, err);
+    if (s == NB_OK)
+        s = put_other_names(&text, o, err);
     if (s == NB_OK)
         s = put_limits(&text, o, err);
     if (s == NB_OK)

@@ -266,6 +266,23 @@ static void histogram(const page *p, const nb_histogram *h, const char *name, co
     nb_histogram_write(h, name, p->m->labels, p->out);
 }
 
+static void write_guesses(const page *p, const nb_engine_stats *s)
+{
+    one(p, "vllm:spec_decode_num_drafts_total", "counter",
+        "Times that next tokens of a sequence were guessed.", (double)s->guesses);
+    one(p, "vllm:spec_decode_num_draft_tokens_total", "counter", "Tokens guessed.",
+        (double)s->guessed_tokens);
+    one(p, "vllm:spec_decode_num_accepted_tokens_total", "counter", "Tokens guessed rightly.",
+        (double)s->accepted_tokens);
+    const char *name = "vllm:spec_decode_num_accepted_tokens_per_pos_total";
+    head(p, name, "counter", "Tokens guessed rightly, by how many were guessed before them.");
+    for (int i = 0; i < NB_MAX_GUESS; i++) {
+        char more[40];
+        snprintf(more, sizeof more, ",position=\"%d\"", i);
+        sample(p, name, more, (double)s->accepted_at[i]);
+    }
+}
+
 static void write_vllm(const page *p, const nb_engine_stats *s)
 {
     one(p, "vllm:num_requests_running", "gauge", "Requests that run.", (double)s->n_running);
@@ -282,6 +299,7 @@ static void write_vllm(const page *p, const nb_engine_stats *s)
         (double)s->prompt_tokens);
     one(p, "vllm:generation_tokens_total", "counter", "Tokens generated.",
         (double)s->generated_tokens);
+    write_guesses(p, s);
     head(p, "vllm:request_success_total", "counter", "Answers that ended, by why.");
     static const char *const FINISHES[] = {
 #define X(id, name, openai) [id] = ",finished_reason=\"" name "\"",

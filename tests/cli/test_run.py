@@ -200,6 +200,46 @@ class Run(lib.Case):
         for bad in ("ngram", "ngram:0", "ngram:17", "ngram:x", "draft:4", "ngram:04x"):
             self.assertIn("is not ngram:K", self.fails(2, "run", self.model, "the", "--speculate", bad))
 
+    def test_a_draft_model_changes_the_speed_alone(self):
+        """By itself every guess is right; by another few are. Names of other programs do as well."""
+        other = lib.write_gguf(self.path("other.gguf"), lib.TinyModel(n_layers=1, tied=False, seed=9), "q8_0")
+        for how in (["--greedy"], ["--temperature", "0.9", "--seed", "3"]):
+            args = ["the land and the", "-n", "60", *how]
+            plain = self.run_json(*args)
+            for draft, name, n in ((self.model, "--draft-model", ["--draft-tokens", "4"]),
+                                   (other, "--speculative-model", []),
+                                   (self.model, "--model-draft", ["--draft-max", "9"])):
+                guessed = self.run_json(*args, name, draft, *n)
+                for key in ("text", "tokens", "logits_hash", "stop_reason"):
+                    self.assertEqual(guessed[key], plain[key])
+                self.assertEqual(list(guessed), KEYS + ["guessed_tokens", "accepted_tokens"])
+                if draft == self.model:
+                    self.assertEqual(guessed["accepted_tokens"], guessed["guessed_tokens"])
+                    self.assertGreater(guessed["accepted_tokens"], plain["generated_tokens"] / 3)
+                else:
+                    self.assertLess(guessed["guessed_tokens"], 40)
+        notes = lib.nibble("run", self.model, "the", "-n", "3", "--draft-model", other).err
+        self.assertIn("\ndraft other.gguf: ", notes)
+        said = self.ok("chat", self.model, "-m", "hello", "--greedy", "-n", "9")
+        self.assertEqual(self.ok("chat", self.model, "-m", "hello", "--greedy", "-n", "9", "--draft-model", other), said)
+
+    def test_a_draft_model_has_the_model_s_tokenizer(self):
+        swapped = lib.TinyModel(n_layers=1, tied=False)
+        a, b = len(lib.SPECIALS) + 70, len(lib.SPECIALS) + 71
+        swapped.tokens = list(swapped.tokens)
+        swapped.tokens[a], swapped.tokens[b] = swapped.tokens[b], swapped.tokens[a]
+        path = lib.write_gguf(self.path("swapped.gguf"), swapped, "q8_0")
+        said = self.fails(1, "run", self.model, "the", "--draft-model", path)
+        self.assertIn("swapped.gguf: token %d of " % a, said)
+        self.assertIn("a draft model needs the model's tokenizer", said)
+        for code, args, says in (
+                (1, ["--draft-model", self.path("none.gguf")], "none.gguf"),
+                (2, ["--draft-model", self.model, "--speculate", "ngram:3"], "give one of them"),
+                (2, ["--draft-tokens", "3"], "belongs to --draft-model"),
+                (2, ["--draft-model", self.model, "--draft-tokens", "17"], "from 1 to 16"),
+                (2, ["--draft-model", self.model, "--model-draft", self.model], "is given twice")):
+            self.assertIn(says, self.fails(code, "run", self.model, "the", *args))
+
     def test_a_full_context_stops_with_one_line(self):
         for policy, extra in (("stop", ""), ("drop-oldest-turn", "no older turn to forget")):
             done = lib.nibble("run", self.model, "the station", "-n", "0", "--ctx", "40", "--quiet",

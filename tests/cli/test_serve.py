@@ -304,6 +304,33 @@ class Serve(lib.Case):
         self.assertIn("the KV cache has room for %d tokens" % room, got["error"]["message"])
         self.assertIn("--kv-memory", s.stop()[1])
 
+    def test_guesses_leave_answers_alone(self):
+        """From a draft model, and from what a text repeats: the same answers, and metrics of both."""
+        text = "the cat and the dog and the cat and the dog and the"
+        asks = [dict(prompt=text[i:], max_tokens=40, temperature=t, seed=i, logit_bias={"70": 3 * t})
+                for i, t in enumerate((0, 0.7, 1.2))]
+
+        def answers(s):
+            return [s.post("/v1/completions", **a)[1]["choices"][0]["text"] for a in asks]
+        plain = self.serve("--max-seqs", "4")
+        want = answers(plain)
+        self.assertEqual(plain.metric("vllm:spec_decode_num_draft_tokens_total"), 0)
+        path = self.path("tiny.gguf")
+        for how in (["--draft-model", path, "--draft-tokens", "4"], ["--speculate", "ngram:5"]):
+            s = self.serve("--max-seqs", "4", *how)
+            self.assertEqual(answers(s), want)
+            self.assertTrue(s.wait_for("vllm:num_requests_running", 0))
+            drafts, guessed, right = (s.metric("vllm:spec_decode_num_%s_total" % n)
+                                      for n in ("drafts", "draft_tokens", "accepted_tokens"))
+            first = s.metric('vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="tiny.gguf",'
+                             'engine="0",position="0"}')
+            self.assertTrue(0 < drafts < guessed and 0 < first <= right <= guessed, (drafts, guessed, first, right))
+            if how[0] == "--draft-model":
+                self.assertEqual(right, guessed)
+        done = lib.nibble("serve", path, "--dry-run", "--draft-model", path)
+        self.assertEqual((done.code, done.out), (0, ""))
+        self.assertIn(", draft model ", done.err)
+
     def test_a_plan_can_be_had_alone(self):
         done = lib.nibble("serve", self.model(), "--dry-run", "--kv", "int8")
         self.assertEqual((done.code, done.out), (0, ""))
