@@ -32,6 +32,7 @@ typedef struct {
     char error[200];
     int64_t n_prompt, n_cached, n_made[8];
     uint64_t logits_hash[8];
+    int64_t priority;
     int n_events, abort_after; /* says no after so many events; 0: never */
     bool released, told_after_end;
 } client;
@@ -157,6 +158,7 @@ static inline nb_status ask(bench *b, client *c, const char *text,
                                  .n_prompt = ids.n,
                                  .options = *options,
                                  .n = n,
+                                 .priority = c->priority,
                                  .prompt_logprobs = options->logprobs,
                                  .on_event = hear,
                                  .context = c,
