@@ -104,19 +104,18 @@ static void drop_request(nb_engine *e, nb_engine_request_state *r, nb_finish fin
 static void admit(nb_engine *e, nb_engine_request_state *r)
 {
     nb_err err = {0};
-    const nb_sched_request asked = {.id = r->id,
-                                    .prompt = r->asked.prompt,
-                                    .n_prompt = r->asked.n_prompt,
-                                    .max_new = r->max_new,
-                                    .n_samples = r->asked.n,
-                                    .arrival_ms = (int64_t)(r->submitted * 1000),
-                                    .max_draft =
-                                        e->setup.draft == NULL ? r->asked.options.n_guess : 0,
-                                    .priority = (int32_t)r->asked.priority,
-                                    .salt = r->asked.salt,
-                                    .salt_bytes = r->asked.salt_len,
-                                    .all_outputs = r->asked.prompt_logprobs ||
-                                                   r->asked.pooling == NB_POOL_MEAN};
+    const nb_sched_request asked = {
+        .id = r->id,
+        .prompt = r->asked.prompt,
+        .n_prompt = r->asked.n_prompt,
+        .max_new = r->max_new,
+        .n_samples = r->asked.n,
+        .arrival_ms = (int64_t)(r->submitted * 1000),
+        .max_draft = e->setup.draft == NULL ? r->asked.options.n_guess : 0,
+        .priority = (int32_t)r->asked.priority,
+        .salt = r->asked.salt,
+        .salt_bytes = r->asked.salt_len,
+        .all_outputs = r->asked.prompt_logprobs || r->asked.pooling == NB_POOL_MEAN};
     r->admitted = true;
     if (nb_sched_submit(&e->sched, &asked, &err) != NB_OK)
         drop_request(e, r, NB_FINISH_ERROR, err.text);
