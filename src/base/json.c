@@ -90,7 +90,7 @@ nb_status nb_json_load(json_t **out, const char *path, size_t limit, nb_err *err
     return s;
 }
 
-static const char *type_name(const json_t *v)
+const char *nb_json_type_name(const json_t *v)
 {
     switch (json_typeof(v)) {
     case JSON_OBJECT:
@@ -125,7 +125,7 @@ static nb_status find(const json_t *object, const char *key, bool required, unsi
     if (*v == NULL)
         return required ? nb_fail(err, NB_DATA, "key '%s' is missing", key) : NB_OK;
     if ((TYPE(json_typeof(*v)) & types) == 0)
-        return nb_fail(err, NB_DATA, "key '%s' is %s, not %s", key, type_name(*v), want);
+        return nb_fail(err, NB_DATA, "key '%s' is %s, not %s", key, nb_json_type_name(*v), want);
     return NB_OK;
 }
 

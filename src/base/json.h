@@ -14,6 +14,9 @@ nb_status nb_json_parse(json_t **out, const char *text, size_t len, nb_err *err)
 /* Reads and parses a file of at most `limit` bytes. */
 nb_status nb_json_load(json_t **out, const char *path, size_t limit, nb_err *err);
 
+/* "a string", "an array", ..., for messages. */
+const char *nb_json_type_name(const json_t *value);
+
 /* Each getter: a missing or null key gives NB_DATA when `required`, else leaves *out alone.
  * Integers must lie in [min, max]; a real with an integer value is not an integer. */
 nb_status nb_json_int(const json_t *object, const char *key, bool required, int64_t min,

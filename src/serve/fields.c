@@ -12,28 +12,6 @@ json_t *nb_field(const nb_fields *f, const char *name)
     return v == NULL || json_is_null(v) ? NULL : v;
 }
 
-const char *nb_json_type_name(const json_t *value)
-{
-    switch (json_typeof(value)) {
-    case JSON_OBJECT:
-        return "an object";
-    case JSON_ARRAY:
-        return "an array";
-    case JSON_STRING:
-        return "a string";
-    case JSON_INTEGER:
-        return "a whole number";
-    case JSON_REAL:
-        return "a number with a fraction";
-    case JSON_TRUE:
-    case JSON_FALSE:
-        return "a boolean";
-    case JSON_NULL:
-        return "null";
-    }
-    return "something else";
-}
-
 nb_status nb_field_refuse(const nb_fields *f, const char *name, const char *format, ...)
 {
     char text[600], param[sizeof f->why->param];
@@ -57,7 +35,7 @@ nb_status nb_field_int(const nb_fields *f, const char *name, int64_t min, int64_
     if (v == NULL)
         return NB_OK;
     if (!json_is_integer(v))
-        return nb_field_wrong(f, name, v, "a whole number");
+        return nb_field_wrong(f, name, v, "an integer");
     const int64_t i = json_integer_value(v);
     if (i < min || i > max)
         return nb_field_refuse(f, name, "is %lld, outside %lld to %lld", (long long)i,

@@ -33,7 +33,4 @@ nb_status nb_field_wrong(const nb_fields *f, const char *name, const json_t *val
                          const char *want);
 nb_status nb_field_refuse(const nb_fields *f, const char *name, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* "a string", "an array", ... */
-const char *nb_json_type_name(const json_t *value);
-
 #endif
