@@ -49,8 +49,29 @@ static nb_status check(const nb_generate_options *o, int64_t n_ids, nb_err *err)
     return NB_OK;
 }
 
+nb_status nb_ends_init(nb_ends *e, const nb_tokenizer *t, int64_t n_ids, nb_err *err)
+{
+    *e = (nb_ends){0};
+    int64_t n = 0;
+    for (int64_t id = 0; id < n_ids && t != NULL; id++)
+        n += nb_tokenizer_is_stop(t, (int32_t)id);
+    NB_TRY(NB_ALLOC(&e->ids, n, err));
+    for (int64_t id = 0; e->n < n; id++) {
+        if (nb_tokenizer_is_stop(t, (int32_t)id))
+            e->ids[e->n++] = (int32_t)id;
+    }
+    return NB_OK;
+}
+
+void nb_ends_free(nb_ends *e)
+{
+    nb_free(e->ids);
+    *e = (nb_ends){0};
+}
+
 nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *o, const nb_tokenizer *t,
-                           const nb_json_tokens *json, int64_t n_ids, nb_err *err)
+                           const nb_json_tokens *json, const nb_ends *of_model, int64_t n_ids,
+                           nb_err *err)
 {
     *c = (nb_choosing){.options = o, .tokenizer = t, .json = json, .n_ids = n_ids};
     NB_TRY(check(o, n_ids, err));
@@ -58,17 +79,12 @@ nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *o, const n
     const double r = o->sampling.repetition_penalty;
     c->penalizes = (r != 0 && r != 1) || o->sampling.frequency_penalty != 0 ||
                    o->sampling.presence_penalty != 0;
-    const bool by_model = !o->ignore_eos && t != NULL;
-    int64_t n = o->n_stop_ids;
-    for (int64_t id = 0; id < n_ids && by_model; id++)
-        n += nb_tokenizer_is_stop(t, (int32_t)id);
-    NB_TRY(NB_ALLOC(&c->ends, n, err));
+    const int n_model = o->ignore_eos ? 0 : of_model->n;
+    NB_TRY(NB_ALLOC(&c->ends, o->n_stop_ids + n_model, err));
     for (int i = 0; i < o->n_stop_ids; i++)
         c->ends[c->n_ends++] = o->stop_ids[i];
-    for (int64_t id = 0; id < n_ids && by_model; id++) {
-        if (nb_tokenizer_is_stop(t, (int32_t)id))
-            c->ends[c->n_ends++] = (int32_t)id;
-    }
+    for (int i = 0; i < n_model; i++)
+        c->ends[c->n_ends++] = of_model->ids[i];
     return NB_OK;
 }
 

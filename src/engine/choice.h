@@ -9,6 +9,17 @@
 #include "engine/stoptext.h"
 #include "text/tokenizer.h"
 
+/* The tokens that end an answer for a model: found once, for there is a vocabulary to look through.
+ */
+typedef struct {
+    int32_t *ids; /* [n] ascending */
+    int n;
+} nb_ends;
+
+/* Of the first n_ids; none without a tokenizer. */
+nb_status nb_ends_init(nb_ends *e, const nb_tokenizer *tokenizer, int64_t n_ids, nb_err *err);
+void nb_ends_free(nb_ends *e);
+
 /* What all answers to one request share. */
 typedef struct {
     const nb_generate_options *options; /* borrowed; on_text and context are not looked at */
@@ -23,8 +34,8 @@ typedef struct {
 /* Checks the options, whose stop strings and schema nb_choice_init checks. NB_USAGE names the value
  * that is out of range. */
 nb_status nb_choosing_init(nb_choosing *c, const nb_generate_options *options,
-                           const nb_tokenizer *tokenizer, const nb_json_tokens *json, int64_t n_ids,
-                           nb_err *err);
+                           const nb_tokenizer *tokenizer, const nb_json_tokens *json,
+                           const nb_ends *of_model, int64_t n_ids, nb_err *err);
 void nb_choosing_free(nb_choosing *c);
 
 /* Why an answer is over. */

@@ -107,6 +107,7 @@ static nb_status take_memory(nb_engine *e, nb_err *err)
     const nb_sched_setup u = sched_setup(s);
     const int64_t n = s->max_seqs;
     e->n_threads = nb_pool_n_threads(s->pool);
+    NB_TRY(nb_ends_init(&e->ends, s->tokenizer, e->n_ids, err));
     NB_TRY(nb_sched_init(&e->sched, &u, err));
     NB_TRY(nb_step_plan_init(&e->plan, &e->sched, err));
     NB_TRY(nb_work_init(&e->work, s->model, s->kernels, s->pool, s->step_tokens, err));
@@ -144,6 +145,7 @@ static void give_back(nb_engine *e)
         nb_sampler_free(&e->samplers[i]);
     nb_draft_free(&e->draft);
     nb_json_tokens_free(&e->json);
+    nb_ends_free(&e->ends);
     nb_step_plan_free(&e->plan);
     nb_sched_free(&e->sched);
     nb_work_free(&e->work);

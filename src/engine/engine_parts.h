@@ -69,6 +69,7 @@ struct nb_engine {
     nb_engine_setup setup; /* with defaults resolved */
     nb_engine_observer observer;
     int64_t n_ids, max_claimed;
+    nb_ends ends;
     nb_json_tokens json; /* made for the first request with a schema, under the mutex */
     /* shared with those who submit */
     pthread_mutex_t mutex;

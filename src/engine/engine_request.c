@@ -162,8 +162,8 @@ static nb_status make(nb_engine *e, const nb_engine_request *request, nb_engine_
     NB_TRY(nb_pooling_init(r, e->setup.model->config.d_model, err));
     if (r->asked.options.json_schema != NULL)
         NB_TRY(make_json_tokens(e, err));
-    NB_TRY(nb_choosing_init(&r->choosing, &r->asked.options, e->setup.tokenizer, &e->json, e->n_ids,
-                            err));
+    NB_TRY(nb_choosing_init(&r->choosing, &r->asked.options, e->setup.tokenizer, &e->json, &e->ends,
+                            e->n_ids, err));
     NB_TRY(NB_ALLOC(&r->choices, r->asked.n, err));
     for (int64_t i = 0; i < r->asked.n; i++) {
         nb_engine_choice *c = &r->choices[i];

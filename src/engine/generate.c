@@ -4,7 +4,6 @@
 
 #include "base/clock.h"
 #include "engine/ngram.h"
-#include "engine/choice.h"
 
 #include <assert.h>
 #include <string.h>
@@ -45,6 +44,7 @@ nb_status nb_generator_init(nb_generator *g, const nb_generator_setup *setup, nb
     NB_TRY_GOTO(s, nb_kv_pool_init(&g->kv, c, u->kv, nb_kv_pages_for(u->n_ctx), err));
     NB_TRY_GOTO(s, nb_kv_seq_init(&g->seq, &g->kv, u->n_ctx, err));
     NB_TRY_GOTO(s, nb_sampler_init(&g->sampler, u->kernels, n_ids, err));
+    NB_TRY_GOTO(s, nb_ends_init(&g->ends, u->tokenizer, n_ids, err));
     NB_TRY_GOTO(s, NB_ALLOC(&g->held.ids, u->n_ctx, err)); /* never grows while decoding */
     g->held.cap = u->n_ctx;
     NB_TRY_GOTO(s, nb_generator_room(g, 0, err));
@@ -67,6 +67,7 @@ void nb_generator_free(nb_generator *g)
     nb_sampler_free(&g->sampler);
     nb_tokens_free(&g->held);
     nb_json_tokens_free(&g->json);
+    nb_ends_free(&g->ends);
     nb_free(g->hidden);
     nb_free(g->rows);
     *g = (nb_generator){0};
@@ -472,7 +473,8 @@ static nb_status prepare(generation *r, nb_err *err)
     const nb_generate_options *o = r->options;
     if (o->json_schema != NULL && g->json.tokenizer == NULL)
         NB_TRY(nb_json_tokens_init(&g->json, g->setup.tokenizer, g->sampler.n, err));
-    NB_TRY(nb_choosing_init(&r->choosing, o, g->setup.tokenizer, &g->json, g->sampler.n, err));
+    NB_TRY(nb_choosing_init(&r->choosing, o, g->setup.tokenizer, &g->json, &g->ends, g->sampler.n,
+                            err));
     if (o->n_guess > 0) {
         NB_TRY(nb_generator_room(g, o->n_guess, err));
         if (g->setup.draft == NULL)

@@ -6,7 +6,10 @@
 #ifndef NB_ENGINE_GENERATE_H
 #define NB_ENGINE_GENERATE_H
 
+#include "engine/choice.h"
 #include "engine/draft.h"
+#include "engine/sample.h"
+#include "model/forward.h"
 #include "text/tokenizer.h"
 
 #define NB_PREFILL_STEP 512
@@ -38,6 +41,7 @@ typedef struct {
     bool has_logits;
     nb_draft draft;      /* with setup.draft */
     nb_json_tokens json; /* made for the first answer that is held to a schema */
+    nb_ends ends;
 } nb_generator;
 
 nb_status nb_generator_init(nb_generator *g, const nb_generator_setup *setup, nb_err *err);
