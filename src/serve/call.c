@@ -147,14 +147,14 @@ static nb_status submit_part(nb_call *c, int64_t p, nb_problem *why)
     if (busy) {
         why->http = atomic_load(&c->server->state) == NB_SERVER_DRAINING ? 503 : 429;
         why->retry_after_s = 1;
-    } else if (s == NB_LIMIT) {
-        why->code = "context_length_exceeded";
     } else if (ask->json_schema != NULL && s != NB_MEMORY) {
         /* All else was looked at before. */
         snprintf(why->param, sizeof why->param, "%s",
                  ask->shape == NB_ASK_GENERATE ? "sampling_params.json_schema"
                  : ask->must_call              ? "tools"
                                                : "response_format");
+    } else if (s == NB_LIMIT) {
+        why->code = "context_length_exceeded";
     }
     return nb_problem_settle(why, s);
 }

@@ -246,6 +246,51 @@ class Serve(lib.Case):
             fields = f.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def test_the_file_of_its_model_may_go(self):
+        s = self.serve(endless=True)
+        path = self.path("tiny.gguf")
+        ask = {"prompt": "the cat and the dog", "max_tokens": 30, "temperature": 0}
+        want = s.post("/v1/completions", **ask)[1]["choices"][0]["text"]
+
+        def overwritten():
+            with open(path, "r+b") as f:
+                f.write(b"\xff" * os.path.getsize(path))
+
+        def replaced():
+            lib.write_gguf(self.path("other.gguf"), lib.TinyModel(seed=9), "q8_0")
+            os.replace(self.path("other.gguf"), path)
+
+        for happens in (overwritten, lambda: os.truncate(path, 0), replaced,
+                        lambda: os.remove(path)):
+            happens()
+            # Nothing of it is found in the cache: it is computed, from what was read at the start.
+            got = s.post("/v1/completions", cache_salt=str(happens), **ask)[1]
+            self.assertEqual(got["choices"][0]["text"], want)
+            self.assertEqual(s.post("/v1/chat/completions", max_tokens=4, messages=[
+                {"role": "user", "content": "a dog, 123!"}])[0], 200)
+        self.assertEqual(s.stop()[0], 0)
+
+    def test_hostile_schemas_are_refused(self):
+        s = self.serve()
+        deep = {"type": "integer"}
+        for _ in range(900):
+            deep = {"type": "array", "items": deep, "minItems": 1}
+        for schema in ({"type": "frob"}, {"$ref": "http://127.0.0.1:9/x"}, {"$ref": "file:///etc/passwd"},
+                       {"$ref": "#"}, {"type": "array", "minItems": 10 ** 9},
+                       {"type": "string", "pattern": "^(a+)+$"},
+                       {"type": "string", "pattern": "(" * 5000 + ")" * 5000}, deep,
+                       {"type": "object", "properties": {"p%d" % i: {} for i in range(600)}},
+                       {"anyOf": [{"type": "object", "properties": {str(i): {}}} for i in range(99)]}):
+            status, got = s.post("/v1/completions", prompt="a", response_format={
+                "type": "json_schema", "json_schema": {"name": "a", "schema": schema}})
+            self.assertEqual(status, 400, str(schema)[:80])
+            self.assertIn("response_format", got["error"]["param"])
+            self.assertIsNone(got["error"]["code"])
+            status, got = s.post("/generate", text="a",
+                                 sampling_params={"json_schema": json.dumps(schema)})
+            self.assertEqual(status, 400, str(schema)[:80])
+        self.assertEqual(s.stop()[0], 0)
+
     def test_embeddings_do_not_depend_on_company(self):
         text = "the cat and the dog and the cat on the mat "
         texts = [text[i:] + text * (i % 4) for i in range(20)]
