@@ -112,6 +112,10 @@ static void bench_open(bench *b, nb_engine_setup setup)
     setup.pool = b->o.pool;
     setup.tokenizer = b->o.tokenizer;
     setup.kv = NB_KV_F16;
+    if (setup.n_guess < 0) {
+        setup.draft = &b->o.model; /* of itself: every guess is right */
+        setup.n_guess = -setup.n_guess;
+    }
     pthread_mutex_init(&b->desk.mutex, NULL);
     pthread_cond_init(&b->desk.changed, NULL);
     b->desk.n_open = 0;
@@ -178,6 +182,8 @@ static void pooled_states_do_not_depend_on_company(void **state)
         {.n_ctx = 256, .step_tokens = 1, .max_seqs = 1},
         {.n_ctx = 256, .n_blocks = 8, .step_tokens = 11},
         {.n_ctx = 256, .step_tokens = 16, .share_prefixes = true},
+        {.n_ctx = 256, .n_blocks = 9, .step_tokens = 19, .n_guess = 4},
+        {.n_ctx = 256, .step_tokens = 40, .n_guess = -3}, /* with a draft model */
     };
     static float want[2][N_TEXTS][MAX_DIMS];
     static client embeds[2][N_TEXTS], others[N_TEXTS];
@@ -290,5 +296,5 @@ int main(void)
         cmocka_unit_test(pooling_is_of_a_prompt_alone),
         cmocka_unit_test(memory_may_fail),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, scratch_setup, scratch_teardown);
 }
