@@ -13,6 +13,8 @@
  * stored alike, 3 and 2 bits apart (codebits.h): a row of int3 is one string of bits, so that a
  * code may lie in two words.
  *
+ * Zero points may be floats as well, for which affine_float.c has the arithmetic.
+ *
  * Scales and zero points are chosen as compressed-tensors chooses them: symmetric
  * amax / ((qmax - qmin) / 2), asymmetric (max - min) / (qmax - qmin) over a range that is made to
  * contain 0. The scale is rounded to the type it is stored in before any code is taken with it. */
@@ -123,7 +125,10 @@ static affine_map choose_map(const nb_mat *m, int64_t i, const float *x, int64_t
 
 void nb_affine_choose(const nb_mat *m, int64_t i, const float *x, int64_t n)
 {
-    (void)choose_map(m, i, x, n);
+    if (m->float_zeros != NULL)
+        nb_affine_float_choose(m, i, x, n);
+    else
+        (void)choose_map(m, i, x, n);
 }
 
 /* ---- codes ---- */
@@ -231,9 +236,27 @@ static int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+/* Codes are those of the grid. */
+static void float_zeros_encode_row(nb_mat *m, int64_t r, const float *x)
+{
+    nb_grid grid;
+    const int64_t n_groups = nb_mat_n_groups(m);
+    nb_affine_grid.shape(m, &grid);
+    for (int64_t g = 0; g < n_groups; g++) {
+        const int64_t begin = g * m->group_size;
+        nb_affine_float_choose(m, r * n_groups + g, x + begin,
+                               smaller(m->group_size, m->n_cols - begin));
+    }
+    nb_grid_round_row(&grid, m, r, x);
+}
+
 static void int8_encode_row(nb_mat *m, int64_t r, const float *x)
 {
     assert(m->group_size > 0);
+    if (m->float_zeros != NULL) {
+        float_zeros_encode_row(m, r, x);
+        return;
+    }
     int8_t *row = nb_mat_row(m, r);
     const int64_t n_groups = nb_mat_n_groups(m);
     for (int64_t g = 0; g < n_groups; g++) {
@@ -247,6 +270,10 @@ static void int8_encode_row(nb_mat *m, int64_t r, const float *x)
 static void packed_encode_row(nb_mat *m, int64_t r, const float *x)
 {
     assert(m->group_size > 0);
+    if (m->float_zeros != NULL) {
+        float_zeros_encode_row(m, r, x);
+        return;
+    }
     uint8_t *row = nb_mat_row(m, r);
     const int64_t n_groups = nb_mat_n_groups(m);
     memset(row, 0, (size_t)m->row_bytes);
@@ -271,6 +298,11 @@ static void int8_decode_row(const nb_mat *m, int64_t r, float *y)
         const int64_t end = smaller((g + 1) * m->group_size, m->n_cols), i = r * n_groups + g;
         const float scale = nb_float_get(m->scales, m->scale_type, i);
         const int zero = m->zeros != NULL ? m->zeros[i] : 0;
+        if (m->float_zeros != NULL) {
+            const int64_t c = g * m->group_size;
+            nb_affine_float_values(m, i, row + c, end - c, y + c);
+            continue;
+        }
         for (int64_t c = g * m->group_size; c < end; c += PIECE)
             values_give(y + c, row + c, smaller(PIECE, end - c), scale, zero);
     }
@@ -289,7 +321,10 @@ static void packed_decode_row(const nb_mat *m, int64_t r, float *y)
             int8_t code[PIECE];
             const int64_t n = smaller(PIECE, end - c);
             packed_get(m, code, row, c, n);
-            values_give(y + c, code, n, scale, zero);
+            if (m->float_zeros != NULL)
+                nb_affine_float_values(m, i, code, n, y + c);
+            else
+                values_give(y + c, code, n, scale, zero);
         }
     }
 }
@@ -306,6 +341,16 @@ static void affine_int_form(const nb_mat *m, nb_int_form *form)
         .has_zero = m->zeros != NULL,
         .scale_type = m->scale_type,
     };
+    if (m->float_zeros == NULL)
+        return;
+    form->has_min = true;
+    form->scale_type = NB_F32; /* a product of two numbers of 16 bits */
+    if (m->fmt->bits == 8) {
+        form->has_zero = true; /* -128, for int8_t holds no codes of 0 to 255 */
+    } else {
+        form->code_lo = 0;
+        form->code_hi = -2 * qmin - 1;
+    }
 }
 
 static void affine_int_parameters(const nb_mat *m, int64_t r, const nb_int_row *out)
@@ -316,6 +361,13 @@ static void affine_int_parameters(const nb_mat *m, int64_t r, const nb_int_row *
     if (m->zeros != NULL)
         for (int64_t g = 0; g < n_groups; g++)
             out->zero[g] = m->zeros[r * n_groups + g];
+    if (m->float_zeros == NULL)
+        return;
+    for (int64_t g = 0; g < n_groups; g++) {
+        out->min[g] = nb_affine_float_offset(m, r * n_groups + g);
+        if (m->fmt->bits == 8)
+            out->zero[g] = INT8_MIN;
+    }
 }
 
 static void int8_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
@@ -329,6 +381,8 @@ static void packed_int_row(const nb_mat *m, int64_t r, const nb_int_row *out)
     const uint8_t *row = nb_mat_row(m, r);
     for (int64_t c = 0; c < m->n_cols; c += PIECE)
         packed_get(m, out->code + c, row, c, smaller(PIECE, m->n_cols - c));
+    for (int64_t c = 0; m->float_zeros != NULL && c < m->n_cols; c++)
+        out->code[c] = (int8_t)(out->code[c] + (1 << (m->fmt->bits - 1)));
     affine_int_parameters(m, r, out);
 }
 

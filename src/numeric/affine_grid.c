@@ -1,6 +1,6 @@
 /* The grid of affine formats: integers of the format's width under a scale, which is negative where
  * that gives the longer end of the integers to the side that needs it, or under a scale above zero
- * and a zero point.
+ * and a zero point. Float zero points are offsets, and then the levels count from 0.
  *
  * Scales are never stored as 0. Where a search finds nothing (a group of zeros, or of values far
  * below the least number of the scale's type), the scale of the plain encoder stays. */
@@ -23,11 +23,12 @@ static void affine_shape(const nb_mat *m, nb_grid *grid)
 {
     *grid = (nb_grid){
         .n_levels = 2 * levels_below_zero(m),
-        .level = nb_grid_integers + 128 - levels_below_zero(m),
+        .level = nb_grid_integers + 128 - (m->float_zeros != NULL ? 0 : levels_below_zero(m)),
         .uniform = true,
         .group_len = m->group_size,
         .span_len = m->group_size,
         .has_zero = m->zeros != NULL,
+        .has_offset = m->float_zeros != NULL,
     };
 }
 
@@ -35,6 +36,12 @@ static void affine_search(nb_mat *m, int64_t i, const nb_fit_data *d)
 {
     const int below = levels_below_zero(m), top = 2 * below - 1;
     int zero = 0;
+    if (m->float_zeros != NULL) {
+        float offset;
+        const float step = nb_fit_scale_offset(d, top, m->scale_type, false, &offset);
+        (void)nb_affine_float_put(m, i, (double)step, (double)offset);
+        return;
+    }
     const float scale = m->zeros == NULL ? nb_fit_scale(d, -below, top, m->scale_type)
                                          : nb_fit_scale_zero(d, top, m->scale_type, &zero);
     if (scale == 0)
@@ -63,6 +70,7 @@ static void affine_group_at(const nb_mat *m, int64_t r, int64_t col, nb_grid_gro
     const int64_t i = group_index(m, r, col);
     *out = (nb_grid_group){
         .scale = nb_float_get(m->scales, m->scale_type, i),
+        .offset = m->float_zeros == NULL ? 0 : nb_affine_float_offset(m, i),
         .zero = m->zeros == NULL ? 0 : m->zeros[i],
     };
 }
@@ -71,6 +79,8 @@ static bool affine_group_put(nb_mat *m, int64_t r, int64_t col, const nb_grid_gr
 {
     const int below = levels_below_zero(m);
     const int64_t i = group_index(m, r, col);
+    if (m->float_zeros != NULL)
+        return nb_affine_float_put(m, i, (double)g->scale, (double)g->offset);
     const float stored = nb_fit_stored(m->scale_type, (double)g->scale);
     if (stored == 0 || g->zero < -below || g->zero >= below)
         return false;

@@ -82,6 +82,8 @@ int64_t nb_mat_bytes(const nb_mat *m)
             bytes += n + 4 * ((n + NB_NESTED_BLOCK - 1) / NB_NESTED_BLOCK) + 4;
         if (m->zeros != NULL)
             bytes += (n * m->fmt->bits + 7) / 8;
+        if (m->float_zeros != NULL)
+            bytes += n * (int64_t)nb_float_bytes(m->scale_type);
     }
     return bytes;
 }
@@ -130,5 +132,9 @@ void nb_mat_list_arrays(const nb_mat *m, nb_mat_arrays *out)
     if (m->zeros != NULL) {
         out->array[out->n].data = m->zeros;
         out->array[out->n++].bytes = n_groups;
+    }
+    if (m->float_zeros != NULL) {
+        out->array[out->n].data = m->float_zeros;
+        out->array[out->n++].bytes = n_groups * nb_float_bytes(m->scale_type);
     }
 }

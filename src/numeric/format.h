@@ -40,6 +40,8 @@ typedef struct {
 /* A matrix [n_rows = outputs, n_cols = inputs]; a vector is one row. Bytes are borrowed.
  *
  * affine: value = scale[r][g] * (code[r][c] - zero[r][g]), g = c / group_size. Codes are signed.
+ *   With float_zeros, zero points are floats and count from the lowest code, as HQQ has them:
+ *   value = fma(scale, u, m), u = code + 2^(bits - 1) and m = fl(-scale * zero).
  *   int8  one byte a code, row_bytes = n_cols
  *   int4  two codes a byte, column 2j in the low nibble, stored as code + 8 (offset binary);
  *         row_bytes = 4 * ceil(n_cols / 8), padding bits zero. These are the bytes of
@@ -64,8 +66,9 @@ typedef struct {
     /* affine only */
     int64_t group_size;
     nb_float_type scale_type;
-    void *scales;  /* [n_rows][n_groups] in scale_type */
-    int8_t *zeros; /* [n_rows][n_groups]; NULL when symmetric (all zero points 0) */
+    void *scales;      /* [n_rows][n_groups] in scale_type */
+    int8_t *zeros;     /* [n_rows][n_groups]; NULL when symmetric (all zero points 0), or: */
+    void *float_zeros; /* [n_rows][n_groups] in scale_type; NULL: none */
     /* float-coded only */
     int64_t scale_rows; /* 0 or 1: each row has its own scales */
     nb_nested nested;
@@ -156,7 +159,8 @@ static inline int64_t nb_mat_n_scale_rows(const nb_mat *m)
     return m->scale_rows > 1 ? (m->n_rows + m->scale_rows - 1) / m->scale_rows : m->n_rows;
 }
 
-/* Everything that belongs to the matrix: codes, scales, zero points (zeros at the code's width). */
+/* Everything that belongs to the matrix: codes, scales, zero points (integers at the code's width).
+ */
 int64_t nb_mat_bytes(const nb_mat *m);
 
 /* The arrays that a matrix consists of, in a fixed order: for storing it whole. */

@@ -11,7 +11,8 @@
 #define FOUR(x)    (x), (x) + 1, (x) + 2, (x) + 3
 #define SIXTEEN(x) FOUR(x), FOUR((x) + 4), FOUR((x) + 8), FOUR((x) + 12)
 #define SIXTY(x)   SIXTEEN(x), SIXTEEN((x) + 16), SIXTEEN((x) + 32), SIXTEEN((x) + 48)
-const float nb_grid_integers[256] = {SIXTY(-128), SIXTY(-64), SIXTY(0), SIXTY(64)};
+const float nb_grid_integers[384] = {SIXTY(-128), SIXTY(-64), SIXTY(0),
+                                     SIXTY(64),   SIXTY(128), SIXTY(192)};
 
 /* Columns are done in pieces of a constant length, because compilers turn such loops into vector
  * code at -O2. A shorter piece is padded. */

@@ -54,8 +54,8 @@ typedef struct nb_grid_form {
                       nb_fit fit);
 } nb_grid_form;
 
-/* -128 .. 127: uniform levels are a part of it. */
-extern const float nb_grid_integers[256];
+/* -128 .. 255: uniform levels are a part of it. */
+extern const float nb_grid_integers[384];
 
 /* The grid of matrices like m (codes and scales are not looked at). NB_UNSUPPORTED for formats that
  * have none ("f32 has no grid"). */

@@ -61,6 +61,15 @@ static inline nb_mat test_mat(const nb_format *fmt, int64_t n_rows, int64_t n_co
     return m;
 }
 
+/* The same with float zero points. */
+static inline nb_mat test_mat_float_zeros(const nb_format *fmt, int64_t n_rows, int64_t n_cols,
+                                          int64_t group_size, nb_float_type type)
+{
+    nb_mat m = test_mat(fmt, n_rows, n_cols, group_size, type, false);
+    m.float_zeros = guarded_alloc(test_mat_n_params(&m) * nb_float_bytes(type), 0x5a);
+    return m;
+}
+
 static inline nb_mat test_mat_block(const nb_format *fmt, int64_t n_rows, int64_t n_cols)
 {
     return test_mat(fmt, n_rows, n_cols, 0, NB_F32, false);
@@ -71,6 +80,7 @@ static inline void test_mat_free(nb_mat *m)
     guarded_free(m->codes, (size_t)(m->n_rows * m->row_bytes));
     guarded_free(m->scales, test_mat_n_params(m) * nb_float_bytes(m->scale_type));
     guarded_free(m->zeros, test_mat_n_params(m));
+    guarded_free(m->float_zeros, test_mat_n_params(m) * nb_float_bytes(m->scale_type));
     *m = (nb_mat){0};
 }
 

@@ -12,18 +12,19 @@ typedef struct {
     const char *format;
     int64_t group_size;
     nb_float_type type;
-    bool asymmetric;
+    int zeros; /* 0: none; 1: integers; 2: floats */
 } kind;
 
 static const kind KINDS[] = {
-    {"int2", 32, NB_BF16, false}, {"int2", 128, NB_F16, true},    {"int3", 64, NB_F16, false},
-    {"int3", 32, NB_BF16, true},  {"int4", 32, NB_F16, false},    {"int4", 32, NB_BF16, true},
-    {"int4", 8, NB_BF16, false},  {"int4", N_COLS, NB_F32, true}, {"int8", N_COLS, NB_BF16, false},
-    {"int8", 128, NB_F32, false}, {"int8", 64, NB_F16, true},     {"q4_0", 32, NB_F16, false},
-    {"q4_1", 32, NB_F16, false},  {"q5_0", 32, NB_F16, false},    {"q5_1", 32, NB_F16, false},
-    {"q8_0", 32, NB_F16, false},  {"iq4_nl", 32, NB_F16, false},  {"q4_k", 32, NB_F16, false},
-    {"q2_k", 16, NB_F16, false},  {"q3_k", 16, NB_F16, false},    {"q5_k", 32, NB_F16, false},
-    {"q6_k", 16, NB_F16, false},
+    {"int2", 32, NB_BF16, 0}, {"int2", 128, NB_F16, 1},    {"int3", 64, NB_F16, 0},
+    {"int3", 32, NB_BF16, 1}, {"int4", 32, NB_F16, 0},     {"int4", 32, NB_BF16, 1},
+    {"int4", 8, NB_BF16, 0},  {"int4", N_COLS, NB_F32, 1}, {"int8", N_COLS, NB_BF16, 0},
+    {"int8", 128, NB_F32, 0}, {"int8", 64, NB_F16, 1},     {"q4_0", 32, NB_F16, 0},
+    {"q4_1", 32, NB_F16, 0},  {"q5_0", 32, NB_F16, 0},     {"q5_1", 32, NB_F16, 0},
+    {"q8_0", 32, NB_F16, 0},  {"iq4_nl", 32, NB_F16, 0},   {"q4_k", 32, NB_F16, 0},
+    {"q2_k", 16, NB_F16, 0},  {"q3_k", 16, NB_F16, 0},     {"q5_k", 32, NB_F16, 0},
+    {"q6_k", 16, NB_F16, 0},  {"int4", 64, NB_BF16, 2},    {"int4", 32, NB_F16, 2},
+    {"int8", 128, NB_F16, 2}, {"int3", N_COLS, NB_F32, 2}, {"int2", 32, NB_BF16, 2},
 };
 #define N_KINDS (sizeof KINDS / sizeof *KINDS)
 
@@ -31,7 +32,9 @@ static nb_mat mat_of(const kind *k, int64_t n_rows, int64_t n_cols)
 {
     const nb_format *fmt = nb_format_by_name(k->format);
     assert_non_null(fmt);
-    return test_mat(fmt, n_rows, n_cols, k->group_size, k->type, k->asymmetric);
+    if (k->zeros == 2)
+        return test_mat_float_zeros(fmt, n_rows, n_cols, k->group_size, k->type);
+    return test_mat(fmt, n_rows, n_cols, k->group_size, k->type, k->zeros == 1);
 }
 
 static nb_grid grid_of(const nb_mat *m)
@@ -58,7 +61,8 @@ static void shapes_are_what_formats_say(void **state)
         nb_int_form form;
         m.fmt->int_form(&m, &form);
         if (form.table == NULL)
-            assert_true(grid.level[grid.n_levels - 1] == (float)form.code_hi);
+            assert_true(grid.level[grid.n_levels - 1] ==
+                        (float)(KINDS[i].zeros == 2 ? (1 << m.fmt->bits) - 1 : form.code_hi));
         else
             for (int l = 0; l < 16; l++)
                 assert_true(grid.level[l] == (float)form.table[l]);
@@ -118,7 +122,7 @@ static void every_code_and_every_midpoint(void **state)
         for (size_t k = 0; k < sizeof GROUPS / sizeof *GROUPS; k++) {
             nb_grid_group g = GROUPS[k];
             for (int zero = -2; zero <= 1; zero++) {
-                g.zero = KINDS[i].asymmetric ? zero : 0;
+                g.zero = KINDS[i].zeros == 1 ? zero : 0;
                 const double scale = fabs((double)g.scale), far = 300 * scale + 2;
                 for (int c = 0; c < grid.n_levels; c++)
                     assert_int_equal(nb_grid_nearest(&grid, &g, nb_grid_value(&grid, &g, c)), c);
@@ -214,11 +218,10 @@ static void values_are_what_decode_row_gives(void **state)
 static void odd_rows_of_nibbles(void **state)
 {
     (void)state;
-    static const kind odd[] = {{"int4", 3, NB_F32, false},
-                               {"int4", 33, NB_F32, true},
-                               {"int3", 11, NB_F16, true},
-                               {"int2", 5, NB_F32, false},
-                               {"int8", 7, NB_BF16, true}};
+    static const kind odd[] = {{"int4", 3, NB_F32, 0},  {"int4", 33, NB_F32, 1},
+                               {"int3", 11, NB_F16, 1}, {"int2", 5, NB_F32, 0},
+                               {"int8", 7, NB_BF16, 1}, {"int4", 5, NB_BF16, 2},
+                               {"int3", 11, NB_F16, 2}};
     for (size_t i = 0; i < sizeof odd / sizeof *odd; i++) {
         const int64_t n = odd[i].group_size == 33 ? 33 : 3 * odd[i].group_size;
         nb_mat m = mat_of(&odd[i], 2, n), want = mat_of(&odd[i], 2, n);

@@ -29,6 +29,11 @@ static void fill(nb_mat *m, bool tame, uint64_t stream)
                 m->zeros[i] =
                     (int8_t)((int)(test_random_u32(stream + 2, i) % (2u * (unsigned)half)) - half);
             }
+        if (m->float_zeros != NULL)
+            test_random_bytes(m->float_zeros, n * nb_float_bytes(m->scale_type), stream + 4);
+        for (size_t i = 0; tame && m->float_zeros != NULL && i < n; i++)
+            nb_float_put(m->float_zeros, m->scale_type, (int64_t)i,
+                         ldexpf((float)(test_random_u32(stream + 5, i) % 4096) - 1024, -7));
         for (size_t i = 0; tame && i < n; i++)
             nb_float_put(m->scales, m->scale_type, (int64_t)i,
                          ldexpf((float)(test_random_u32(stream + 3, i) % 2048 + 1), -18));
@@ -130,9 +135,12 @@ static void affine(bool tame)
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int f = 0; f < 4; f++)
             for (int type = 0; type < 3; type++)
-                for (int asymmetric = 0; asymmetric < 2; asymmetric++) {
-                    nb_mat m = test_mat(formats[f], ROWS, shapes[s].n_cols, shapes[s].group_size,
-                                        (nb_float_type)type, asymmetric);
+                for (int zeros = 0; zeros < 3; zeros++) {
+                    const int64_t n_cols = shapes[s].n_cols, group = shapes[s].group_size;
+                    nb_mat m = zeros == 2 ? test_mat_float_zeros(formats[f], ROWS, n_cols, group,
+                                                                 (nb_float_type)type)
+                                          : test_mat(formats[f], ROWS, n_cols, group,
+                                                     (nb_float_type)type, zeros == 1);
                     fill(&m, tame, 1000 + 10 * s);
                     compare(&m, tame);
                     test_mat_free(&m);
