@@ -5,6 +5,7 @@
 #include "store/bnb.h"
 #include "store/fp8.h"
 #include "store/hf.h"
+#include "store/hqq.h"
 
 #include <string.h>
 #include <sys/stat.h>
@@ -249,6 +250,8 @@ static nb_status parse_quantization(nb_store *store, nb_err *err)
         s = nb_fp8_parse(&hf->fp8, q, err);
     else if (s == NB_OK && method != NULL && strcmp(method, "bitsandbytes") == 0)
         s = nb_bnb_parse(&hf->is_bitsandbytes, q, err);
+    else if (s == NB_OK && method != NULL && strcmp(method, "hqq") == 0)
+        hf->is_hqq = true; /* each module says itself what it is */
     else if (s == NB_OK && q != NULL && !json_is_null(q))
         s = nb_ct_parse(&hf->ct, &store->arena, q, hf->n_tensors, err);
     return s == NB_OK ? NB_OK : nb_context(err, "%s/config.json", store->path);
@@ -505,18 +508,22 @@ static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
     const bool int8 = ends_with(name, ".weight") && at.tensor->dtype == NB_ST_I8;
     const bool turned = ends_with(name, ".qweight");
     const bool floats = ends_with(name, ".weight") && nb_hf_is_floats(hf, at.tensor);
+    const bool hqq = hf->is_hqq && ends_with(name, ".W_q");
     const bool float_weight = ends_with(name, ".weight") && !int8 && !floats;
-    if (!packed && !turned && is_part_name(name))
+    const char *dot = strrchr(name, '.');
+    const bool hqq_part = hf->is_hqq && dot != NULL && nb_hqq_is_part(dot + 1);
+    if (!packed && !turned && (is_part_name(name) || hqq_part))
         return NB_OK; /* looked for by name; whether it was is asked at the end */
     hf->used[i] = true;
-    if (!packed && !int8 && !turned && !floats && (!float_weight || hf->ct.n_groups == 0))
+    if (!packed && !int8 && !turned && !floats && !hqq && (!float_weight || hf->ct.n_groups == 0))
         return add_plain(store, at, err);
 
     char *module;
-    const char *dot = strrchr(name, '.');
     NB_TRY(nb_arena_text(&store->arena, &module, name, (size_t)(dot - name), err));
     if (turned)
         return add_turned(store, at, module, err);
+    if (hqq)
+        return nb_hf_add_hqq(store, at, module, err);
     if (floats)
         return nb_hf_add_floats(store, at, module, err);
     if (packed || int8)

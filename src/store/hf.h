@@ -20,6 +20,7 @@ typedef struct {
         *turned; /* GPTQ and AWQ: what the codes are; NULL: not. Neither: plain numbers */
     nb_located codes, scale, zero_point, order;
     bool floats;         /* FP8 and NF4 (hf_floats.c) */
+    bool hqq;            /* hf_hqq.c */
     nb_located steps;    /* nested scales of NF4: their steps, */
     float nested_offset; /* and what is added */
 } nb_hf_recipe;
@@ -35,6 +36,7 @@ typedef struct {
     nb_qweight_spec qweight;
     nb_ct_group fp8;       /* quant_method "fp8": all modules; without a name: not */
     bool is_bitsandbytes;  /* quant_method "bitsandbytes" */
+    bool is_hqq;           /* quant_method "hqq" */
     nb_hf_recipe *recipes; /* one a weight */
 } nb_hf_state;
 
@@ -50,6 +52,10 @@ nb_status nb_hf_add_floats(nb_store *store, nb_located at, const char *module, n
  * data, but it decides how the weight is computed. */
 nb_status nb_hf_read_input_scale(nb_store *store, nb_weight *w, const char *module, nb_err *err);
 nb_status nb_hf_read_floats(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err);
+
+/* The weight of HQQ whose P.W_q is at `at`, the next one of the store. */
+nb_status nb_hf_add_hqq(nb_store *store, nb_located at, const char *module, nb_err *err);
+nb_status nb_hf_read_hqq(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err);
 
 /* Reads weight i (nb_container). */
 nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err);

@@ -196,6 +196,8 @@ static nb_status read_weight(const nb_hf_recipe *r, const nb_weight *w, nb_loade
     out->mat = (nb_mat){.fmt = w->fmt, .n_rows = w->n_rows, .n_cols = w->n_cols};
     if (r->floats)
         return nb_hf_read_floats(r, w, out, err);
+    if (r->hqq)
+        return nb_hf_read_hqq(r, w, out, err);
     if (r->group == NULL) {
         NB_TRY(read_into(&out->codes, r->codes, 0, err));
         out->mat.codes = out->codes.data;
@@ -227,7 +229,7 @@ nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err)
 const nb_file *nb_hf_rows_at(const nb_store *store, int64_t i, int64_t *at)
 {
     const nb_hf_recipe *r = &((const nb_hf_state *)store->state)->recipes[i];
-    if (r->turned != NULL || r->floats || r->group != NULL)
+    if (r->turned != NULL || r->floats || r->hqq || r->group != NULL)
         return NULL;
     *at = r->codes.file->data_start + r->codes.tensor->begin;
     return &r->codes.file->file;

@@ -7,6 +7,7 @@
 #include "store/compressed_tensors.h"
 #include "store/container.h"
 #include "store/ct_pack.h"
+#include "store/hqq.h"
 #include "store/qweight.h"
 
 #include <stdio.h>
@@ -14,7 +15,7 @@
 
 #define DEFAULT_SHARD_BYTES ((int64_t)5000000000)
 #define CHUNK_BYTES         ((size_t)1 << 20)
-#define MAX_PARTS           6 /* tensors of one weight */
+#define MAX_PARTS           NB_HQQ_N_PARTS /* tensors of one weight: nobody has more */
 
 /* What a tensor of the file holds of its weight. */
 typedef enum {
@@ -29,8 +30,9 @@ typedef enum {
     PART_STEPS,
     PART_MAP, /* the two tables, */
     PART_NESTED_MAP,
-    PART_STATE,  /* and the text that explains them */
-    PART_TURNED, /* and of GPTQ and AWQ: PART_TURNED + nb_qweight_kind */
+    PART_STATE,                 /* and the text that explains them */
+    PART_TURNED,                /* of GPTQ and AWQ: PART_TURNED + nb_qweight_kind */
+    PART_HQQ = PART_TURNED + 8, /* and of HQQ: PART_HQQ + the index of a nb_hqq_part */
 } part_kind;
 
 typedef struct {
@@ -140,6 +142,16 @@ static nb_status plan_nf4(nb_sink *sink, const nb_weight *w, nb_err *err)
                     (const int64_t[]){nb_bnb_state_bytes(w)}, err);
 }
 
+static nb_status plan_hqq(nb_sink *sink, const nb_weight *w, nb_err *err)
+{
+    nb_hqq_part parts[NB_HQQ_N_PARTS];
+    NB_TRY(nb_hqq_plan(parts, w, err));
+    for (int i = 0; i < NB_HQQ_N_PARTS; i++)
+        NB_TRY(add_part(sink, w, parts[i].suffix, (part_kind)(PART_HQQ + i), parts[i].dtype,
+                        parts[i].n_dims, parts[i].dims, err));
+    return NB_OK;
+}
+
 /* The largest elements first, so that tensors stay aligned as long as shapes are even. */
 static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
 {
@@ -153,6 +165,8 @@ static nb_status plan_weight(nb_sink *sink, const nb_weight *w, nb_err *err)
         return nb_fail(err, NB_UNSUPPORTED, "only a module's two-dimensional weight is quantized");
     if (w->fmt->levels != NULL)
         return w->fmt == &nb_format_nf4 ? plan_nf4(sink, w, err) : plan_fp8(sink, w, err);
+    if (w->float_zeros)
+        return plan_hqq(sink, w, err);
     if (nb_qweight_is(w->layout))
         return plan_turned(sink, w, err);
     const int bits = w->fmt->bits;
@@ -387,9 +401,36 @@ static nb_status put_turned(hf_out *hf, const nb_weight *w, const nb_mat *m, nb_
     return nb_outfile_write(&hf->file, words, (size_t)t->bytes, err);
 }
 
+static nb_status put_hqq(hf_out *hf, const nb_weight *w, const nb_mat *m, int i,
+                         const nb_st_tensor *t, nb_err *err)
+{
+    nb_hqq_part parts[NB_HQQ_N_PARTS];
+    NB_TRY(nb_hqq_plan(parts, w, err));
+    const nb_hqq_part *p = &parts[i];
+    switch (p->kind) {
+    case NB_HQQ_SCALE:
+        return nb_outfile_write(&hf->file, m->scales, (size_t)t->bytes, err);
+    case NB_HQQ_ZERO:
+        return nb_outfile_write(&hf->file, m->float_zeros, (size_t)t->bytes, err);
+    case NB_HQQ_SHAPE:
+        return nb_outfile_write(&hf->file, (const int64_t[]){m->n_rows, m->n_cols}, 16, err);
+    case NB_HQQ_WORD: /* small numbers, whose first bytes are the low ones */
+        return nb_outfile_write(&hf->file, p->text != NULL ? p->text : (const void *)&p->number,
+                                (size_t)t->bytes, err);
+    case NB_HQQ_CODES:
+        break;
+    }
+    hf->chunk.len = 0;
+    NB_TRY(nb_buf_reserve(&hf->chunk, (size_t)t->bytes, err));
+    nb_hqq_write_codes(hf->chunk.data, m);
+    return nb_outfile_write(&hf->file, hf->chunk.data, (size_t)t->bytes, err);
+}
+
 static nb_status put_part(hf_out *hf, const nb_weight *w, const nb_mat *m, part_kind kind,
                           const nb_st_tensor *t, nb_err *err)
 {
+    if (kind >= PART_HQQ)
+        return put_hqq(hf, w, m, (int)kind - PART_HQQ, t, err);
     if (kind >= PART_TURNED)
         return put_turned(hf, w, m, (nb_qweight_kind)((int)kind - PART_TURNED), t, err);
     switch (kind) {
@@ -418,6 +459,7 @@ static nb_status put_part(hf_out *hf, const nb_weight *w, const nb_mat *m, part_
     case PART_PLAIN:
     case PART_INT8:
     case PART_TURNED:
+    case PART_HQQ:
         break;
     }
     return nb_outfile_write(&hf->file, m->codes, (size_t)t->bytes, err);
@@ -506,6 +548,8 @@ nb_status nb_hf_quantization(json_t **out, const nb_weight *plan, int64_t n_weig
     for (int64_t i = 0; i < n_weights; i++) {
         if (plan[i].fmt == &nb_format_nf4)
             return nb_bnb_config(out, plan, n_weights, err);
+        if (plan[i].float_zeros)
+            return nb_hqq_config(out, plan, n_weights, err);
         if (plan[i].fmt->affine && nb_qweight_is(plan[i].layout))
             return nb_qweight_config(out, plan, n_weights, err);
     }

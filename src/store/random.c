@@ -38,7 +38,8 @@ static nb_status plan_weight(nb_store *store, const nb_weight *from, nb_weight *
                   .n_cols = w->n_cols,
                   .group_size = w->group_size,
                   .scale_type = w->scale_type,
-                  .zeros = w->fmt->affine && !w->symmetric ? &has_zeros : NULL};
+                  .zeros = w->fmt->affine && !w->symmetric && !w->float_zeros ? &has_zeros : NULL,
+                  .float_zeros = w->float_zeros ? &has_zeros : NULL};
     if (nb_format_row_bytes(w->fmt, w->n_cols, &mat.row_bytes, err) != NB_OK)
         return nb_context(err, "%s: weight '%s'", store->path, name);
     w->bytes = nb_mat_bytes(&mat);
@@ -169,6 +170,14 @@ static nb_status make_affine(source *s, const nb_weight *w, nb_loaded *out, nb_e
         nb_float_put(m->scales, w->scale_type, i, unit * (1 + 0.25f * next_float(s)));
     if (w->symmetric)
         return NB_OK;
+    if (w->float_zeros) {
+        const float half = (float)(1 << (w->fmt->bits - 1));
+        NB_TRY(make_room(&out->zeros, (size_t)n_scales * nb_float_bytes(w->scale_type), err));
+        m->float_zeros = out->zeros.data;
+        for (int64_t i = 0; i < n_scales; i++)
+            nb_float_put(m->float_zeros, w->scale_type, i, half * (1 + 0.25f * next_float(s)));
+        return NB_OK;
+    }
     NB_TRY(make_room(&out->zeros, (size_t)n_scales, err));
     m->zeros = (int8_t *)out->zeros.data;
     for (int64_t i = 0; i < n_scales; i++)

@@ -429,7 +429,8 @@ static nb_status check_put(const nb_sink *sink, int64_t index, const nb_mat *mat
         return nb_fail(err, NB_USAGE, "weight '%.200s': rows of %lld bytes, not of %lld", w->name,
                        (long long)mat->row_bytes, (long long)row_bytes);
     if (w->fmt->affine && (mat->group_size != w->group_size || mat->scale_type != w->scale_type ||
-                           (mat->zeros == NULL) != w->symmetric))
+                           (mat->zeros == NULL && mat->float_zeros == NULL) != w->symmetric ||
+                           (mat->float_zeros != NULL) != w->float_zeros))
         return nb_fail(err, NB_USAGE,
                        "weight '%.200s': planned group_size %lld, scales %s, %s; put is group_size "
                        "%lld, scales %s, %s",

@@ -30,13 +30,15 @@ typedef struct {
 } nb_act_spec;
 
 /* How a Hugging Face folder lays out a quantized weight: compressed-tensors, GPTQ with zero points
- * less one (version 1) or as they are, AWQ, bitsandbytes (nf4 only). */
+ * less one (version 1) or as they are, AWQ, bitsandbytes (nf4 only), HQQ (float zero points only).
+ */
 typedef enum {
     NB_LAYOUT_CT,
     NB_LAYOUT_GPTQ,
     NB_LAYOUT_GPTQ_V2,
     NB_LAYOUT_AWQ,
-    NB_LAYOUT_BNB
+    NB_LAYOUT_BNB,
+    NB_LAYOUT_HQQ
 } nb_layout;
 
 #define NB_MAX_DIMS 4
@@ -51,6 +53,7 @@ typedef struct {
     const nb_format *fmt;
     int64_t group_size;       /* affine only */
     bool symmetric;           /* affine only */
+    bool float_zeros;         /* affine only, not symmetric: zero points of scale_type */
     nb_float_type scale_type; /* affine only */
     int64_t scale_rows;       /* fp8 only: as nb_mat's */
     bool nested;              /* nf4 only: scales are codes themselves */

@@ -1,4 +1,5 @@
-/* Folders with one quantized module "m" in the layouts of GPTQ and AWQ, made by hand for tests. */
+/* Folders with one quantized module "m" in the layouts of GPTQ, AWQ and HQQ, made by hand for
+ * tests. */
 #ifndef NB_TESTS_STORE_QFOLDER_H
 #define NB_TESTS_STORE_QFOLDER_H
 
@@ -88,9 +89,14 @@ static inline void expect_sample(const sample *s, const char *name, int64_t plan
         assert_int_equal(w->layout, want->layout);
         assert_int_equal(w->group_size, want->group_size);
         assert_int_equal(w->symmetric, want->symmetric);
-        assert_int_equal(loaded.mat.zeros == NULL, want->symmetric);
-        assert_memory_equal(loaded.mat.scales, m->scales, 2 * n);
-        if (!want->symmetric)
+        const size_t floats = n * nb_float_bytes(want->scale_type);
+        assert_int_equal(w->scale_type, want->scale_type);
+        assert_int_equal(w->float_zeros, want->float_zeros);
+        assert_int_equal(loaded.mat.zeros == NULL, want->symmetric || want->float_zeros);
+        assert_memory_equal(loaded.mat.scales, m->scales, floats);
+        if (want->float_zeros)
+            assert_memory_equal(loaded.mat.float_zeros, m->float_zeros, floats);
+        else if (!want->symmetric)
             assert_memory_equal(loaded.mat.zeros, m->zeros, n);
     }
     nb_loaded_free(&loaded);

@@ -66,7 +66,9 @@ static inline nb_weight *add_like(sample *s, const nb_weight *like)
     m->group_size = w->group_size;
     m->scale_type = w->scale_type;
     m->scales = filled(n_scales * nb_float_bytes(w->scale_type), 100 + (uint64_t)i, 0x3f);
-    if (w->symmetric)
+    if (w->float_zeros)
+        m->float_zeros = filled(n_scales * nb_float_bytes(w->scale_type), 200 + (uint64_t)i, 0x3f);
+    if (w->symmetric || w->float_zeros)
         return w;
     m->zeros = filled(n_scales, 200 + (uint64_t)i, 0xff);
     for (size_t z = 0; z < n_scales; z++) {
@@ -84,6 +86,7 @@ static inline void free_sample(sample *s)
         free(s->mats[i].codes);
         free(s->mats[i].scales);
         free(s->mats[i].zeros);
+        free(s->mats[i].float_zeros);
     }
     free(s->config);
     *s = (sample){0};
