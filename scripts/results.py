@@ -60,6 +60,7 @@ ROWS = [
     ("AWQ, 128 x 512", "W4A16:g64,asym",
      "--method rtn:search --transform awq --calib-len 512", "f"),
     ("HQQ", "W4A16:g64,asym", "--method hqq", "f"),
+    ("HQQ", "W4A16:g64,asym,zero=float", "--method hqq", "f"),
     ("HQQ", "IQ4_NL", "--method hqq", "f"),
     ("Qronos", "W4A16:g64,asym", "--method qronos", "f"),
     ("Qronos, guided, 64 x 1024", "W4A16:g64,asym", GUIDED, "f"),

@@ -178,9 +178,10 @@ static nb_status key_of(const nb_calibrating *c, const nb_calibrating_flags *fla
         const nb_act_spec *a = &w->act;
         s = nb_buf_format(&text, err, "\n%s %d %s %lld %d %d %lld %d; %d %d %d %lld %d %a", w->name,
                           (int)plan->how[i], w->fmt->name, (long long)w->group_size,
-                          (int)w->symmetric, (int)w->scale_type, (long long)w->scale_rows,
-                          (int)w->nested, a->bits, (int)a->per_token, (int)a->is_float,
-                          (long long)a->group_size, (int)a->is_static, (double)a->scale);
+                          (int)w->symmetric + (w->float_zeros ? 2 : 0), (int)w->scale_type,
+                          (long long)w->scale_rows, (int)w->nested, a->bits, (int)a->per_token,
+                          (int)a->is_float, (long long)a->group_size, (int)a->is_static,
+                          (double)a->scale);
         if (s == NB_OK && plan->how[i] == NB_HOW_QUANTIZE)
             s = nb_method_spell(nb_plan_method(plan, i, method), &text, err);
     }

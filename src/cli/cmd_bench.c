@@ -174,6 +174,7 @@ static nb_status open_shape(nb_store **out, const nb_args *args, nb_scheme *sche
     nb_weight linear = {.fmt = scheme->fmt,
                         .group_size = scheme->group_size,
                         .symmetric = scheme->symmetric,
+                        .float_zeros = scheme->float_zeros,
                         .scale_type = NB_BF16,
                         .act = scheme->act};
     if (scheme->fmt->affine && scheme->group_size == NB_GROUP_CHOOSE)

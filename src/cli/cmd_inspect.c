@@ -74,7 +74,10 @@ static const char *format_text(const nb_weight *w, char *room, size_t size)
     char group[40] = "channel";
     if (w->group_size < w->n_cols)
         snprintf(group, sizeof group, "group %lld", (long long)w->group_size);
-    int n = snprintf(room, size, "%s %s%s", w->fmt->name, group, w->symmetric ? "" : " asym");
+    int n = snprintf(room, size, "%s %s%s", w->fmt->name, group,
+                     w->symmetric     ? ""
+                     : w->float_zeros ? " asym, float zeros"
+                                      : " asym");
     if (w->act.is_static)
         snprintf(room + n, size - (size_t)n, ", inputs of scale %.4g", (double)w->act.scale);
     return room;
@@ -93,6 +96,8 @@ static nb_status print_tensor_json(nb_out *out, const nb_weight *w, bad_place ba
     if (line != NULL && w->fmt->affine) {
         json_object_set_new(line, "group_size", json_integer(w->group_size));
         json_object_set_new(line, "symmetric", json_boolean(w->symmetric));
+        if (w->float_zeros)
+            json_object_set_new(line, "zero_type", json_string(nb_float_name(w->scale_type)));
         json_object_set_new(line, "scale_type", json_string(nb_float_name(w->scale_type)));
     }
     if (line != NULL && w->act.bits > 0)

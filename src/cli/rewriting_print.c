@@ -18,7 +18,10 @@ static const char *format_words(const nb_weight *w, char *room, size_t size)
     char group[32] = "channel";
     if (w->group_size < w->n_cols)
         snprintf(group, sizeof group, "g%lld", (long long)w->group_size);
-    snprintf(room, size, "%s %s%s", w->fmt->name, group, w->symmetric ? "" : ", asym");
+    snprintf(room, size, "%s %s%s", w->fmt->name, group,
+             w->symmetric     ? ""
+             : w->float_zeros ? ", asym, float zeros"
+                              : ", asym");
     return room;
 }
 
@@ -275,6 +278,8 @@ static json_t *tensor_json(const nb_plan *plan, int64_t i)
     if (j != NULL && to->fmt->affine) {
         json_object_set_new(j, "group_size", json_integer(to->group_size));
         json_object_set_new(j, "symmetric", json_boolean(to->symmetric));
+        if (to->float_zeros)
+            json_object_set_new(j, "zero_type", json_string(nb_float_name(to->scale_type)));
         json_object_set_new(j, "scale_type", json_string(nb_float_name(to->scale_type)));
     }
     return j;

@@ -20,6 +20,8 @@ FOLDER_SCHEMES = {
     "W8A16:g32": ("int8", 32, True, None),
     "W4A16": ("int4", 64, True, None),
     "W4A16:g32,asym": ("int4", 32, False, None),
+    "W4A16:g32,asym,zero=float": ("int4", 32, False, None),
+    "W3A16:g64,asym,zero=float": ("int3", 64, False, None),
     "W4A16:channel": ("int4", "channel", True, None),
     "W8A8": ("int8", "channel", True, 8),
     "W4A8:g32": ("int4", 32, True, 8),

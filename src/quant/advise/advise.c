@@ -133,12 +133,13 @@ static bool weight_under(nb_weight *w, const nb_scheme *scheme, const part *p)
     const bool nf4 = scheme->fmt == &nb_format_nf4;
     w->fmt = scheme->fmt;
     w->symmetric = scheme->symmetric;
+    w->float_zeros = scheme->float_zeros;
     w->group_size = scheme->group_size == NB_GROUP_CHANNEL ? p->n_cols : scheme->group_size;
     w->scale_type = nf4 ? NB_F32 : NB_BF16;
     w->scale_rows = scheme->scale_rows;
     w->nested = scheme->nested;
     w->act = scheme->act;
-    w->layout = nf4 ? NB_LAYOUT_BNB : NB_LAYOUT_CT;
+    w->layout = nf4 ? NB_LAYOUT_BNB : scheme->float_zeros ? NB_LAYOUT_HQQ : NB_LAYOUT_CT;
     return nf4 || p->n_cols % w->group_size == 0;
 }
 

@@ -55,7 +55,8 @@ int64_t nb_scales_floats(const nb_weight *to)
                           .n_rows = to->n_rows,
                           .n_cols = to->n_cols,
                           .group_size = to->group_size,
-                          .scale_rows = to->scale_rows};
+                          .scale_rows = to->scale_rows,
+                          .float_zeros = to->float_zeros ? &grid : NULL}; /* only asked for */
     if (!grid_that_learns(&shape, to->nested, &grid))
         return 0;
     return to->n_rows * groups_of_row(&grid, &shape) * n_values(&grid) *

@@ -3,6 +3,7 @@
 
 #include "quant/plan/target.h"
 #include "store/bnb.h"
+#include "store/hqq.h"
 
 /* GPTQ and AWQ: zero points are always there, and GPTQ has an index for each column. */
 static int64_t turned_bytes(const nb_weight *w)
@@ -36,6 +37,8 @@ static int64_t fp8_bytes(const nb_weight *w)
 
 int64_t nb_weight_payload(const nb_weight *w)
 {
+    if (w->float_zeros)
+        return w->bytes - nb_hqq_words_bytes(w);
     const bool packed = w->fmt->affine && w->fmt->levels == NULL && w->layout == NB_LAYOUT_CT &&
                         (w->fmt->bits != 8 || w->act.bits == 0);
     return w->bytes - (packed ? SHAPE_BYTES : 0);
@@ -48,6 +51,8 @@ int64_t nb_planned_bytes(const nb_weight *w)
         return w->n_rows * (w->n_cols / w->fmt->block_len) * w->fmt->block_bytes;
     if (w->fmt->levels != NULL)
         return w->fmt == &nb_format_nf4 ? nf4_bytes(w) : fp8_bytes(w);
+    if (w->float_zeros)
+        return nb_hqq_bytes(w);
     if (nb_target_turns(w->layout))
         return turned_bytes(w);
     const bool packed = w->fmt->bits != 8 || w->act.bits == 0;

@@ -249,7 +249,7 @@ static void be_block(planner *p, nb_weight *to, nb_how *how, const nb_format *fm
     if (to->n_cols % fmt->block_len == 0) {
         to->fmt = fmt;
         to->group_size = to->scale_rows = 0;
-        to->nested = false;
+        to->nested = to->float_zeros = false;
         to->act = (nb_act_spec){0};
         *how = NB_HOW_QUANTIZE;
         return;
@@ -349,6 +349,11 @@ static nb_status convert_to_hf(planner *p, const nb_weight *from, nb_weight *to,
         return nb_fail(err, NB_UNSUPPORTED,
                        "%s: tensor '%.200s' is %s, and GPTQ and AWQ have integer codes only",
                        nb_store_path(p->store), from->name, from->fmt->name);
+    if (turned && from->float_zeros)
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "%s: tensor '%.200s' has float zero points, and GPTQ and AWQ have integers "
+                       "only",
+                       nb_store_path(p->store), from->name);
     if (nb_store_kind_of(p->store) == NB_STORE_HF) {
         /* Whatever a folder holds, another one does; only scales may have to be another type. */
         if (turned && from->fmt->affine && from->scale_type != NB_F16) {

@@ -50,6 +50,9 @@ nb_status nb_target_check(const nb_plan_request *r, nb_err *err)
     if (s->act.bits != 0)
         return nb_fail(err, NB_USAGE, "scheme %s: %s has no words for quantized activations",
                        s->name, name);
+    if (s->float_zeros)
+        return nb_fail(err, NB_USAGE, "scheme %s: %s has integer zero points only; --to hf fits",
+                       s->name, name);
     if (r->layout == NB_LAYOUT_AWQ && s->fmt != &nb_format_int4)
         return nb_fail(err, NB_USAGE, "scheme %s: AWQ has codes of 4 bits only; W4A16 fits",
                        s->name);

@@ -8,7 +8,7 @@ void nb_planned_plain(nb_weight *to, nb_how *how, const nb_format *fmt)
     *how = fmt == &nb_format_f32 ? NB_HOW_WIDEN : NB_HOW_ROUND;
     to->fmt = fmt;
     to->group_size = to->scale_rows = 0;
-    to->nested = false;
+    to->nested = to->float_zeros = false;
     to->act = (nb_act_spec){0};
 }
 
@@ -17,15 +17,17 @@ void nb_planned_affine(nb_weight *to, nb_how *how, const nb_scheme *scheme, int6
 {
     const int64_t group = group_size == NB_GROUP_CHANNEL ? to->n_cols : group_size;
     const bool same = to->fmt == scheme->fmt && to->group_size == group &&
-                      to->symmetric == scheme->symmetric && to->scale_type == scale_type;
+                      to->symmetric == scheme->symmetric &&
+                      to->float_zeros == scheme->float_zeros && to->scale_type == scale_type;
     *how = same ? NB_HOW_COPY : NB_HOW_QUANTIZE;
     to->fmt = scheme->fmt;
     to->group_size = group;
     to->symmetric = scheme->symmetric;
+    to->float_zeros = scheme->float_zeros;
     to->scale_type = scale_type;
     to->scale_rows = 0;
     to->nested = false;
-    to->layout = NB_LAYOUT_CT;
+    to->layout = scheme->float_zeros ? NB_LAYOUT_HQQ : NB_LAYOUT_CT;
     to->act = scheme->act;
 }
 
@@ -37,6 +39,7 @@ void nb_planned_float_coded(nb_weight *to, nb_how *how, const nb_scheme *scheme,
     to->fmt = scheme->fmt;
     to->group_size = group_size == NB_GROUP_CHANNEL ? to->n_cols : group_size;
     to->symmetric = true;
+    to->float_zeros = false;
     to->scale_type = nf4 ? NB_F32 : main_type;
     to->scale_rows = scheme->scale_rows == NB_ROWS_ALL ? to->n_rows : scheme->scale_rows;
     to->nested = scheme->nested;
@@ -58,6 +61,7 @@ bool nb_planned_affine_of_block(nb_weight *to, nb_how *how)
     to->group_size = to->fmt->block_len;
     to->fmt = fmt;
     to->symmetric = true;
+    to->float_zeros = false;
     to->scale_type = NB_F16;
     *how = NB_HOW_REPACK;
     return true;
@@ -88,7 +92,7 @@ nb_status nb_planned_block_of_affine(nb_weight *to, nb_how *how, bool requantize
     }
     to->fmt = fmt;
     to->group_size = to->scale_rows = 0;
-    to->nested = false;
+    to->nested = to->float_zeros = false;
     to->act = (nb_act_spec){0};
     return NB_OK;
 }

@@ -114,7 +114,7 @@ static nb_status read_group(const char *text, size_t len, int64_t *out, nb_err *
 }
 
 typedef struct {
-    bool group, symmetry, act;
+    bool group, symmetry, act, zero;
 } seen;
 
 /* The modifiers of float codes. */
@@ -154,18 +154,27 @@ static nb_status read_modifier(nb_scheme *s, seen *had, const char *text, size_t
     const bool sym = modifier_is(text, len, "sym"), asym = modifier_is(text, len, "asym");
     const bool group = !channel && len > 1 && (text[0] == 'g' || text[0] == 'G');
     const bool fixed = modifier_is(text, len, "static");
-    if (!channel && !sym && !asym && !group && !fixed)
+    const bool floats = modifier_is(text, len, "zero=float");
+    if (!channel && !sym && !asym && !group && !fixed && !floats)
         return nb_fail(err, NB_USAGE,
-                       "unknown modifier '%.*s'; there are gN (g32, g64, g128), channel, sym, asym"
-                       "%s",
-                       len < 40 ? (int)len : 40, text, s->act.bits != 0 ? ", static" : "");
+                       "unknown modifier '%.*s'; there are gN (g32, g64, g128), channel, sym, asym,"
+                       " %s",
+                       len < 40 ? (int)len : 40, text, s->act.bits != 0 ? "static" : "zero=float");
     if (fixed && s->act.bits == 0)
         return nb_fail(err, NB_USAGE,
                        "modifier '%.*s': activations are not quantized here, and have no scales; "
                        "W8A8 and W4A8 have",
                        (int)len, text);
-    bool *twice = channel || group ? &had->group : fixed ? &had->act : &had->symmetry;
-    if (*twice)
+    if (floats && s->act.bits != 0)
+        return nb_fail(err, NB_USAGE,
+                       "modifier '%.*s': no file holds float zero points beside quantized "
+                       "activations; W4A16 has them",
+                       (int)len, text);
+    bool *twice = channel || group ? &had->group
+                  : fixed          ? &had->act
+                  : floats         ? &had->zero
+                                   : &had->symmetry;
+    if (*twice || (sym && had->zero) || (floats && had->symmetry && s->symmetric))
         return nb_fail(err, NB_USAGE, "modifier '%.*s' contradicts one before it", (int)len, text);
     *twice = true;
     if (group)
@@ -176,6 +185,7 @@ static nb_status read_modifier(nb_scheme *s, seen *had, const char *text, size_t
         s->act.is_static = true;
     else
         s->symmetric = sym;
+    s->float_zeros = s->float_zeros || floats;
     return NB_OK;
 }
 
@@ -227,7 +237,8 @@ static void spell(nb_scheme *s, const preset *p)
     if (p->fmt == &nb_format_nf4 && !s->nested)
         n += (size_t)snprintf(s->name + n, sizeof s->name - n, "%ssingle", before);
     if (p->fmt->affine && !s->symmetric)
-        snprintf(s->name + n, sizeof s->name - n, "%sasym", before);
+        snprintf(s->name + n, sizeof s->name - n, "%sasym%s", before,
+                 s->float_zeros ? ",zero=float" : "");
 }
 
 /* The text without aliases, in `room`: what follows an alias is added to what it means. */

@@ -1,6 +1,7 @@
 /* A scheme names the number formats of a quantized model: "W4A16", "W8A8", "W4A16:g32,asym",
  * "Q4_0". Wn is the width of the weights, An that of the activations that meet them; modifiers
- * after the colon are gN or channel (how many columns share a scale) and sym or asym; where
+ * after the colon are gN or channel (how many columns share a scale) and sym or asym, or
+ * zero=float: asymmetric, with zero points that are floats like the scales, as HQQ has them; where
  * activations are quantized, too, static: one scale for all tokens, chosen by calibration, in place
  * of one for each token.
  *
@@ -24,6 +25,7 @@ typedef struct {
     nb_store_kind container; /* the only one that holds it */
     int64_t group_size;      /* affine only */
     bool symmetric;          /* affine only */
+    bool float_zeros;        /* affine only, not symmetric */
     int64_t scale_rows;      /* FP8: rows that share scales; 0: each has its own */
     bool nested;             /* NF4: scales are codes themselves */
     nb_act_spec act;

@@ -168,8 +168,12 @@ nb_status nb_awq_clip(const nb_transform_job *job, nb_linear_id id, const nb_sym
                       double *clipped, nb_err *err)
 {
     const nb_weight *to = job->to[id];
-    const nb_mat shape = {
-        .fmt = to->fmt, .n_rows = to->n_rows, .n_cols = to->n_cols, .group_size = to->group_size};
+    static uint8_t any; /* which arrays there are is all that a grid asks for */
+    const nb_mat shape = {.fmt = to->fmt,
+                          .n_rows = to->n_rows,
+                          .n_cols = to->n_cols,
+                          .group_size = to->group_size,
+                          .float_zeros = to->float_zeros ? &any : NULL};
     *clipped = 0;
     if (to->fmt->grid == NULL || to->scale_rows > 1 || to->nested)
         return NB_OK; /* no grid, or rows share what clipping would change */

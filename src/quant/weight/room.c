@@ -36,7 +36,11 @@ nb_status nb_room_for(nb_loaded *made, const nb_weight *to, nb_err *err)
     }
     if (to->symmetric)
         return NB_OK;
-    NB_TRY(nb_room_reserve(&made->zeros, n, err));
-    m->zeros = (int8_t *)(void *)made->zeros.data;
+    const size_t zero_bytes = to->float_zeros ? nb_float_bytes(m->scale_type) : 1;
+    NB_TRY(nb_room_reserve(&made->zeros, n * zero_bytes, err));
+    if (to->float_zeros)
+        m->float_zeros = made->zeros.data;
+    else
+        m->zeros = (int8_t *)(void *)made->zeros.data;
     return NB_OK;
 }

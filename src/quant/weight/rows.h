@@ -32,6 +32,9 @@ static inline nb_mat nb_mat_rows(const nb_mat *m, int64_t row, int64_t n)
         rows.scales = (uint8_t *)m->scales + groups * (int64_t)nb_float_bytes(m->scale_type);
     if (m->zeros != NULL)
         rows.zeros = m->zeros + groups;
+    if (m->float_zeros != NULL)
+        rows.float_zeros =
+            (uint8_t *)m->float_zeros + groups * (int64_t)nb_float_bytes(m->scale_type);
     return rows;
 }
 

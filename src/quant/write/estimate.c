@@ -50,10 +50,10 @@ typedef struct {
     float values[TRIAL_ROWS * TRIAL_COLS];
     uint8_t from[TRIAL_ROWS * TRIAL_COLS * 4], to[TRIAL_ROWS * TRIAL_COLS * 4];
     float from_scales[TRIAL_ROWS * TRIAL_COLS], to_scales[TRIAL_ROWS * TRIAL_COLS];
-    int8_t from_zeros[TRIAL_ROWS * TRIAL_COLS], to_zeros[TRIAL_ROWS * TRIAL_COLS];
+    float from_zeros[TRIAL_ROWS * TRIAL_COLS], to_zeros[TRIAL_ROWS * TRIAL_COLS];
 } trial;
 
-static nb_status trial_mat(nb_mat *m, const nb_weight *w, void *codes, void *scales, int8_t *zeros,
+static nb_status trial_mat(nb_mat *m, const nb_weight *w, void *codes, void *scales, void *zeros,
                            nb_err *err)
 {
     *m = (nb_mat){.fmt = w->fmt, .n_rows = TRIAL_ROWS, .n_cols = TRIAL_COLS, .codes = codes};
@@ -62,7 +62,8 @@ static nb_status trial_mat(nb_mat *m, const nb_weight *w, void *codes, void *sca
         m->group_size = divides ? w->group_size : TRIAL_COLS;
         m->scale_type = w->scale_type;
         m->scales = scales;
-        m->zeros = w->symmetric ? NULL : zeros;
+        m->zeros = w->symmetric || w->float_zeros ? NULL : zeros;
+        m->float_zeros = w->float_zeros ? zeros : NULL;
     }
     return nb_format_row_bytes(w->fmt, TRIAL_COLS, &m->row_bytes, err);
 }

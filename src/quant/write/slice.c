@@ -74,6 +74,9 @@ static nb_mat part_of(const nb_mat *m, const place *p)
         assert(p->n_cols == m->n_cols);
         part.scales = (uint8_t *)m->scales + (size_t)before * nb_float_bytes(m->scale_type);
         part.zeros = m->zeros == NULL ? NULL : m->zeros + before;
+        if (m->float_zeros != NULL)
+            part.float_zeros =
+                (uint8_t *)m->float_zeros + (size_t)before * nb_float_bytes(m->scale_type);
         part.nested.code = m->nested.code == NULL ? NULL : m->nested.code + before;
     } else {
         part.codes = codes + p->col / m->fmt->block_len * m->fmt->block_bytes;

@@ -287,8 +287,21 @@ static double norm_of(const nb_mat *m, const float *w)
     return norm;
 }
 
-/* From either start the norm falls, for scales alone, zero points and offsets; no steps change
- * nothing; nothing that is finite becomes anything else. */
+static double squares_of(const nb_mat *m, const float *w)
+{
+    double squares = 0;
+    float y[S_COLS];
+    for (int64_t r = 0; r < m->n_rows; r++) {
+        m->fmt->decode_row(m, r, y);
+        for (int c = 0; c < S_COLS; c++)
+            squares += pow((double)w[r * S_COLS + c] - (double)y[c], 2);
+    }
+    return squares;
+}
+
+/* From either start the norm falls, for scales alone, zero points of both kinds and offsets; no
+ * steps change nothing; nothing that is finite becomes anything else. Where zero points are
+ * integers, the squares do not grow. */
 static void hqq_lowers_its_norm(void **state)
 {
     (void)state;
@@ -296,10 +309,12 @@ static void hqq_lowers_its_norm(void **state)
     static uint8_t codes[S_ROWS * S_COLS];
     static uint16_t scales[S_ROWS * 2];
     static int8_t zeros[S_ROWS * 2];
+    static uint16_t float_zeros[S_ROWS * 2];
     double p[S_COLS];
     fill_search(w, p);
-    static const nb_format *const formats[] = {&nb_format_int4, &nb_format_int4, &nb_format_int2,
-                                               &nb_format_q4_1, &nb_format_iq4_nl};
+    static const nb_format *const formats[] = {&nb_format_int4, &nb_format_int4,   &nb_format_int2,
+                                               &nb_format_q4_1, &nb_format_iq4_nl, &nb_format_int2,
+                                               &nb_format_int4, &nb_format_int8};
     for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
         nb_err err = {0};
         nb_mat m = {.fmt = formats[f], .n_rows = S_ROWS, .n_cols = S_COLS, .codes = codes};
@@ -308,11 +323,12 @@ static void hqq_lowers_its_norm(void **state)
             m.group_size = S_GROUP;
             m.scale_type = NB_F16;
             m.scales = scales;
-            m.zeros = f % 2 == 1 ? zeros : NULL;
+            m.zeros = f == 1 || f == 5 ? zeros : NULL;
+            m.float_zeros = f > 5 ? float_zeros : NULL;
         }
         static const char *const names[] = {"hqq:start=absmax,steps=0", "hqq:start=absmax",
                                             "hqq:steps=0", "hqq", "rtn:search"};
-        double norm[5];
+        double norm[5], squares[5];
         for (int i = 0; i < 5; i++) {
             nb_method method;
             assert_int_equal(nb_method_parse(&method, names[i], &err), NB_OK);
@@ -320,9 +336,12 @@ static void hqq_lowers_its_norm(void **state)
                 .method = &method, .weight = w, .n_rows = S_ROWS, .n_cols = S_COLS};
             assert_int_equal(method.quantizer->encode_rows(&job, &m, &err), NB_OK);
             norm[i] = norm_of(&m, w);
+            squares[i] = squares_of(&m, w);
         }
         assert_true(norm[1] < norm[0]);
-        assert_true(norm[3] < norm[2]);
+        assert_true(norm[3] <= norm[2] && (norm[3] < norm[2] || m.zeros != NULL));
+        for (int i = 0; m.zeros != NULL && i < 4; i += 2)
+            assert_true(squares[i + 1] <= squares[i] * (1 + 1e-12));
         assert_true(norm[4] == norm[2]);
     }
 }

@@ -34,6 +34,11 @@ static void names_and_modifiers(void **state)
         {"int8:STATIC", "W8A8:static", &nb_format_int8, NB_GROUP_CHANNEL, true, 8},
         {"W4A8:asym,static,g64", "W4A8:g64,static,asym", &nb_format_int4, 64, false, 8},
         {"W4A16:g65536", "W4A16:g65536", &nb_format_int4, 65536, true, 0},
+        {"w4a16:g64,ZERO=float", "W4A16:g64,asym,zero=float", &nb_format_int4, 64, false, 0},
+        {"W4A16:g65536,asym,zero=float", "W4A16:g65536,asym,zero=float", &nb_format_int4, 65536,
+         false, 0},
+        {"W2A16:zero=float,asym", "W2A16:asym,zero=float", &nb_format_int2, NB_GROUP_CHOOSE, false,
+         0},
         {"q4_0", "Q4_0", &nb_format_q4_0, 0, true, 0},
         {"Q8_0", "Q8_0", &nb_format_q8_0, 0, true, 0},
         {"q2_k", "Q2_K", &nb_format_q2_k, 0, true, 0},
@@ -58,6 +63,8 @@ static void names_and_modifiers(void **state)
         assert_string_equal(again.name, s.name);
         assert_int_equal(again.group_size, s.group_size);
         assert_int_equal(again.symmetric, s.symmetric);
+        assert_int_equal(again.float_zeros, s.float_zeros);
+        assert_int_equal(s.float_zeros, strstr(s.name, "zero=float") != NULL);
         assert_int_equal(again.act.is_static, s.act.is_static);
         assert_int_equal(s.act.is_static, strstr(s.name, "static") != NULL);
         assert_true(s.act.scale == 0);
@@ -90,6 +97,12 @@ static void refused(void **state)
         {"W4A16:g32,g64", "contradicts"},
         {"W4A16:g32,channel", "contradicts"},
         {"W4A16:sym,asym", "contradicts"},
+        {"W4A16:sym,zero=float", "contradicts"},
+        {"W4A16:zero=float,sym", "contradicts"},
+        {"W4A16:zero=float,zero=float", "contradicts"},
+        {"W4A16:zero=int", "unknown modifier 'zero=int'"},
+        {"W8A8:zero=float", "beside quantized activations"},
+        {"NF4:zero=float", "unknown modifier 'zero=float'"},
         {"Q4_0:g32", "takes no modifiers"},
         {"Q4_0:", "takes no modifiers"},
         {"BF16", "use nibble convert --dtype"},
