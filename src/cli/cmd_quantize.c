@@ -13,9 +13,9 @@ static const nb_opt quantize_options[] = {
      .kind = NB_OPT_TEXT,
      .value = "SCHEME",
      .help = "W8A16, W4A16, W3A16, W2A16, W8A8, W4A8, with :gN or :channel, sym or asym, as in "
-             "W4A16:g32,asym, and static, as in W8A8:static; FP8, FP8_BLOCK, NF4; Q4_0, Q4_1, "
-             "IQ4_NL, Q5_0, Q5_1, Q8_0, Q3_K, Q4_K, Q5_K; or a mixture as in llama.cpp: Q2_K, "
-             "Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K"},
+             "W4A16:g32,asym, or zero=float, and static, as in W8A8:static; FP8, FP8_BLOCK, NF4; "
+             "Q4_0, Q4_1, IQ4_NL, Q5_0, Q5_1, Q8_0, Q3_K, Q4_K, Q5_K; or a mixture as in "
+             "llama.cpp: Q2_K, Q3_K_S, Q3_K_M, Q3_K_L, Q4_K_S, Q4_K_M, Q5_K_S, Q5_K_M, Q6_K"},
     NB_OPT_ROWS_RECIPE,
     {.name = "method",
      .letter = 'm',
@@ -126,10 +126,10 @@ const nb_verb nb_verb_quantize = {
     .example = "nibble quantize model-folder -o model-w4 --scheme W4A16\n"
                "nibble quantize model.gguf -o model-q4.gguf --scheme Q4_0 --dry-run",
     .about = "W schemes quantize the linear layers of the blocks and write a Hugging Face\n"
-             "folder in the layout of compressed-tensors, or of GPTQ or AWQ (--to); Q schemes\n"
-             "write a GGUF, embeddings included. By default 8-bit weights share a scale per\n"
-             "row, narrower ones per group of 128, or of 64 or 32 where 128 does not divide\n"
-             "every row.\n\n"
+             "folder in the layout of compressed-tensors, or of GPTQ or AWQ (--to), and with\n"
+             "zero=float of HQQ; Q schemes write a GGUF, embeddings included. By default\n"
+             "8-bit weights share a scale per row, narrower ones per group of 128, or of 64\n"
+             "or 32 where 128 does not divide every row.\n\n"
              "--json prints one object: source, source_container, output, container, scheme,\n"
              "method, group_size, n_tensors, n_quantized, n_requantized, n_rounded, n_params,\n"
              "source_bytes, bytes (of the tensor files), side_bytes, weight_bytes, bpw,\n"

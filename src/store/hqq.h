@@ -1,4 +1,5 @@
-/* Weights as HQQ lays them out, in the folders that transformers and vLLM read: a module P has
+/* Weights as HQQ lays them out (formats.md 7), in the folders that transformers and vLLM read: a
+ * module P has
  *
  *   P.W_q     codes, in a layout of their own, below
  *   P.scale   F16, BF16 or F32 [n, 1], n the groups of all rows, one row behind the other
