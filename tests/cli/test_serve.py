@@ -270,6 +270,36 @@ class Serve(lib.Case):
                 {"role": "user", "content": "a dog, 123!"}])[0], 200)
         self.assertEqual(s.stop()[0], 0)
 
+    def test_calls_hold_to_their_schema(self):
+        plain = lib.CHAT_TEMPLATE
+        lib.CHAT_TEMPLATE = ("{% if tools %}{{ tools | tojson }} <tool_call>{% endif %}" + plain)
+        self.addCleanup(setattr, lib, "CHAT_TEMPLATE", plain)
+        s = Server(self, self.model(n_ctx=1024), "--port", "0", "-t", "1")
+        tool = {"type": "function", "function": {"name": "f", "parameters": {
+            "type": "object", "properties": {"to": {"enum": ["Oslo", "Rome"]}, "n": {
+                "$ref": "#/$defs/few"}}, "required": ["to", "n"],
+            "$defs": {"few": {"type": "integer", "minimum": 1, "maximum": 9}}}}}
+        ask = {"messages": [{"role": "user", "content": "a"}], "tools": [tool], "temperature": 1,
+               "max_tokens": 500}
+        for seed, choice in enumerate(["required", {"type": "function",
+                                                    "function": {"name": "f"}}] * 2):
+            status, got = s.post("/v1/chat/completions", seed=seed, tool_choice=choice, **ask)
+            self.assertEqual(status, 200, got)
+            message = got["choices"][0]["message"]
+            self.assertEqual(got["choices"][0]["finish_reason"], "tool_calls")
+            self.assertIsNone(message["content"])
+            [call] = message["tool_calls"]
+            given = json.loads(call["function"]["arguments"])
+            self.assertIn(given["to"], ("Oslo", "Rome"))
+            self.assertTrue(1 <= given["n"] <= 9)
+            events = s.events("/v1/chat/completions", seed=seed, tool_choice=choice, **ask)
+            pieces = [c for e in events for c in e["choices"][0]["delta"].get("tool_calls", [])]
+            self.assertEqual("".join(c["function"]["arguments"] for c in pieces),
+                             call["function"]["arguments"])
+        self.assertEqual(s.post("/v1/chat/completions", tools=[tool], tool_choice="required",
+                                messages=[{"role": "user", "content": "a"}], max_tokens=1024)[0], 400)
+        self.assertEqual(s.stop()[0], 0)
+
     def test_hostile_schemas_are_refused(self):
         s = self.serve()
         deep = {"type": "integer"}
