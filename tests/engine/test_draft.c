@@ -132,6 +132,98 @@ static void another_vocabulary_is_refused(void **state)
     close_opened(&target);
 }
 
+/* ---- lanes ---- */
+
+/* A call computes no more of texts than a step takes, those who lack little first; a lane keeps
+ * what its next text begins with, but not for another owner; pages go from lanes that nobody asks
+ * for to those that are asked for, and without pages there are no guesses. */
+static void lanes_catch_up_step_by_step(void **state)
+{
+    (void)state;
+    enum { LONG = 99, SHORT = 2, STEP = 16, MOST = 4 };
+    opened o;
+    nb_err err = {0};
+    nb_sampler sampler;
+    nb_choosing choosing;
+    nb_choice choices[2];
+    nb_draft d;
+    int32_t text[LONG + 1], out[2][NB_MAX_GUESS];
+    const nb_generate_options options = {.max_tokens = 50};
+    must_open(&o, folder("wordy", &wordy), &(opening){0});
+    for (int i = 0; i <= LONG; i++)
+        text[i] = TINY_BYTE('a' + i * i % 23);
+    const int64_t n_ids = nb_tokenizer_n_tokens(o.tokenizer);
+    assert_int_equal(nb_sampler_init(&sampler, &o.kernels, n_ids, &err), NB_OK);
+    assert_int_equal(
+        nb_choosing_init(&choosing, &options, o.tokenizer, NULL, &o.generator.ends, n_ids, &err),
+        NB_OK);
+    nb_draft_ask asks[2];
+    for (int i = 0; i < 2; i++) {
+        const int64_t n = i == 0 ? LONG : SHORT;
+        assert_int_equal(nb_choice_init(&choices[i], &choosing, 0, text, n + 1, 50, &err), NB_OK);
+        asks[i] = (nb_draft_ask){.lane = i,
+                                 .owner = 7,
+                                 .tokens = text,
+                                 .n = n,
+                                 .next = text[n],
+                                 .choice = &choices[i],
+                                 .most = MOST,
+                                 .out = out[i]};
+    }
+    const nb_draft_setup setup = {.model = &o.model,
+                                  .target = &o.model,
+                                  .kernels = &o.kernels,
+                                  .pool = o.pool,
+                                  .samplers = &sampler,
+                                  .kv = NB_KV_F16,
+                                  .n_lanes = 2,
+                                  .n_pages = 5,
+                                  .n_ctx = 256,
+                                  .step_tokens = STEP};
+    assert_int_equal(nb_draft_init(&d, &setup, &err), NB_OK);
+    int64_t have = 0;
+    for (int call = 0; have <= LONG; call++) {
+        nb_draft_guess(&d, asks, 2);
+        assert_int_equal(asks[1].n_out, MOST);
+        assert_int_equal(d.lanes[1].seq.n, SHORT + MOST); /* the last guess is not fed */
+        have += STEP - (call == 0 ? SHORT + 1 : 1);
+        assert_int_equal(asks[0].n_out, have > LONG ? MOST : 0);
+        if (have <= LONG)
+            assert_int_equal(d.lanes[0].seq.n, have);
+    }
+    assert_int_equal(d.kv.n_free, 0);
+    /* Another text that begins alike, then the same for another owner. */
+    int32_t other_text[LONG + 1];
+    memcpy(other_text, text, sizeof text);
+    other_text[50] = TINY_BYTE('Z');
+    asks[0].tokens = other_text;
+    nb_draft_guess(&d, asks, 1);
+    assert_int_equal(d.lanes[0].seq.n, 50 + STEP);
+    asks[0].owner = 8;
+    nb_draft_guess(&d, asks, 1);
+    assert_int_equal(d.lanes[0].seq.n, STEP);
+    /* Together they need a page more than there is: the second goes without. Alone it takes the
+     * other's. */
+    asks[1].n = 60;
+    asks[1].next = text[60];
+    nb_draft_guess(&d, asks, 2);
+    assert_true(asks[1].n_out == 0 && !asks[1].failed);
+    assert_int_equal(d.lanes[0].seq.n, 2 * STEP);
+    nb_draft_guess(&d, asks + 1, 1);
+    assert_int_equal(d.lanes[0].seq.n, 0);
+    assert_true(d.lanes[1].seq.n > SHORT);
+    /* An id without a row. */
+    asks[1].next = (int32_t)o.model.config.vocab_size;
+    nb_draft_guess(&d, asks + 1, 1);
+    assert_int_equal(asks[1].n_out, 0);
+    nb_draft_free(&d);
+    for (int i = 0; i < 2; i++)
+        nb_choice_free(&choices[i]);
+    nb_choosing_free(&choosing);
+    nb_sampler_free(&sampler);
+    close_opened(&o);
+}
+
 /* ---- the loop ---- */
 
 static const char pairs[] =
@@ -444,6 +536,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reach_follows_what_was_right),
         cmocka_unit_test(another_vocabulary_is_refused),
+        cmocka_unit_test(lanes_catch_up_step_by_step),
         cmocka_unit_test(answers_are_the_same),
         cmocka_unit_test(what_is_alike_is_guessed),
         cmocka_unit_test(company_changes_nothing),

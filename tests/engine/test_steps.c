@@ -100,6 +100,13 @@ static void watch(watching *w, bench *b)
     nb_engine_observe(b->e, &observer);
 }
 
+/* The last step is told of after the last request is over. */
+static void end_watching(watching *w)
+{
+    nb_engine_close(w->b->e);
+    w->b->e = NULL;
+}
+
 /* Three long prompts come while a stream runs, and two of them go before it: it is told a token in
  * every step all the same, and no step is longer than its budget. With a draft a step may have more
  * than one for it. */
@@ -122,6 +129,7 @@ static void prompts_delay_a_stream_by_a_step(void **state)
         watch(&w, &b);
         stream(&w, &s, "x", 120);
         wait_for_all(&b);
+        end_watching(&w);
         int64_t n_full = 0;
         assert_true(w.n_steps < MOST_STEPS);
         assert_int_equal(w.n_told, 120);
@@ -165,6 +173,7 @@ static void who_leaves_holds_nothing_in_the_next_step(void **state)
         w.leaver = way == 3 ? 0 : id;
         hold(&b.desk, false);
         wait_for_all(&b);
+        end_watching(&w);
         assert_true(w.n_steps < MOST_STEPS && w.n_told == 30);
         /* By its own wish, after its fourth token. */
         for (int64_t i = 0; i < w.n_steps && way == 3; i++)
