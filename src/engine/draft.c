@@ -7,7 +7,8 @@
 #include <string.h>
 
 /* What a further token costs a step that runs anyway, as a share of a step of one: weights are read
- * once, so that it is arithmetic only. Measured at 0.1 to 0.2 with 4-bit weights on two cores. */
+ * once, so that it is arithmetic only. An estimate, not yet measured; only the speed depends on it.
+ */
 #define VERIFY_COST 0.15
 
 #define USUAL_RATE 0.7 /* of a draft of which nothing is known */
