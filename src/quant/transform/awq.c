@@ -74,6 +74,7 @@ typedef struct {
     const nb_transform_job *job;
     nb_point point;
     nb_trial all, few; /* `few` is empty where all rows are; their power is tr(W H W^T) */
+    nb_transform_bounds bounds;
     const nb_sym *h;
     int64_t n;
     double *log_x, *log_w; /* [n], by source; -DBL_MAX: a channel without inputs */
@@ -213,7 +214,7 @@ static int list_candidates(const awq_options *o, candidate *out)
 static nb_status loss_at(search *x, nb_trial *on, candidate *c, nb_err *err)
 {
     nb_trial_scales(x->log_x, c->duo ? x->log_w : NULL, c->alpha, x->n, x->s);
-    NB_TRY(nb_transform_settle(x->job, x->point, x->s, err));
+    nb_transform_settle(x->job, &x->bounds, x->s);
     return loss_of(x, on, &c->loss, err);
 }
 
@@ -277,7 +278,8 @@ static nb_status search_init(search *x, const nb_transform_job *job, nb_point po
     const nb_input_stats *stats = job->stats[point];
     *x = (search){
         .job = job, .point = point, .h = &stats->h, .n = nb_point_n_cols(job->config, point)};
-    const int64_t rows = MAX_ROWS;
+    const int64_t rows = nb_trial_most_rows(job->config, point, MAX_ROWS);
+    NB_TRY(nb_transform_bounds_find(&x->bounds, job, point, err));
     NB_TRY(NB_ALLOC(&x->log_x, x->n, err));
     NB_TRY(NB_ALLOC(&x->log_w, x->n, err));
     NB_TRY(NB_ALLOC(&x->s, x->n, err));
@@ -300,6 +302,7 @@ static void search_free(search *x)
 {
     nb_trial_free(&x->all);
     nb_trial_free(&x->few);
+    nb_transform_bounds_free(&x->bounds);
     nb_free(x->log_x);
     nb_free(x->log_w);
     nb_free(x->s);
@@ -356,16 +359,22 @@ done:
     return s;
 }
 
-static nb_status awq_apply(const nb_transform_job *job, nb_transform_result *result, nb_err *err)
+static nb_status awq_apply_at(const nb_transform_job *job, nb_point point,
+                              nb_transform_result *result, nb_err *err)
 {
     awq_options o;
     NB_TRY(parse(&o, job->options, err));
-    *result = (nb_transform_result){0};
-    for (int p = 0; p < NB_N_POINTS; p++) {
-        result->before[p] = result->after[p] = NAN;
-        NB_TRY(awq_point(job, (nb_point)p, &o, result, err));
-    }
-    return NB_OK;
+    return awq_point(job, point, &o, result, err);
+}
+
+/* Rows of all and of few, what rounding leaves of them, rows as they are read, and what the losses
+ * are made with; a handful of vectors. Clipping takes less, and comes after. */
+static int64_t awq_bytes_at(const nb_config *c, nb_point point, int n_threads)
+{
+    const int64_t n = nb_point_n_cols(c, point);
+    return nb_trial_bytes(c, point, MAX_ROWS) + nb_trial_bytes(c, point, FEW_ROWS) +
+           4 * nb_trial_most_rows(c, point, MAX_ROWS) * n + nb_trial_strip_bytes(c) +
+           (n / NB_SYM_BLOCK + 2 + n_threads) * (128 << 10) + 64 * n;
 }
 
 const nb_transform nb_transform_awq = {
@@ -374,5 +383,6 @@ const nb_transform nb_transform_awq = {
     .summary = "larger weights where inputs are large, by the least error of the outputs",
     .needs = NB_STAT_HESSIAN | NB_STAT_MAGNITUDE,
     .check = awq_check,
-    .apply = awq_apply,
+    .apply_at = awq_apply_at,
+    .bytes_at = awq_bytes_at,
 };

@@ -3,12 +3,12 @@
 
 #include "quant/weight/room.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
 #define CHUNK_ROWS 32
 #define RATIOS     11
-#define RATIO_STEP 0.05f
 
 static int64_t smaller(int64_t a, int64_t b)
 {
@@ -28,10 +28,11 @@ typedef struct {
     nb_grid grid;
     bool two_sided; /* both ends of a range count on their own, as with zero points */
     bool block;     /* h is used whole inside a span */
-    float *weight;  /* [n_rows][n_cols] */
-    int64_t n_rows, n_cols, chunks_a_span;
+    float *weight;  /* [n_rows][n_cols]: rows at hand */
+    uint8_t *steps; /* [n_rows][n_spans]: what each span gets; NULL: nobody asks */
+    int64_t n_rows, n_cols, n_spans, chunks_a_span;
     bench *bench;       /* [n_threads] */
-    int64_t *n_clipped; /* [n_chunks] */
+    int64_t *n_clipped; /* [n_chunks] of the strip with most rows */
 } clipping;
 
 static void load_h(const clipping *c, const bench *b, int64_t col, int64_t n)
@@ -75,45 +76,41 @@ static void round_span(const clipping *c, bench *b, int64_t col, const float *w,
     }
 }
 
-static bool clip_span(const clipping *c, bench *b, float *w, int64_t col, int64_t n)
+/* The steps that it is clipped by. */
+static int clip_span(const clipping *c, bench *b, float *w, int64_t col, int64_t n)
 {
-    float lo = 0, hi = 0;
-    for (int64_t j = 0; j < n; j++) {
-        lo = w[j] < lo ? w[j] : lo;
-        hi = w[j] > hi ? w[j] : hi;
-    }
-    if (!c->two_sided) {
-        hi = hi > -lo ? hi : -lo;
-        lo = -hi;
-    }
+    float lo, hi;
+    nb_clip_range(w, n, c->two_sided, &lo, &hi);
     double least = 0;
-    bool clipped = false;
+    int best = 0;
     for (int i = 0; i < RATIOS; i++) {
-        const float ratio = 1 - RATIO_STEP * (float)i, from = lo * ratio, to = hi * ratio;
-        for (int64_t j = 0; j < n; j++)
-            b->w[j] = w[j] < from ? from : w[j] > to ? to : w[j];
+        nb_clip_span(b->w, w, n, lo, hi, i);
         round_span(c, b, col, w, n);
         const double loss = loss_of(c, b, n);
         if (i > 0 && !(loss < least))
             continue;
         least = loss;
-        clipped = i > 0;
+        best = i;
         memcpy(b->best, b->w, (size_t)n * sizeof *w);
     }
     memcpy(w, b->best, (size_t)n * sizeof *w);
-    return clipped;
+    return best;
 }
 
 static void clip_chunk(void *context, int64_t chunk, int thread)
 {
     clipping *c = context;
     bench *b = &c->bench[thread];
-    const int64_t col = chunk / c->chunks_a_span * c->grid.span_len;
+    const int64_t span = chunk / c->chunks_a_span, col = span * c->grid.span_len;
     const int64_t n = smaller(c->grid.span_len, c->n_cols - col);
     const int64_t begin = chunk % c->chunks_a_span * CHUNK_ROWS;
     load_h(c, b, col, n);
-    for (int64_t r = begin; r < smaller(begin + CHUNK_ROWS, c->n_rows); r++)
-        c->n_clipped[chunk] += clip_span(c, b, c->weight + r * c->n_cols + col, col, n);
+    for (int64_t r = begin; r < smaller(begin + CHUNK_ROWS, c->n_rows); r++) {
+        const int steps = clip_span(c, b, c->weight + r * c->n_cols + col, col, n);
+        c->n_clipped[chunk] += steps > 0;
+        if (c->steps != NULL)
+            c->steps[r * c->n_spans + span] = (uint8_t)steps;
+    }
 }
 
 static nb_status bench_init(bench *b, const clipping *c, const nb_weight *to, nb_err *err)
@@ -141,21 +138,63 @@ static void bench_free(bench *b)
     nb_free(b->code);
 }
 
-static nb_status run(clipping *c, nb_pool *pool, const nb_weight *to, double *clipped, nb_err *err)
+static void clip_rows(clipping *c, nb_pool *pool)
 {
+    c->chunks_a_span = (c->n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
+    nb_pool_run(pool, c->n_spans * c->chunks_a_span, clip_chunk, c);
+}
+
+/* Where the weight is not held: strip by strip, and all that remains are the steps. */
+static nb_status clip_strips(clipping *c, const nb_transform_job *job, nb_linear_id id,
+                             int64_t strip, nb_err *err)
+{
+    const int64_t n_rows = job->to[id]->n_rows;
+    uint8_t *steps = NULL;
+    float *room = NULL;
+    nb_status s;
+    NB_TRY_GOTO(s, NB_ALLOC(&steps, n_rows * c->n_spans, err));
+    NB_TRY_GOTO(s, NB_ALLOC(&room, strip * c->n_cols, err));
+    c->weight = room;
+    for (int64_t row = 0; row < n_rows; row += strip) {
+        const float *w;
+        c->n_rows = smaller(strip, n_rows - row);
+        c->steps = steps + row * c->n_spans;
+        NB_TRY_GOTO(s, nb_transform_rows(job, id, row, c->n_rows, room, &w, err));
+        clip_rows(c, job->la->pool);
+    }
+    nb_changes *changes = job->changes[id];
+    assert(changes->clip == NULL && changes->divisors == NULL);
+    changes->clip = steps;
+    changes->span_len = c->grid.span_len;
+    changes->two_sided = c->two_sided;
+    steps = NULL;
+done:
+    nb_free(steps);
+    nb_free(room);
+    return s;
+}
+
+static nb_status run(clipping *c, const nb_transform_job *job, nb_linear_id id, double *clipped,
+                     nb_err *err)
+{
+    nb_pool *pool = job->la->pool;
+    const nb_weight *to = job->to[id];
     const int n_threads = nb_pool_n_threads(pool);
-    const int64_t n_spans = (c->n_cols + c->grid.span_len - 1) / c->grid.span_len;
-    const int64_t n_chunks = n_spans * c->chunks_a_span;
+    const int64_t strip = nb_transform_strip(job, id);
+    const int64_t n_chunks = c->n_spans * ((strip + CHUNK_ROWS - 1) / CHUNK_ROWS);
     nb_status s = NB_OK;
     NB_TRY_GOTO(s, NB_ALLOC(&c->bench, n_threads, err));
     NB_TRY_GOTO(s, NB_ALLOC(&c->n_clipped, n_chunks, err));
     for (int i = 0; i < n_threads; i++)
         NB_TRY_GOTO(s, bench_init(&c->bench[i], c, to, err));
-    nb_pool_run(pool, n_chunks, clip_chunk, c);
+    if (c->weight != NULL)
+        clip_rows(c, pool);
+    else
+        NB_TRY_GOTO(s, clip_strips(c, job, id, strip, err));
     int64_t n = 0;
     for (int64_t i = 0; i < n_chunks; i++)
         n += c->n_clipped[i];
-    *clipped = (double)n / (double)(n_spans * c->n_rows);
+    *clipped = (double)n / (double)(c->n_spans * to->n_rows);
 done:
     for (int i = 0; c->bench != NULL && i < n_threads; i++)
         bench_free(&c->bench[i]);
@@ -183,9 +222,9 @@ nb_status nb_awq_clip(const nb_transform_job *job, nb_linear_id id, const nb_sym
         .weight = job->weight[id],
         .n_rows = to->n_rows,
         .n_cols = to->n_cols,
-        .chunks_a_span = (to->n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS,
     };
     NB_TRY(nb_grid_of(&c.grid, &shape, err));
     c.block = c.grid.span_len <= NB_CLIP_BLOCK;
-    return run(&c, job->la->pool, to, clipped, err);
+    c.n_spans = (c.n_cols + c.grid.span_len - 1) / c.grid.span_len;
+    return run(&c, job, id, clipped, err);
 }

@@ -215,6 +215,11 @@ static void run(balance *b, float *s)
         s[j] = b->s[j];
 }
 
+int64_t nb_balance_bytes(int64_t n, int64_t n_rows)
+{
+    return 8 * n * ((n_rows + PIECE_ROWS - 1) / PIECE_ROWS + NB_BALANCE_LINEARS + 9);
+}
+
 nb_status nb_balance(const nb_balance_job *job, float *s, nb_err *err)
 {
     balance b = {.job = job, .n = job->n};

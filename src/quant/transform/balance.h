@@ -34,6 +34,8 @@ typedef struct {
     const int64_t *source;         /* [n], below n: channels of one source get one s */
 } nb_balance_job;
 
+/* Bytes that it takes, for so many rows at most in any matrix. */
+int64_t nb_balance_bytes(int64_t n, int64_t n_rows);
 /* s [n], positive; 1 for channels without inputs or without weights. The same on any number of
  * threads. */
 nb_status nb_balance(const nb_balance_job *job, float *s, nb_err *err);

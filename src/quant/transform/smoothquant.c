@@ -67,6 +67,7 @@ typedef struct {
     const nb_transform_job *job;
     nb_point point;
     nb_trial trial;
+    nb_transform_bounds bounds;
     const float *sample;
     int64_t n_sample, n;
     double *log_x, *log_w;         /* [n], by source; -DBL_MAX: nothing there */
@@ -307,17 +308,16 @@ typedef struct {
     char name[24];
 } choice;
 
-static nb_status try_s(smoothing *x, choice *best, const char *name, double alpha, nb_err *err)
+static void try_s(smoothing *x, choice *best, const char *name, double alpha)
 {
-    NB_TRY(nb_transform_settle(x->job, x->point, x->s, err));
+    nb_transform_settle(x->job, &x->bounds, x->s);
     const double loss = loss_of(x);
     if (!(loss < best->loss))
-        return NB_OK;
+        return;
     best->loss = loss;
     best->moved = true;
     snprintf(best->name, sizeof best->name, name, alpha);
     memcpy(x->best_s, x->s, (size_t)x->n * sizeof *x->s);
-    return NB_OK;
 }
 
 static nb_status search_s(smoothing *x, const smooth_options *o, choice *best, nb_err *err)
@@ -328,14 +328,15 @@ static nb_status search_s(smoothing *x, const smooth_options *o, choice *best, n
     for (int i = 0; i <= ALPHA_STEPS; i++) {
         const double alpha = o->search ? (double)i / ALPHA_STEPS : o->alpha;
         nb_trial_scales(x->log_x, x->log_w, alpha, x->n, x->s);
-        NB_TRY(try_s(x, best, "alpha %.3g", alpha, err));
+        try_s(x, best, "alpha %.3g", alpha);
         if (!o->search)
             break;
     }
     if (!o->balance)
         return NB_OK;
     NB_TRY(balance_s(x, err));
-    return try_s(x, best, "balance", 0, err);
+    try_s(x, best, "balance", 0);
+    return NB_OK;
 }
 
 static nb_status smoothing_init(smoothing *x, const nb_transform_job *job, nb_point point,
@@ -347,6 +348,7 @@ static nb_status smoothing_init(smoothing *x, const nb_transform_job *job, nb_po
                      .sample = stats->sample,
                      .n_sample = stats->n_sample,
                      .n = nb_point_n_cols(job->config, point)};
+    NB_TRY(nb_transform_bounds_find(&x->bounds, job, point, err));
     NB_TRY(nb_trial_init(&x->trial, job, point, MAX_ROWS, err));
     const int64_t rows = x->trial.most_rows, n = x->n, n_sample = x->n_sample;
     const int n_threads = nb_pool_n_threads(job->la->pool);
@@ -378,6 +380,7 @@ static nb_status smoothing_init(smoothing *x, const nb_transform_job *job, nb_po
 static void smoothing_free(smoothing *x)
 {
     nb_trial_free(&x->trial);
+    nb_transform_bounds_free(&x->bounds);
     for (int i = 0; i < NB_GROUP_LINEARS; i++)
         nb_free(x->want[i]);
     nb_free(x->log_x);
@@ -417,16 +420,25 @@ done:
     return s;
 }
 
-static nb_status smooth_apply(const nb_transform_job *job, nb_transform_result *result, nb_err *err)
+static nb_status smooth_apply_at(const nb_transform_job *job, nb_point point,
+                                 nb_transform_result *result, nb_err *err)
 {
     smooth_options o;
     NB_TRY(parse(&o, job->options, err));
-    *result = (nb_transform_result){0};
-    for (int p = 0; p < NB_N_POINTS; p++)
-        result->before[p] = result->after[p] = NAN;
-    for (int p = 0; p < NB_N_POINTS; p++)
-        NB_TRY(smooth_point(job, (nb_point)p, &o, result, err));
-    return NB_OK;
+    return smooth_point(job, point, &o, result, err);
+}
+
+/* Rows of weights, as they are and rounded; rounded inputs; outputs, wanted of each linear and got;
+ * sums of pieces of rows; rows as they are read. */
+static int64_t smooth_bytes_at(const nb_config *c, nb_point point, int n_threads)
+{
+    const int64_t n = nb_point_n_cols(c, point), t = NB_SAMPLE_ROWS;
+    const int64_t rows = nb_trial_most_rows(c, point, MAX_ROWS);
+    int n_linears;
+    (void)nb_point_linears(point, &n_linears);
+    return nb_trial_bytes(c, point, MAX_ROWS) + 4 * n * (rows + t) +
+           4 * t * rows * (n_linears + 1) + nb_matmul_scratch_bytes(t, rows, n, n_threads) +
+           nb_balance_bytes(n, rows > t ? rows : t) + nb_trial_strip_bytes(c);
 }
 
 const nb_transform nb_transform_smoothquant = {
@@ -435,5 +447,6 @@ const nb_transform nb_transform_smoothquant = {
     .summary = "smaller inputs and larger weights where one scale a token is too coarse",
     .needs = NB_STAT_MAGNITUDE | NB_STAT_SAMPLE,
     .check = smooth_check,
-    .apply = smooth_apply,
+    .apply_at = smooth_apply_at,
+    .bytes_at = smooth_bytes_at,
 };

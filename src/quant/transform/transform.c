@@ -4,6 +4,7 @@
 #include "kernel/math.h"
 #include "numeric/minifloat.h"
 
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -119,6 +120,62 @@ static float *gain_of(const nb_transform_job *job, nb_point point)
     return point == NB_AT_ATTN ? job->gain[0] : point == NB_AT_FFN ? job->gain[1] : NULL;
 }
 
+/* ---- all points, all rows ---- */
+
+nb_transform_result nb_transform_result_none(void)
+{
+    nb_transform_result r = {0};
+    for (int p = 0; p < NB_N_POINTS; p++)
+        r.before[p] = r.after[p] = NAN;
+    return r;
+}
+
+nb_status nb_transform_apply(const nb_transform *t, const nb_transform_job *job,
+                             nb_transform_result *result, nb_err *err)
+{
+    *result = nb_transform_result_none();
+    for (int p = 0; p < NB_N_POINTS; p++)
+        NB_TRY(t->apply_at(job, (nb_point)p, result, err));
+    return NB_OK;
+}
+
+nb_status nb_transform_rows(const nb_transform_job *job, nb_linear_id id, int64_t row, int64_t n,
+                            float *room, const float **out, nb_err *err)
+{
+    const nb_rows *rows = &job->rows[id];
+    const nb_rows all = {.all = job->weight[id], .read = rows->read, .context = rows->context};
+    return nb_rows_get(&all, nb_linear_n_cols(job->config, id), row, n, room, out, err);
+}
+
+int64_t nb_transform_strip(const nb_transform_job *job, nb_linear_id id)
+{
+    const nb_config *c = job->config;
+    const int64_t n_rows = nb_linear_n_rows(c, id);
+    return job->weight[id] != NULL ? n_rows : nb_strip_rows(n_rows, nb_linear_n_cols(c, id));
+}
+
+/* Calls `each` for all rows of a linear, a strip at a time. */
+typedef void strip_fn(void *context, const float *w, int64_t row, int64_t n);
+
+static nb_status for_rows(const nb_transform_job *job, nb_linear_id id, strip_fn *each,
+                          void *context, nb_err *err)
+{
+    const int64_t n_rows = nb_linear_n_rows(job->config, id), strip = nb_transform_strip(job, id);
+    float *room = NULL;
+    nb_status s = NB_OK;
+    if (job->weight[id] == NULL)
+        NB_TRY(NB_ALLOC(&room, strip * nb_linear_n_cols(job->config, id), err));
+    for (int64_t row = 0; row < n_rows && s == NB_OK; row += strip) {
+        const int64_t n = smaller(strip, n_rows - row);
+        const float *w;
+        s = nb_transform_rows(job, id, row, n, room, &w, err);
+        if (s == NB_OK)
+            each(context, w, row, n);
+    }
+    nb_free(room);
+    return s;
+}
+
 /* ---- what s can be ---- */
 
 /* Scales further from 1 are no use to anybody, and F16 has little room. */
@@ -170,13 +227,14 @@ static float of_gain(nb_float_type type, float gain, float s)
     return size / rounded(type, divided);
 }
 
+/* Maxima of the rows at hand. */
 typedef struct {
     const nb_transform_job *job;
-    nb_point point;
-    float *s;    /* [n_cols] */
-    float *most; /* [n_cols]: largest |w| of a column, and of a row that feeds it */
-    float *fed;
-} settling;
+    nb_transform_bounds *b;
+    const float *w; /* [n_rows][n_cols] */
+    int64_t row, n_rows, n_cols;
+    const float *bias; /* of all rows; NULL: none */
+} looking;
 
 #define CHUNK_COLS 64
 #define CHUNK_ROWS 16
@@ -184,36 +242,46 @@ typedef struct {
 static void column_maxima(void *context, int64_t chunk, int thread)
 {
     (void)thread;
-    const settling *x = context;
-    const nb_config *c = x->job->config;
-    const int64_t n = nb_point_n_cols(c, x->point), begin = chunk * CHUNK_COLS;
-    const int64_t end = smaller(begin + CHUNK_COLS, n);
-    int count;
-    const nb_linear_id first = nb_point_linears(x->point, &count);
-    for (int i = 0; i < count; i++) {
-        const nb_linear_id id = (nb_linear_id)((int)first + i);
-        for (int64_t r = 0; r < nb_linear_n_rows(c, id); r++) {
-            const float *w = x->job->weight[id] + r * n;
-            for (int64_t j = begin; j < end; j++)
-                x->most[j] = fabsf(w[j]) > x->most[j] ? fabsf(w[j]) : x->most[j];
-        }
+    const looking *x = context;
+    const int64_t begin = chunk * CHUNK_COLS, end = smaller(begin + CHUNK_COLS, x->n_cols);
+    float *most = x->b->most;
+    for (int64_t r = 0; r < x->n_rows; r++) {
+        const float *w = x->w + r * x->n_cols;
+        for (int64_t j = begin; j < end; j++)
+            most[j] = fabsf(w[j]) > most[j] ? fabsf(w[j]) : most[j];
     }
 }
 
 static void row_maxima(void *context, int64_t chunk, int thread)
 {
     (void)thread;
-    const settling *x = context;
-    const nb_config *c = x->job->config;
-    const nb_linear_id id = feeder(x->point);
-    const int64_t n_rows = nb_linear_n_rows(c, id), end = smaller((chunk + 1) * CHUNK_ROWS, n_rows);
+    const looking *x = context;
+    const int64_t end = smaller((chunk + 1) * CHUNK_ROWS, x->n_rows);
     for (int64_t r = chunk * CHUNK_ROWS; r < end; r++) {
-        const float *w = x->job->weight[id] + r * c->d_model;
-        float most = x->job->bias[id] == NULL ? 0 : fabsf(x->job->bias[id][r]);
-        for (int64_t j = 0; j < c->d_model; j++)
+        const float *w = x->w + r * x->n_cols;
+        float most = x->bias == NULL ? 0 : fabsf(x->bias[x->row + r]);
+        for (int64_t j = 0; j < x->n_cols; j++)
             most = fabsf(w[j]) > most ? fabsf(w[j]) : most;
-        x->fed[r] = most;
+        x->b->fed[x->row + r] = most;
     }
+}
+
+static void look_at_columns(void *context, const float *w, int64_t row, int64_t n)
+{
+    looking *x = context;
+    x->w = w;
+    x->row = row;
+    x->n_rows = n;
+    nb_pool_run(x->job->la->pool, (x->n_cols + CHUNK_COLS - 1) / CHUNK_COLS, column_maxima, x);
+}
+
+static void look_at_rows(void *context, const float *w, int64_t row, int64_t n)
+{
+    looking *x = context;
+    x->w = w;
+    x->row = row;
+    x->n_rows = n;
+    nb_pool_run(x->job->la->pool, (n + CHUNK_ROWS - 1) / CHUNK_ROWS, row_maxima, x);
 }
 
 /* The channels that one source feeds get the geometric mean of their s. What bounds one of them
@@ -247,37 +315,61 @@ static void share_maxima(const nb_config *c, float *most)
         most[j] = most[j - j / c->head_dim % per * c->head_dim];
 }
 
-static void bound(const settling *x, int64_t j)
+void nb_transform_bounds_free(nb_transform_bounds *b)
 {
-    float s = x->s[j];
-    const float fed = x->fed[nb_point_source(x->job->config, x->point, j)];
-    const float lo = fed / W_MAX > 1 / S_MAX ? fed / W_MAX : 1 / S_MAX;
-    const float hi = W_MAX / S_MAX < x->most[j] ? W_MAX / x->most[j] : S_MAX;
-    s = s < lo ? lo : s > hi ? hi : s;
-    /* Where there is no room for 1, weights are too large already. */
-    x->s[j] = lo <= 1 && hi >= 1 && s == s ? s : 1;
+    nb_free(b->most);
+    nb_free(b->fed);
+    *b = (nb_transform_bounds){0};
 }
 
-nb_status nb_transform_settle(const nb_transform_job *job, nb_point point, float *s, nb_err *err)
+static nb_status look(nb_transform_bounds *b, const nb_transform_job *job, nb_err *err)
 {
     const nb_config *c = job->config;
-    const int64_t n = nb_point_n_cols(c, point);
-    const nb_linear_id id = feeder(point);
-    settling x = {.job = job, .point = point, .s = s};
-    nb_status status = NB_OK;
-    NB_TRY_GOTO(status, NB_ALLOC(&x.most, n, err));
-    NB_TRY_GOTO(status, NB_ALLOC(&x.fed, n, err));
-    nb_pool_run(job->la->pool, (n + CHUNK_COLS - 1) / CHUNK_COLS, column_maxima, &x);
-    if (id != NB_N_LINEARS)
-        nb_pool_run(job->la->pool, (nb_linear_n_rows(c, id) + CHUNK_ROWS - 1) / CHUNK_ROWS,
-                    row_maxima, &x);
-    const bool exact = all_rounded_later(job, point);
-    const float *gain = gain_of(job, point);
-    if (point == NB_AT_O)
-        share_maxima(c, x.most);
+    const nb_linear_id fed_by = feeder(b->point);
+    int count;
+    const int first = (int)nb_point_linears(b->point, &count);
+    looking x = {.job = job, .b = b, .n_cols = nb_point_n_cols(c, b->point)};
+    NB_TRY(NB_ALLOC(&b->most, x.n_cols, err));
+    NB_TRY(NB_ALLOC(&b->fed, x.n_cols, err));
+    for (int id = first; id < first + count; id++)
+        NB_TRY(for_rows(job, (nb_linear_id)id, look_at_columns, &x, err));
+    if (fed_by == NB_N_LINEARS)
+        return NB_OK;
+    x.n_cols = c->d_model;
+    x.bias = job->bias[fed_by];
+    return for_rows(job, fed_by, look_at_rows, &x, err);
+}
+
+nb_status nb_transform_bounds_find(nb_transform_bounds *b, const nb_transform_job *job,
+                                   nb_point point, nb_err *err)
+{
+    *b = (nb_transform_bounds){.point = point};
+    const nb_status s = look(b, job, err);
+    if (s != NB_OK)
+        nb_transform_bounds_free(b);
+    else if (point == NB_AT_O)
+        share_maxima(job->config, b->most);
+    return s;
+}
+
+static float bounded(float s, float most, float fed)
+{
+    const float lo = fed / W_MAX > 1 / S_MAX ? fed / W_MAX : 1 / S_MAX;
+    const float hi = W_MAX / S_MAX < most ? W_MAX / most : S_MAX;
+    s = s < lo ? lo : s > hi ? hi : s;
+    /* Where there is no room for 1, weights are too large already. */
+    return lo <= 1 && hi >= 1 && s == s ? s : 1;
+}
+
+void nb_transform_settle(const nb_transform_job *job, const nb_transform_bounds *b, float *s)
+{
+    const nb_config *c = job->config;
+    const int64_t n = nb_point_n_cols(c, b->point);
+    const bool exact = all_rounded_later(job, b->point);
+    const float *gain = gain_of(job, b->point);
     for (int64_t j = 0; j < n; j++)
-        bound(&x, j);
-    if (point == NB_AT_O)
+        s[j] = bounded(s[j], b->most[j], b->fed[nb_point_source(c, b->point, j)]);
+    if (b->point == NB_AT_O)
         share_sources(c, s);
     for (int64_t j = 0; j < n; j++) {
         if (!exact)
@@ -285,40 +377,63 @@ nb_status nb_transform_settle(const nb_transform_job *job, nb_point point, float
         if (gain != NULL)
             s[j] = of_gain(job->gain_type, gain[j], s[j]);
     }
-done:
-    nb_free(x.most);
-    nb_free(x.fed);
-    return status;
 }
 
 /* ---- moving ---- */
 
+/* What a move does to a linear: to its weights where they are held, else to what is kept of it. */
 typedef struct {
-    float *w, *bias; /* [n_rows][n_cols]; bias NULL: none */
-    int64_t n_rows, n_cols;
-    const float *columns; /* times these; NULL: no */
-    const float *rows;    /* divided by these; NULL: no */
-} scaling;
+    float *columns[NB_N_LINEARS], *divisors[NB_N_LINEARS]; /* those of changes; NULL: none */
+} keeping;
 
-static void scale_rows(void *context, int64_t chunk, int thread)
+static nb_status copy_of(float **out, const float *x, int64_t n, nb_err *err)
 {
-    (void)thread;
-    const scaling *x = context;
-    const int64_t end = smaller((chunk + 1) * CHUNK_ROWS, x->n_rows);
-    for (int64_t r = chunk * CHUNK_ROWS; r < end; r++) {
-        float *w = x->w + r * x->n_cols;
-        for (int64_t j = 0; x->columns != NULL && j < x->n_cols; j++)
-            w[j] *= x->columns[j];
-        for (int64_t j = 0; x->rows != NULL && j < x->n_cols; j++)
-            w[j] /= x->rows[r];
-        if (x->rows != NULL && x->bias != NULL)
-            x->bias[r] /= x->rows[r];
+    NB_TRY(NB_ALLOC(out, n, err));
+    memcpy(*out, x, (size_t)n * sizeof *x);
+    return NB_OK;
+}
+
+static nb_status keep_for(keeping *k, const nb_transform_job *job, nb_point point, const float *s,
+                          const float *rows, nb_err *err)
+{
+    int count;
+    const int first = (int)nb_point_linears(point, &count);
+    const nb_linear_id fed_by = feeder(point);
+    *k = (keeping){0};
+    for (int id = first; id < first + count; id++) {
+        if (job->weight[id] == NULL)
+            NB_TRY(copy_of(&k->columns[id], s, nb_point_n_cols(job->config, point), err));
+    }
+    if (fed_by != NB_N_LINEARS && job->weight[fed_by] == NULL)
+        NB_TRY(copy_of(&k->divisors[fed_by], rows, nb_linear_n_rows(job->config, fed_by), err));
+    return NB_OK;
+}
+
+static void keep(const nb_transform_job *job, const keeping *k)
+{
+    for (int id = 0; id < NB_N_LINEARS; id++) {
+        nb_changes *c = job->changes[id];
+        if (k->columns[id] != NULL) {
+            assert(c->columns == NULL && c->clip == NULL && c->divisors == NULL);
+            c->columns = k->columns[id];
+        }
+        if (k->divisors[id] != NULL) {
+            assert(c->divisors == NULL);
+            c->divisors = k->divisors[id];
+        }
     }
 }
 
-static void scale(const nb_transform_job *job, scaling *x)
+/* `by` is the caller's. */
+static void change(const nb_transform_job *job, nb_linear_id id, nb_changes by)
 {
-    nb_pool_run(job->la->pool, (x->n_rows + CHUNK_ROWS - 1) / CHUNK_ROWS, scale_rows, x);
+    const nb_config *c = job->config;
+    const int64_t n_rows = nb_linear_n_rows(c, id);
+    float *bias = job->bias[id];
+    if (job->weight[id] != NULL)
+        nb_changes_apply(&by, job->la->pool, job->weight[id], nb_linear_n_cols(c, id), 0, n_rows);
+    for (int64_t r = 0; by.divisors != NULL && bias != NULL && r < n_rows; r++)
+        bias[r] /= by.divisors[r];
 }
 
 typedef struct {
@@ -363,30 +478,44 @@ static void rescale_row(void *context, int64_t i, int thread)
         t->sample[r * t->n_cols + i] /= s;
 }
 
+/* s settled, and what is to be kept of it; rows [n_sources of the point]. */
+static nb_status prepare(const nb_transform_job *job, nb_point point, float *s, float *rows,
+                         keeping *k, nb_err *err)
+{
+    nb_transform_bounds bounds;
+    NB_TRY(nb_transform_bounds_find(&bounds, job, point, err));
+    nb_transform_settle(job, &bounds, s);
+    nb_transform_bounds_free(&bounds);
+    for (int64_t j = 0; j < nb_point_n_cols(job->config, point); j++)
+        rows[nb_point_source(job->config, point, j)] = s[j];
+    const nb_status status = keep_for(k, job, point, s, rows, err);
+    for (int id = 0; id < NB_N_LINEARS && status != NB_OK; id++) {
+        nb_free(k->columns[id]);
+        nb_free(k->divisors[id]);
+    }
+    return status;
+}
+
 nb_status nb_transform_move(const nb_transform_job *job, nb_point point, float *s, nb_err *err)
 {
     const nb_config *c = job->config;
     const int64_t n = nb_point_n_cols(c, point);
     const nb_linear_id fed_by = feeder(point);
+    keeping kept;
     float *rows;
-    NB_TRY(nb_transform_settle(job, point, s, err));
     NB_TRY(NB_ALLOC(&rows, nb_point_n_sources(c, point), err));
-    for (int64_t j = 0; j < n; j++)
-        rows[nb_point_source(c, point, j)] = s[j];
-
+    const nb_status status = prepare(job, point, s, rows, &kept, err);
+    if (status != NB_OK) {
+        nb_free(rows);
+        return status;
+    }
+    keep(job, &kept);
     int count;
     const int first = (int)nb_point_linears(point, &count);
     for (int id = first; id < first + count; id++)
-        scale(job, &(scaling){.w = job->weight[id],
-                              .n_rows = nb_linear_n_rows(c, (nb_linear_id)id),
-                              .n_cols = n,
-                              .columns = s});
+        change(job, (nb_linear_id)id, (nb_changes){.columns = s});
     if (fed_by != NB_N_LINEARS)
-        scale(job, &(scaling){.w = job->weight[fed_by],
-                              .bias = job->bias[fed_by],
-                              .n_rows = nb_linear_n_rows(c, fed_by),
-                              .n_cols = c->d_model,
-                              .rows = rows});
+        change(job, fed_by, (nb_changes){.divisors = rows});
     float *gain = gain_of(job, point);
     for (int64_t j = 0; gain != NULL && j < n; j++)
         gain[j] = s[j] == 1 ? gain[j] : rounded(job->gain_type, gain[j] / s[j]);

@@ -32,17 +32,40 @@ static bool all_zero(const float *x, int64_t n)
 
 /* ---- which rows ---- */
 
-static nb_status take_rows(nb_trial *t, nb_trial_linear *l, const float *weight, int64_t n_rows,
-                           int64_t max_rows, nb_err *err)
+static nb_status is_zero(const nb_transform_job *job, nb_linear_id id, bool *zero, nb_err *err)
+{
+    const int64_t n_rows = nb_linear_n_rows(job->config, id), strip = nb_transform_strip(job, id);
+    const int64_t n = nb_linear_n_cols(job->config, id);
+    float *room = NULL;
+    nb_status s = NB_OK;
+    *zero = true;
+    if (job->weight[id] == NULL)
+        NB_TRY(NB_ALLOC(&room, strip * n, err));
+    for (int64_t row = 0; row < n_rows && *zero && s == NB_OK; row += strip) {
+        const float *w;
+        const int64_t m = smaller(strip, n_rows - row);
+        s = nb_transform_rows(job, id, row, m, room, &w, err);
+        *zero = s == NB_OK && all_zero(w, m * n);
+    }
+    nb_free(room);
+    return s;
+}
+
+static nb_status take_rows(nb_trial *t, nb_trial_linear *l, int64_t n_rows, int64_t max_rows,
+                           nb_err *err)
 {
     l->n_rows = smaller(n_rows, max_rows);
-    l->weight = weight;
-    if (l->n_rows == n_rows)
+    l->weight = t->job->weight[l->id];
+    if (l->n_rows == n_rows && l->weight != NULL)
         return NB_OK;
     NB_TRY(NB_ALLOC(&l->copy, l->n_rows * t->n_cols, err));
-    for (int64_t r = 0; r < l->n_rows; r++)
-        memcpy(l->copy + r * t->n_cols, weight + r * n_rows / l->n_rows * t->n_cols,
-               (size_t)t->n_cols * sizeof *weight);
+    for (int64_t r = 0; r < l->n_rows; r++) {
+        float *to = l->copy + r * t->n_cols;
+        const float *from;
+        NB_TRY(nb_transform_rows(t->job, l->id, r * n_rows / l->n_rows, 1, to, &from, err));
+        if (from != to)
+            memcpy(to, from, (size_t)t->n_cols * sizeof *to);
+    }
     l->weight = l->copy;
     return NB_OK;
 }
@@ -51,11 +74,13 @@ static nb_status add_linear(nb_trial *t, nb_linear_id id, int64_t max_rows, nb_e
 {
     const nb_transform_job *job = t->job;
     nb_weight to = *job->to[id];
-    if (all_zero(job->weight[id], to.n_rows * to.n_cols))
+    bool zero;
+    NB_TRY(is_zero(job, id, &zero, err));
+    if (zero)
         return NB_OK;
     nb_trial_linear *l = &t->linear[t->n++];
     l->id = id;
-    NB_TRY(take_rows(t, l, job->weight[id], to.n_rows, max_rows, err));
+    NB_TRY(take_rows(t, l, to.n_rows, max_rows, err));
     to.n_rows = l->n_rows;
     to.scale_rows = 0; /* what rows share is close to what each would choose */
     to.nested = false;
@@ -66,6 +91,39 @@ static nb_status add_linear(nb_trial *t, nb_linear_id id, int64_t max_rows, nb_e
     }
     t->most_rows = t->most_rows > l->n_rows ? t->most_rows : l->n_rows;
     return NB_OK;
+}
+
+int64_t nb_trial_most_rows(const nb_config *c, nb_point point, int64_t max_rows)
+{
+    int n;
+    const int first = (int)nb_point_linears(point, &n);
+    int64_t most = 0;
+    for (int id = first; id < first + n; id++) {
+        const int64_t rows = smaller(nb_linear_n_rows(c, (nb_linear_id)id), max_rows);
+        most = rows > most ? rows : most;
+    }
+    return most;
+}
+
+int64_t nb_trial_bytes(const nb_config *c, nb_point point, int64_t max_rows)
+{
+    int n;
+    const int first = (int)nb_point_linears(point, &n);
+    int64_t rows = 0;
+    for (int id = first; id < first + n; id++)
+        rows += smaller(nb_linear_n_rows(c, (nb_linear_id)id), max_rows);
+    return rows * nb_point_n_cols(c, point) * (4 + 2);
+}
+
+int64_t nb_trial_strip_bytes(const nb_config *c)
+{
+    int64_t most = 0;
+    for (int id = 0; id < NB_N_LINEARS; id++) {
+        const int64_t n = nb_linear_n_cols(c, (nb_linear_id)id);
+        const int64_t strip = nb_strip_rows(nb_linear_n_rows(c, (nb_linear_id)id), n) * n;
+        most = strip > most ? strip : most;
+    }
+    return most * (4 + 4);
 }
 
 nb_status nb_trial_init(nb_trial *t, const nb_transform_job *job, nb_point point, int64_t max_rows,

@@ -8,7 +8,7 @@
 
 typedef struct {
     nb_linear_id id;
-    const float *weight; /* [n_rows][n_cols]: all rows, or `copy` */
+    const float *weight; /* [n_rows][n_cols]: all rows where they are held, or `copy` */
     int64_t n_rows;
     float *copy;
     nb_loaded made;
@@ -32,6 +32,12 @@ typedef struct {
 nb_status nb_trial_init(nb_trial *t, const nb_transform_job *job, nb_point point, int64_t max_rows,
                         nb_err *err);
 void nb_trial_free(nb_trial *t);
+/* Rows of the linear with most that would be tried. */
+int64_t nb_trial_most_rows(const nb_config *c, nb_point point, int64_t max_rows);
+/* Where weights are not held, bytes of a trial: rows as they are, and as they are made with their
+ * scales, two bytes a weight at most; and of rows as they are read, before and after. */
+int64_t nb_trial_bytes(const nb_config *c, nb_point point, int64_t max_rows);
+int64_t nb_trial_strip_bytes(const nb_config *c);
 /* out [n_rows][n_cols] = the values of linear i's rows times s once they are rounded; s NULL: 1.
  * Runs on the pool. */
 void nb_trial_round(nb_trial *t, int i, const float *s, float *out);

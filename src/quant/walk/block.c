@@ -136,7 +136,7 @@ static nb_status end_block(nb_walker *w, nb_err *err)
 {
     for (int j = 0; j < NB_N_LINEARS; j++) {
         if (is_made(w, j) && !nb_walker_quantizes(w, j))
-            nb_walker_encode_plain(w, j);
+            NB_TRY(nb_walker_encode_plain(w, j, err));
         if (is_made(w, j))
             NB_TRY(nb_walker_keep(w, j, err));
     }
@@ -171,7 +171,7 @@ nb_status nb_walker_tune_block(nb_walker *w, nb_err *err)
         NB_TRY(nb_walker_set_original(w, 1, j, err));
     NB_TRY(nb_walker_sweep(w, 1, NULL, true, err));
     if (w->job->transform != NULL)
-        NB_TRY(nb_walker_transform(w, err));
+        NB_TRY(nb_walker_transform(w, false, err));
     NB_TRY(load_rest(w, true, err));
     NB_TRY(tune(w, w->method, false, err));
     NB_TRY(end_block(w, err));

@@ -2,6 +2,7 @@
  * largest of them counts. */
 #include "quant/encode/gptq.h"
 #include "quant/walk/weights.h"
+#include "quant/weight/roles.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -103,11 +104,42 @@ static int64_t point_bytes(const nb_walker *w, const point_shape *s, const point
     return larger(reached, larger(encoded, kept));
 }
 
+/* Of a transform that takes the block in pieces: what is there at all points, with one byte for the
+ * clipping of 32 weights; */
+static int64_t kept_bytes(const nb_walker *w, const point_shape *s)
+{
+    const unsigned stats =
+        w->needs | ((w->transform_needs | NB_WALKER_LOOKS) & ~(unsigned)NB_STAT_HESSIAN);
+    int64_t all = 0;
+    for (int p = 0; p < NB_N_POINTS; p++) {
+        all += s[p].n_rows * s[p].n_cols / 32 + 4 * (s[p].n_rows + 3 * s[p].n_cols);
+        if (!w->quantized_flow)
+            all += nb_input_stats_bytes(s[p].n_cols, stats);
+    }
+    return all;
+}
+
+/* and what is there at one of them: weights on the way to it, then sums, then trials, then weights
+ * to go on with. */
+static int64_t piece_bytes(const nb_walker *w, const point_shape *s, int p)
+{
+    const int64_t n = s[p].n_cols, threads = nb_pool_n_threads(w->job->pool);
+    const unsigned needs = w->transform_needs | NB_WALKER_LOOKS;
+    const int64_t stats = nb_input_stats_bytes(n, needs);
+    const int64_t gathered = stats + ((needs & NB_STAT_HESSIAN) != 0 ? 4096 * n : 0) +
+                             (w->job->guided ? nb_input_stats_weighted_bytes(n, needs) : 0);
+    const int64_t tried =
+        stats + w->job->transform->bytes_at(&w->config, (nb_point)p, (int)threads);
+    return larger(larger(gathered, tried), s[p].original + s[p].largest);
+}
+
 /* What is there at all points: of transforms, blocks that are tuned, and walks in which statistics
  * of all points come from one sweep. */
 static int64_t block_bytes(const nb_walker *w, const point_shape *s)
 {
     int64_t all = 0, source = 0;
+    if (w->in_pieces)
+        return kept_bytes(w, s);
     const bool floats = w->job->transform != NULL || w->job->tune != NULL || w->by_block;
     for (int p = 0; p < NB_N_POINTS; p++) {
         if (floats)
@@ -135,6 +167,13 @@ static int64_t bytes_at(const nb_walker *w, const point_shape *s, int p, bool re
     return point_bytes(w, &s[p], &s[p > 0 ? p - 1 : NB_N_POINTS - 1], rests);
 }
 
+static int64_t all_kept(nb_walker *w)
+{
+    point_shape s[NB_N_POINTS];
+    shapes_of(w, s);
+    return kept_bytes(w, s);
+}
+
 static int64_t most_bytes(nb_walker *w)
 {
     point_shape s[NB_N_POINTS];
@@ -142,6 +181,8 @@ static int64_t most_bytes(nb_walker *w)
     shapes_of(w, s);
     for (int p = 0; p < NB_N_POINTS; p++)
         most = larger(most, bytes_at(w, s, p, w->rests[p]));
+    for (int p = 0; p < NB_N_POINTS && w->in_pieces; p++)
+        most = larger(most, piece_bytes(w, s, p));
     return BASE_BYTES +
            larger(block_bytes(w, s) + most, larger(w->guide_plan.memory, w->distill_memory));
 }
@@ -157,6 +198,23 @@ int64_t nb_walker_resting_bytes(const nb_walker *w)
     return 2 * most;
 }
 
+/* A transform can take blocks in pieces where nothing else wants them whole, and nobody wants its
+ * second moments once scales are moved. Rows of all weights must be there to be read. */
+static bool take_pieces(nb_walker *w)
+{
+    const nb_plan *plan = w->job->plan;
+    const bool later = !w->quantized_flow && (wants(w->needs, NB_STAT_HESSIAN) || w->job->guided);
+    if (w->job->transform == NULL || w->by_block || w->has_other || later)
+        return false;
+    for (int64_t i = 0; i < plan->n; i++) {
+        if (nb_role_of(&plan->weights[i]) == NB_ROLE_LINEAR &&
+            (plan->from[i] == NULL || !nb_store_reads_rows(w->job->store, plan->from[i])))
+            return false;
+    }
+    w->in_pieces = true;
+    return true;
+}
+
 /* Second moments can rest where they are of one point at a time, and nothing else is of their size.
  * Those points do that which are too large otherwise, and are smaller for it. */
 static bool let_rest(nb_walker *w, int64_t room)
@@ -164,7 +222,7 @@ static bool let_rest(nb_walker *w, int64_t room)
     point_shape s[NB_N_POINTS];
     bool any = false;
     if (w->job->by_outputs || !w->quantized_flow || w->by_block || w->has_other ||
-        w->job->transform != NULL || !wants(w->needs, NB_STAT_HESSIAN))
+        (w->job->transform != NULL && !w->in_pieces) || !wants(w->needs, NB_STAT_HESSIAN))
         return false;
     shapes_of(w, s);
     for (int p = 0; p < NB_N_POINTS; p++) {
@@ -175,24 +233,29 @@ static bool let_rest(nb_walker *w, int64_t room)
     return any;
 }
 
+/* Steps as large as the limit allows; false where none is small enough. */
+static bool fit_rows(nb_walker *w, int64_t longest, int n_streams)
+{
+    const int64_t limit = w->job->memory, rest = most_bytes(w);
+    const int n_threads = nb_pool_n_threads(w->job->pool);
+    for (w->plan.max_rows = NB_STREAMS_ROWS;; w->plan.max_rows /= 2) {
+        w->plan.memory =
+            rest + nb_streams_memory(&w->config, longest, w->plan.max_rows, n_streams, n_threads);
+        if (limit == 0 || w->plan.memory <= limit)
+            return true;
+        if (w->plan.max_rows == 128)
+            return false;
+    }
+}
+
 void nb_walker_plan_memory(nb_walker *w, int64_t longest, int n_streams)
 {
-    const int64_t limit = w->job->memory;
-    const int n_threads = nb_pool_n_threads(w->job->pool);
+    const int64_t least = BASE_BYTES + nb_streams_memory(&w->config, longest, 128, n_streams,
+                                                         nb_pool_n_threads(w->job->pool));
     nb_walker_find(w); /* of the first block: others are like it */
-    for (int resting = 0; resting < 2; resting++) {
-        const int64_t least =
-            nb_streams_memory(&w->config, longest, 128, n_streams, n_threads) + BASE_BYTES;
-        if (resting == 1 && !let_rest(w, limit - least))
-            break;
-        const int64_t rest = most_bytes(w);
-        for (w->plan.max_rows = NB_STREAMS_ROWS;; w->plan.max_rows /= 2) {
-            w->plan.memory = rest + nb_streams_memory(&w->config, longest, w->plan.max_rows,
-                                                      n_streams, n_threads);
-            if (limit == 0 || w->plan.memory <= limit)
-                return;
-            if (w->plan.max_rows == 128)
-                break;
-        }
-    }
+    if (fit_rows(w, longest, n_streams) || (take_pieces(w) && fit_rows(w, longest, n_streams)))
+        return;
+    const int64_t room = w->job->memory - least - (w->in_pieces ? all_kept(w) : 0);
+    if (let_rest(w, room))
+        (void)fit_rows(w, longest, n_streams);
 }

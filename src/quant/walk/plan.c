@@ -156,9 +156,9 @@ nb_status nb_walker_set_up(nb_walker *w, nb_err *err)
     NB_TRY(nb_walker_plan_guide(w, err));
     NB_TRY(nb_walker_plan_distill(w, err));
     nb_walker_plan_memory(w, longest, n_streams);
-    w->plan.disk =
-        nb_streams_disk(&w->config, n_tokens, n_streams, w->quantized_flow && !w->by_block) +
-        job->plan->bytes + w->guide_plan.disk + w->distill_disk + nb_walker_resting_bytes(w);
+    w->plan.disk = nb_streams_disk(&w->config, n_tokens, n_streams, nb_walker_takes_parts(w)) +
+                   job->plan->bytes + w->guide_plan.disk + w->distill_disk +
+                   nb_walker_resting_bytes(w);
     if (job->memory != 0 && w->plan.memory > job->memory)
         return nb_fail(err, NB_LIMIT,
                        "method %s needs about %lld MB here, and --memory is %lld MB: fewer threads "

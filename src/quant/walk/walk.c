@@ -63,14 +63,17 @@ static nb_status encode_alone(nb_walker *w, nb_point point, int j, const nb_inpu
 {
     double kl;
     const double start = nb_clock();
-    if (!nb_walker_quantizes(w, j)) {
-        nb_walker_encode_plain(w, j);
-        return NB_OK;
-    }
+    if (!nb_walker_quantizes(w, j))
+        return nb_walker_encode_plain(w, j, err);
     NB_TRY(encode_data_free(w, j, err));
     const double seconds = nb_clock() - start;
     NB_TRY(nb_walker_predict(w, point, j, stats, &kl, err));
     return nb_walker_tell(w, point, j, &(nb_walker_said){NAN, NAN, kl, NULL, seconds, false}, err);
+}
+
+static bool is_made(const nb_walker *w, int j)
+{
+    return nb_walker_quantizes(w, j) || w->job->transform != NULL;
 }
 
 /* Chooses codes for the linears of a point from its statistics, and keeps them. */
@@ -81,9 +84,10 @@ static nb_status encode_point(nb_walker *w, nb_point point, const nb_input_stats
     const int first = (int)nb_point_linears(point, &n), end = first + n;
     bool in_group[NB_N_LINEARS] = {0};
     for (int j = first; j < end; j++) {
-        if (!nb_walker_quantizes(w, j) && w->weight[j].values == NULL)
+        if (!is_made(w, j))
             continue;
-        if (w->weight[j].values == NULL && !nb_walker_reads_rows(w, point, j))
+        if (w->weight[j].values == NULL && nb_walker_quantizes(w, j) &&
+            !nb_walker_reads_rows(w, point, j))
             NB_TRY(nb_walker_load_floats(w, j, err));
         NB_TRY(nb_walker_room(w, j, err));
         in_group[j] =
@@ -118,7 +122,7 @@ static nb_status keep_point(nb_walker *w, nb_point point, bool go_on, nb_err *er
     int n;
     const int first = (int)nb_point_linears(point, &n);
     for (int j = first; j < first + n; j++) {
-        const bool made = nb_walker_quantizes(w, j) || w->weight[j].values != NULL;
+        const bool made = is_made(w, j);
         if (made)
             NB_TRY(nb_walker_keep(w, j, err));
         if (go_on && made)
@@ -133,82 +137,24 @@ static nb_status keep_point(nb_walker *w, nb_point point, bool go_on, nb_err *er
     return NB_OK;
 }
 
-static int64_t n_tokens(const nb_walker *w)
-{
-    return w->streams.n_tokens;
-}
-
-static nb_status start_stats(nb_walker *w, nb_point point, unsigned needs, nb_err *err)
+nb_status nb_walker_start_stats(nb_walker *w, nb_point point, unsigned needs, nb_err *err)
 {
     int64_t n_rows;
     const int64_t n_cols = nb_walker_point_shape(&w->config, point, &n_rows);
-    return nb_input_stats_init(&w->stats[point], n_cols, needs | NB_WALKER_LOOKS, n_tokens(w), err);
+    return nb_input_stats_init(&w->stats[point], n_cols, needs | NB_WALKER_LOOKS,
+                               w->streams.n_tokens, err);
 }
 
-static nb_status end_sums(nb_walker *w, nb_point point, nb_err *err)
+nb_status nb_walker_end_stats(nb_walker *w, nb_point point, nb_err *err)
 {
     nb_input_stats_finish(&w->stats[point]);
     return nb_walker_look(w, point, err);
 }
 
-static void end_stats(nb_walker *w)
+static void free_stats(nb_walker *w)
 {
     for (int p = 0; p < NB_N_POINTS; p++)
         nb_input_stats_free(&w->stats[p]);
-}
-
-/* ---- transforms ---- */
-
-/* Applies the transform to the block; its statistics at all points are there. */
-static nb_status transform_block(nb_walker *w, nb_err *err)
-{
-    const nb_walk_job *job = w->job;
-    nb_layer *layer = &w->streams.frame.layers[0];
-    nb_transform_job t = {.config = &w->config,
-                          .la = &w->la,
-                          .method = w->method,
-                          .gain = {layer->attn_norm, layer->ffn_norm},
-                          .options = job->transform_options};
-    const nb_format *gain = job->plan->weights[w->gain_index[0]].fmt;
-    t.gain_type = gain == &nb_format_f32 ? NB_F32 : gain == &nb_format_f16 ? NB_F16 : NB_BF16;
-    for (int j = 0; j < NB_N_LINEARS; j++) {
-        t.weight[j] = w->weight[j].values;
-        t.bias[j] = nb_layer_linear(layer, (nb_linear_id)j)->bias;
-        t.to[j] = nb_walker_quantizes(w, j) ? &job->plan->weights[w->index[j]] : NULL;
-    }
-    for (int p = 0; p < NB_N_POINTS; p++)
-        t.stats[p] = &w->stats[p];
-    nb_transform_result r = {0};
-    const uint64_t env = nb_fpenv_enter();
-    const nb_status s = job->transform->apply(&t, &r, err);
-    nb_fpenv_leave(env);
-    if (s != NB_OK)
-        return nb_context(err, "layer %lld", (long long)w->layer);
-    for (int p = 0; p < NB_N_POINTS; p++) {
-        json_t *o =
-            json_pack("{s:s, s:I, s:s, s:s}", "transform", job->transform->name, "layer",
-                      (json_int_t)w->layer, "point", nb_point_name((nb_point)p), "note", r.note[p]);
-        bool bad = o == NULL;
-        if (!bad && isfinite(r.before[p]) && isfinite(r.after[p]))
-            bad = json_object_set_new(o, "loss_before", json_real(r.before[p])) != 0 ||
-                  json_object_set_new(o, "loss_after", json_real(r.after[p])) != 0;
-        if (bad || json_array_append_new(w->result->layers, o) != 0)
-            return nb_fail(err, NB_MEMORY, "no memory for the report");
-    }
-    if (w->has_other) {
-        nb_layer *other = &w->streams.frame.layers[1];
-        other->attn_norm = layer->attn_norm;
-        other->ffn_norm = layer->ffn_norm;
-        for (int j = 0; j < NB_N_LINEARS; j++)
-            nb_layer_linear(other, (nb_linear_id)j)->bias = t.bias[j];
-    }
-    for (int j = 0; j < 2; j++)
-        NB_TRY(nb_walker_keep_vector(w, w->gain_index[j], t.gain[j], err));
-    for (int j = 0; j < NB_N_LINEARS; j++) {
-        if (t.bias[j] != NULL && w->bias_index[j] >= 0)
-            NB_TRY(nb_walker_keep_vector(w, w->bias_index[j], t.bias[j], err));
-    }
-    return NB_OK;
 }
 
 /* ---- a block ---- */
@@ -219,49 +165,21 @@ nb_status nb_walker_sweep(nb_walker *w, int i, const unsigned *needs, bool keep,
     for (int p = 0; p < NB_N_POINTS; p++) {
         const bool wanted = needs != NULL && needs[p] != 0;
         if (wanted)
-            NB_TRY(start_stats(w, (nb_point)p, needs[p], err));
+            NB_TRY(nb_walker_start_stats(w, (nb_point)p, needs[p], err));
         stats[p] = wanted ? &w->stats[p] : NULL;
     }
     NB_TRY(nb_streams_sweep(&w->streams, i, stats, keep, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
-        NB_TRY(end_sums(w, (nb_point)p, err));
+        NB_TRY(nb_walker_end_stats(w, (nb_point)p, err));
         nb_walker_drop_linears(w, (nb_point)p);
     }
     return NB_OK;
 }
 
-/* With what the transform needs at all points, and with what the methods do. */
-static nb_status original_sweep(nb_walker *w, bool methods, bool keep, nb_err *err)
-{
-    unsigned needs[NB_N_POINTS];
-    for (int p = 0; p < NB_N_POINTS; p++)
-        needs[p] = w->transform_needs | (methods ? w->point_needs[p] : 0);
-    for (int j = 0; j < NB_N_LINEARS; j++)
-        NB_TRY(nb_walker_set_original(w, 0, j, err));
-    return nb_walker_sweep(w, 0, needs, keep, err);
-}
-
-static nb_status load_and_transform(nb_walker *w, nb_err *err)
-{
-    for (int j = 0; j < NB_N_LINEARS; j++)
-        NB_TRY(nb_walker_load_floats(w, j, err));
-    return transform_block(w, err);
-}
-
-nb_status nb_walker_transform(nb_walker *w, nb_err *err)
-{
-    NB_TRY(original_sweep(w, false, false, err));
-    const nb_status s = load_and_transform(w, err);
-    end_stats(w);
-    return s;
-}
-
 /* The statistics of the full-precision model at all points, then all codes. */
 static nb_status walk_original(nb_walker *w, nb_err *err)
 {
-    NB_TRY(original_sweep(w, true, true, err));
-    if (w->job->transform != NULL)
-        NB_TRY(load_and_transform(w, err));
+    NB_TRY(nb_walker_transform(w, true, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
         NB_TRY(encode_point(w, (nb_point)p, &w->stats[p], err));
         NB_TRY(keep_point(w, (nb_point)p, false, err));
@@ -275,19 +193,19 @@ static nb_status walk_original(nb_walker *w, nb_err *err)
 static nb_status walk_quantized(nb_walker *w, nb_err *err)
 {
     if (w->job->transform != NULL)
-        NB_TRY(nb_walker_transform(w, err));
+        NB_TRY(nb_walker_transform(w, false, err));
     for (int p = 0; p < NB_N_POINTS; p++) {
         const nb_point point = (nb_point)p;
         const bool rests = w->rests[p] && (w->point_needs[p] & NB_STAT_HESSIAN) != 0;
         const bool wanted = w->point_needs[p] != 0 && !rests;
         if (wanted)
-            NB_TRY(start_stats(w, point, w->point_needs[p], err));
+            NB_TRY(nb_walker_start_stats(w, point, w->point_needs[p], err));
         NB_TRY(nb_streams_to_point(&w->streams, point, wanted ? &w->stats[p] : NULL, err));
         if (p > 0)
             nb_walker_drop_linears(w, (nb_point)(p - 1));
         if (rests)
             NB_TRY(nb_walker_gather(w, point, err));
-        NB_TRY(end_sums(w, point, err));
+        NB_TRY(nb_walker_end_stats(w, point, err));
         nb_walker_settle_ranges(w, point);
         NB_TRY(encode_point(w, point, &w->stats[p], err));
         nb_input_stats_free(&w->stats[p]);
@@ -319,8 +237,7 @@ static nb_status run(nb_walker *w, nb_err *err)
     if (w->result->layers == NULL)
         return nb_fail(err, NB_MEMORY, "no memory for the report");
     NB_TRY(nb_streams_open(&w->streams, job->store, job->seqs, job->n_seqs, w->has_other ? 2 : 1,
-                           w->quantized_flow && !w->by_block, w->plan.max_rows, job->dir, &w->la,
-                           err));
+                           nb_walker_takes_parts(w), w->plan.max_rows, job->dir, &w->la, err));
     w->streams.progress = show;
     w->streams.context = w;
     NB_TRY(nb_walker_resume(w, err));
@@ -354,12 +271,13 @@ nb_status nb_walk(const nb_walk_job *job, nb_walk_result *out, nb_err *err)
         w.streams.stream[i] =
             (nb_stream){{NB_SPILL_CLOSED, NB_SPILL_CLOSED}, NB_SPILL_CLOSED, NB_SPILL_CLOSED, 0};
     const nb_status s = run(&w, err);
-    end_stats(&w);
+    free_stats(&w);
     for (int i = 0; i < 2; i++)
         nb_spill_close(&w.resting[i]);
     for (int j = 0; j < NB_N_LINEARS; j++) {
         nb_walker_drop_floats(&w, j);
         nb_loaded_free(&w.made[j]);
+        nb_changes_free(&w.changes[j]);
     }
     nb_loaded_free(&w.source);
     nb_streams_close(&w.streams);

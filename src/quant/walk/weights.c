@@ -54,16 +54,20 @@ nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err)
         NB_TRY(NB_ALLOC(&f->values, from->n_rows * from->n_cols, err));
         f->n = from->n_rows * from->n_cols;
     }
-    return nb_widen_finite(w->job->store, from, 0, &w->source.mat, f->values, w->job->pool, err);
+    NB_TRY(nb_widen_finite(w->job->store, from, 0, &w->source.mat, f->values, w->job->pool, err));
+    nb_changes_apply(&w->changes[j], w->job->pool, f->values, from->n_cols, 0, from->n_rows);
+    return NB_OK;
 }
 
 static nb_status read_rows(void *context, int64_t row, int64_t n, float *out, nb_err *err)
 {
     const nb_walker_place *at = context;
-    const nb_weight *from = source_of(at->w, at->j);
-    NB_TRY(nb_store_read_rows(at->w->job->store, from, row, n, &at->w->source, err));
-    return nb_widen_finite(at->w->job->store, from, row, &at->w->source.mat, out, at->w->job->pool,
-                           err);
+    nb_walker *w = at->w;
+    const nb_weight *from = source_of(w, at->j);
+    NB_TRY(nb_store_read_rows(w->job->store, from, row, n, &w->source, err));
+    NB_TRY(nb_widen_finite(w->job->store, from, row, &w->source.mat, out, w->job->pool, err));
+    nb_changes_apply(&w->changes[at->j], w->job->pool, out, from->n_cols, row, n);
+    return NB_OK;
 }
 
 nb_rows nb_walker_rows(nb_walker *w, int j)
@@ -80,7 +84,7 @@ bool nb_walker_reads_rows(const nb_walker *w, nb_point point, int j)
     const nb_weight *from = source_of(w, j);
     return w->weight[j].values == NULL && w->job->tune == NULL && nb_walker_quantizes(w, j) &&
            nb_walker_method(w, j)->quantizer->encode_group != NULL &&
-           (w->rests[point] || from->n_rows * from->n_cols > HELD_VALUES) &&
+           (w->in_pieces || w->rests[point] || from->n_rows * from->n_cols > HELD_VALUES) &&
            nb_store_reads_rows(w->job->store, from);
 }
 
@@ -178,9 +182,22 @@ nb_status nb_walker_room(nb_walker *w, int j, nb_err *err)
     return NB_OK;
 }
 
-void nb_walker_encode_plain(nb_walker *w, int j)
+nb_status nb_walker_encode_plain(nb_walker *w, int j, nb_err *err)
 {
-    const nb_mat *to = &w->made[j].mat;
-    for (int64_t r = 0; r < to->n_rows; r++)
-        to->fmt->encode_row(&w->made[j].mat, r, w->weight[j].values + r * to->n_cols);
+    nb_mat *to = &w->made[j].mat;
+    const int64_t n = to->n_cols, strip = nb_strip_rows(to->n_rows, n);
+    const nb_rows rows = nb_walker_rows(w, j);
+    float *room = NULL;
+    nb_status s = NB_OK;
+    if (rows.all == NULL)
+        NB_TRY(NB_ALLOC(&room, strip * n, err));
+    for (int64_t row = 0; row < to->n_rows && s == NB_OK; row += strip) {
+        const int64_t left = to->n_rows - row, m = left < strip ? left : strip;
+        const float *x;
+        s = nb_rows_get(&rows, n, row, m, room, &x, err);
+        for (int64_t r = 0; r < m && s == NB_OK; r++)
+            to->fmt->encode_row(to, row + r, x + r * n);
+    }
+    nb_free(room);
+    return s;
 }

@@ -47,8 +47,10 @@ typedef struct nb_walker {
                                     transform, of the block */
     nb_loaded source, made[NB_N_LINEARS];
     nb_walker_place place[NB_N_LINEARS]; /* for rows that are read as they are needed */
-    bool rests[NB_N_POINTS];             /* second moments of the point rest in a file */
-    nb_spill resting[2];                 /* those that choose codes; those held out */
+    bool in_pieces; /* the transform takes the block in pieces: its weights are not held, */
+    nb_changes changes[NB_N_LINEARS]; /* and this is done to them */
+    bool rests[NB_N_POINTS];          /* second moments of the point rest in a file */
+    nb_spill resting[2];              /* those that choose codes; those held out */
     nb_input_stats stats[NB_N_POINTS];
     nb_coverage coverage[NB_N_POINTS]; /* of the block at hand */
     nb_distill_options distill;        /* where the job asks for it */
@@ -68,6 +70,11 @@ static inline bool nb_walker_quantizes(const nb_walker *w, int j)
 {
     return w->job->plan->how[w->index[j]] == NB_HOW_QUANTIZE;
 }
+/* Whether streams stop at the points of a block. */
+static inline bool nb_walker_takes_parts(const nb_walker *w)
+{
+    return (w->quantized_flow && !w->by_block) || w->in_pieces;
+}
 /* How the codes of weight j are chosen. */
 static inline const nb_method *nb_walker_method(const nb_walker *w, int j)
 {
@@ -78,11 +85,15 @@ nb_status nb_walker_load_norms(nb_walker *w, nb_err *err);
 /* Weight j in full precision into w->weight[j]; refuses what is not finite. */
 nb_status nb_walker_load_floats(nb_walker *w, int j, nb_err *err);
 void nb_walker_drop_floats(nb_walker *w, int j);
-/* The same a few rows at a time: from w->weight[j], where it is held, or from the source. */
+/* The same a few rows at a time: from w->weight[j], where it is held, or from the source, with what
+ * the transform has done to them. */
 nb_rows nb_walker_rows(nb_walker *w, int j);
 /* Whether codes of weight j at a point are to be chosen without holding it: it is large, or there
  * is little memory, and what chooses them can do that. */
 bool nb_walker_reads_rows(const nb_walker *w, nb_point point, int j);
+/* Empty statistics of a point, for `needs` and the report; and what is made of them in the end. */
+nb_status nb_walker_start_stats(nb_walker *w, nb_point point, unsigned needs, nb_err *err);
+nb_status nb_walker_end_stats(nb_walker *w, nb_point point, nb_err *err);
 /* The statistics of a point where second moments rest: stream 0 is there, and no weights are in
  * memory. */
 nb_status nb_walker_gather(nb_walker *w, nb_point point, nb_err *err);
@@ -103,7 +114,7 @@ void nb_walker_drop_linears(nb_walker *w, nb_point point);
 /* Room for weight j in its planned format, all zero. */
 nb_status nb_walker_room(nb_walker *w, int j, nb_err *err);
 /* A weight that the plan does not quantize, but a transform has changed, into its room. */
-void nb_walker_encode_plain(nb_walker *w, int j);
+nb_status nb_walker_encode_plain(nb_walker *w, int j, nb_err *err);
 /* What was made of weight j into the working folder. */
 nb_status nb_walker_keep(nb_walker *w, int j, nb_err *err);
 /* A changed vector of the plan into the working folder. */
@@ -183,8 +194,11 @@ bool nb_walker_take_ranges(nb_walker *w, const json_t *state, int64_t n_layers);
 nb_status nb_walker_tune_block(nb_walker *w, nb_err *err);
 /* The same by job->tune, from the codes that were made, which are still there. */
 nb_status nb_walker_tune_made(nb_walker *w, nb_err *err);
-/* The block's transform, by statistics of stream 0 with full-precision weights, which are then
- * held, changed, in w->weight. */
-nb_status nb_walker_transform(nb_walker *w, nb_err *err);
+
+/* walk/transform.c. The statistics of stream 0 with full-precision weights, and the transform by
+ * them, if there is one: weights are then held, changed, in w->weight, or w->changes says what was
+ * done to them. `original`: the methods' statistics are gathered as well, and stay, and the stream
+ * goes through the block. */
+nb_status nb_walker_transform(nb_walker *w, bool original, nb_err *err);
 
 #endif

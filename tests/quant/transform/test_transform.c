@@ -159,7 +159,7 @@ static void heads_of_a_group_share_their_scales(void **state)
     float s[TOY_MAX], wanted[TOY_MAX];
     random_s(wanted, TOY_D, 16, 5);
     memcpy(s, wanted, sizeof s);
-    assert_int_equal(nb_transform_settle(&b.job, NB_AT_O, s, &err), NB_OK);
+    toy_settle(&b, NB_AT_O, s);
     for (int j = 0; j < TOY_D; j++) {
         const int twin = j / TOY_HEAD_DIM % 2 == 0 ? j + TOY_HEAD_DIM : j - TOY_HEAD_DIM;
         assert_true(s[j] == s[twin]);
@@ -251,7 +251,7 @@ static void what_is_not_quantized_takes_powers_of_two(void **state)
         float s[TOY_MAX];
         const int64_t n = nb_point_n_cols(&b.config, cases[i].point);
         random_s(s, n, 16, 3);
-        assert_int_equal(nb_transform_settle(&b.job, cases[i].point, s, &err), NB_OK);
+        toy_settle(&b, cases[i].point, s);
         int others = 0;
         for (int64_t j = 0; j < n; j++) {
             int exponent;
@@ -314,9 +314,9 @@ static void settled_scales_stay(void **state)
             float s[TOY_MAX], again[TOY_MAX];
             const int64_t n = nb_point_n_cols(&b.config, (nb_point)p);
             random_s(s, n, 100, 12);
-            assert_int_equal(nb_transform_settle(&b.job, (nb_point)p, s, &err), NB_OK);
+            toy_settle(&b, (nb_point)p, s);
             memcpy(again, s, sizeof s);
-            assert_int_equal(nb_transform_settle(&b.job, (nb_point)p, again, &err), NB_OK);
+            toy_settle(&b, (nb_point)p, again);
             assert_memory_equal(s, again, (size_t)n * sizeof *s);
         }
         toy_close(&b);

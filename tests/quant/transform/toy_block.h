@@ -251,4 +251,14 @@ static inline double toy_distance(const double *a, const double *b)
     return most / size;
 }
 
+/* What a move would make of s. */
+static inline void toy_settle(const toy_block *b, nb_point point, float *s)
+{
+    nb_err err = {0};
+    nb_transform_bounds bounds;
+    assert_int_equal(nb_transform_bounds_find(&bounds, &b->job, point, &err), NB_OK);
+    nb_transform_settle(&b->job, &bounds, s);
+    nb_transform_bounds_free(&bounds);
+}
+
 #endif

@@ -21,7 +21,7 @@ static inline nb_transform_result toy_apply(toy_block *b, const nb_transform *tr
 {
     nb_transform_result r;
     b->job.options = options;
-    assert_int_equal(transform->apply(&b->job, &r, &err), NB_OK);
+    assert_int_equal(nb_transform_apply(transform, &b->job, &r, &err), NB_OK);
     return r;
 }
 
@@ -123,7 +123,7 @@ static inline void toy_without_memory(const nb_transform *transform, const toy_o
         const int64_t live = nb_alloc_live();
         nb_transform_result r;
         nb_alloc_fail_at(n + 1);
-        status = transform->apply(&b.job, &r, &err);
+        status = nb_transform_apply(transform, &b.job, &r, &err);
         nb_alloc_fail_at(0);
         assert_true(status == NB_OK || status == NB_MEMORY);
         nb_algebra_free(&la);
