@@ -22,6 +22,7 @@ static void fill(cache *c, const bench *b, nb_kv_format format, int64_t n)
     *c = (cache){.b = b, .n = n};
     const int64_t n_pages = (n + NB_KV_PAGE - 1) / NB_KV_PAGE;
     const size_t head_bytes = nb_kv_head_bytes(format, HEAD_DIM);
+    const size_t recent_bytes = nb_kv_head_bytes(NB_KV_F16, HEAD_DIM);
     c->table = bench_alloc(n_pages, sizeof *c->table);
     for (int64_t p = 0; p < n_pages; p++) /* not in order, as in a cache that has been used */
         c->table[p] = (int32_t)(n_pages - 1 - p);
@@ -33,6 +34,12 @@ static void fill(cache *c, const bench *b, nb_kv_format format, int64_t n)
                          .format = format,
                          .n_kv_heads = 1,
                          .head_dim = HEAD_DIM};
+    if (nb_kv_bits(format) > 0)
+        c->kv.recent = (nb_kv_pages){.arena = bench_alloc(n_pages, 2 * recent_bytes),
+                                     .page_bytes = 2 * recent_bytes,
+                                     .v_offset = recent_bytes,
+                                     .head_bytes = recent_bytes,
+                                     .table = c->table};
     c->k = bench_alloc(HEAD_DIM, sizeof *c->k);
     c->v = bench_alloc(HEAD_DIM, sizeof *c->v);
     c->q = bench_alloc(NB_ATTN_ROWS * HEAD_DIM, sizeof *c->q);
@@ -52,6 +59,7 @@ static void drop(cache *c)
 {
     nb_free(c->table);
     nb_free(c->kv.arena);
+    nb_free(c->kv.recent.arena);
     nb_free(c->k);
     nb_free(c->v);
     nb_free(c->q);
@@ -113,7 +121,8 @@ static void time_attention(cache *c, int n_q, int q_bits)
 
 void bench_attention(const bench *b)
 {
-    static const nb_kv_format formats[] = {NB_KV_F32, NB_KV_F16, NB_KV_BF16, NB_KV_INT8, NB_KV_FP8};
+    static const nb_kv_format formats[] = {NB_KV_F32, NB_KV_F16,  NB_KV_BF16, NB_KV_INT8,
+                                           NB_KV_FP8, NB_KV_INT4, NB_KV_INT2};
     static const int64_t depths[] = {128, 1024, 4096, 32768};
     for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
         for (size_t d = 0; d < sizeof depths / sizeof *depths; d++) {

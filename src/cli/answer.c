@@ -110,8 +110,9 @@ void nb_answering_plan(nb_answering *a)
     const nb_model *m = &a->o.model;
     const nb_sampling *how = &a->options.sampling;
     const int64_t n_ctx = m->n_ctx;
-    const int64_t kv =
-        nb_kv_pages_for(n_ctx) * NB_KV_PAGE * nb_config_kv_bytes(&m->config, nb_kv_option(a->args));
+    const int64_t kv = nb_kv_pages_for(n_ctx) * NB_KV_PAGE *
+                           nb_config_kv_bytes(&m->config, nb_kv_option(a->args)) +
+                       nb_config_kv_recent_bytes(&m->config, nb_kv_option(a->args));
     nb_out_note(
         a->out, "%s: %s, %s parameters; mode %s, %s, threads: %d; KV %s, %s at %lld tokens; %s",
         nb_path_label(nb_args_operand(a->args, 0), label, sizeof label),

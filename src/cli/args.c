@@ -12,7 +12,8 @@
 
 const char *const nb_isa_choices[] = {"auto", "scalar", "avx2", "avx512", "amx", "neon", NULL};
 const char *const nb_compute_choices[] = {"auto", "f", "i8", "i16", NULL};
-const char *const nb_kv_choices[] = {"f16", "f32", "bf16", "int8", "fp8", "fp8_e4m3", NULL};
+const char *const nb_kv_choices[] = {"f16",      "f32",  "bf16",       "int8", "fp8",
+                                     "fp8_e4m3", "int4", "int4_plain", "int2", NULL};
 
 /* One option as typed (or its preset). */
 typedef struct {

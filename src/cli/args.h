@@ -82,7 +82,9 @@ extern const char *const nb_isa_choices[], *const nb_compute_choices[], *const n
 #define NB_OPT_ROW_KV                                                                              \
     {                                                                                              \
         .name = "kv", .kind = NB_OPT_CHOICE, .value = "TYPE", .choices = nb_kv_choices,            \
-        .preset = "f16", .help = "number type of the key-value cache; int8 halves its bytes"       \
+        .preset = "f16",                                                                           \
+        .help = "number type of the key-value cache; int8 and fp8 halve its bytes"                 \
+                ", int4 and int2 save more and cost more"                                          \
     }
 #define NB_OPT_ROW_CTX                                                                             \
     {                                                                                              \

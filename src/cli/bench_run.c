@@ -14,7 +14,8 @@
 int64_t nb_bench_kv_bytes(const nb_bench *b, int64_t n, int64_t n_positions)
 {
     const int64_t page = nb_config_kv_bytes(&b->o.model.config, b->kv.cell) * NB_KV_PAGE;
-    return n * nb_kv_pages_for(n_positions) * page;
+    return n * (nb_kv_pages_for(n_positions) * page +
+                nb_config_kv_recent_bytes(&b->o.model.config, b->kv.cell));
 }
 
 static int64_t batch_positions(const nb_bench *b, int64_t depth)
@@ -146,8 +147,10 @@ static nb_status generate(nb_bench *b, int64_t n_seqs, int64_t n, nb_err *err)
 
 static void forget(nb_bench *b, int64_t n_seqs, int64_t n)
 {
-    for (int64_t i = 0; i < n_seqs; i++)
+    for (int64_t i = 0; i < n_seqs; i++) {
         nb_kv_seq_truncate(&b->seqs[i], n);
+        b->seqs[i].pinned = n; /* runs begin there again and again */
+    }
 }
 
 /* ---- checking ---- */
@@ -280,6 +283,10 @@ static nb_status copy_context(nb_bench *b, int64_t i, nb_err *err)
     for (int64_t p = 0; p < to->n_table; p++)
         memcpy(b->kv.arena + (size_t)to->table[p] * bytes,
                b->kv.arena + (size_t)from->table[p] * bytes, bytes);
+    for (int64_t p = to->n_sealed; to->recent != NULL && p < to->n_table; p++)
+        if (p >= from->n_sealed) /* the others are not looked at */
+            memcpy(b->kv.recent + (size_t)to->recent[p] * b->kv.recent_bytes,
+                   b->kv.recent + (size_t)from->recent[p] * b->kv.recent_bytes, b->kv.recent_bytes);
     to->n = from->n;
     return NB_OK;
 }

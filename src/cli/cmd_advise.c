@@ -227,10 +227,10 @@ static nb_status print_candidates(const advising *a, nb_out *out, nb_err *err)
 static nb_status print_cache(const advising *a, nb_out *out, nb_err *err)
 {
     static const char *const heads[] = {"cache", ">a token", ">4K", ">8K", ">16K", ">32K", ">64K"};
-    static const nb_kv_format formats[] = {NB_KV_F16, NB_KV_INT8};
+    static const nb_kv_format formats[] = {NB_KV_F16, NB_KV_INT8, NB_KV_INT4, NB_KV_INT2};
     nb_table t = {0};
     NB_TRY(nb_table_begin(&t, heads, 7, err));
-    for (int f = 0; f < 2; f++) {
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
         const int64_t cell = nb_advise_kv_bytes(&a->shape, formats[f]);
         NB_TRY(nb_table_cell(&t, err, "%s", nb_kv_format_name(formats[f])));
         NB_TRY(nb_table_cell(&t, err, "%.1f KiB", (double)cell / 1024));
@@ -313,9 +313,9 @@ static json_t *source_json(const advising *a)
 
 static json_t *cache_json(const advising *a)
 {
-    static const nb_kv_format formats[] = {NB_KV_F16, NB_KV_INT8};
+    static const nb_kv_format formats[] = {NB_KV_F16, NB_KV_INT8, NB_KV_INT4, NB_KV_INT2};
     json_t *o = json_object();
-    for (int f = 0; f < 2; f++) {
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
         const int64_t cell = nb_advise_kv_bytes(&a->shape, formats[f]);
         json_t *one = json_pack("{s:I}", "bytes_per_token", (json_int_t)cell);
         for (size_t i = 0; i < N_LENGTHS; i++) {

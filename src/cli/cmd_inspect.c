@@ -227,7 +227,9 @@ static nb_status inspect(nb_store *store, const nb_args *args, nb_out *out, nb_e
     const int64_t ctx = nb_args_given(args, "ctx") ? nb_args_int(args, "ctx") : c.n_ctx;
     const int64_t cell = nb_config_kv_bytes(&c, nb_kv_option(args));
     int64_t kv_bytes;
-    if (__builtin_mul_overflow(ctx, cell, &kv_bytes))
+    if (__builtin_mul_overflow(ctx, cell, &kv_bytes) ||
+        __builtin_add_overflow(kv_bytes, nb_config_kv_recent_bytes(&c, nb_kv_option(args)),
+                               &kv_bytes))
         return nb_fail(err, NB_LIMIT, "%s: a cache of %lld tokens is past all memory",
                        nb_store_path(store), (long long)ctx);
     totals sum = {0};

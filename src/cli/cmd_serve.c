@@ -309,13 +309,17 @@ static nb_status open_model(serving *v, nb_err *err)
     char draft[60] = "";
     if (m->draft > 0)
         snprintf(draft, sizeof draft, ", draft model %s", nb_human_bytes(m->draft).text);
+    char recent[64] = "";
+    if (m->recent > 0)
+        snprintf(recent, sizeof recent, ", and %s for recent ones in f16",
+                 nb_human_bytes(m->recent).text);
     nb_out_note(v->out,
                 "%s: mode %s, %s, threads: %d; %s in all: weights %s, KV cache %s (%s, %lld blocks "
-                "of %d tokens), work %s, sequences %s%s",
+                "of %d tokens%s), work %s, sequences %s%s",
                 v->served.name, nb_model_compute_name(&v->o.model), nb_isa_name(v->rt.kernels.isa),
                 nb_pool_n_threads(v->rt.pool), nb_human_bytes(m->total).text,
                 nb_human_bytes(m->weights).text, nb_human_bytes(m->cache).text,
-                nb_args_text(args, "kv"), (long long)m->n_blocks, NB_KV_PAGE,
+                nb_args_text(args, "kv"), (long long)m->n_blocks, NB_KV_PAGE, recent,
                 nb_human_bytes(m->work).text, nb_human_bytes(m->sequences).text, draft);
     return NB_OK;
 }

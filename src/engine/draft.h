@@ -34,6 +34,13 @@ typedef struct {
     int64_t step_tokens;      /* at least n_lanes: how much a call may catch up with */
 } nb_draft_setup;
 
+/* The format of the draft's cache beside a model's: rejected guesses are taken back in every step,
+ * which packed ones answer by forgetting all where a page has been sealed. */
+static inline nb_kv_format nb_draft_kv(nb_kv_format kv)
+{
+    return nb_kv_bits(kv) > 0 ? NB_KV_F16 : kv;
+}
+
 typedef struct {
     nb_kv_seq seq;
     int32_t *held; /* [n_ctx] the tokens of its positions: the first seq.n are in the cache */

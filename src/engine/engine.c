@@ -204,22 +204,33 @@ static int64_t fed_tokens(nb_engine *e, int64_t i, const int32_t **tokens)
     return 1 + e->n_guessed[i];
 }
 
+/* The sequences of the step as the schedule left them. Who does not run holds nothing, above all
+ * none of the pages that packed formats keep for each sequence, so that there are enough of them.
+ */
+static void set_sequences(nb_engine *e)
+{
+    const nb_sched *s = &e->sched;
+    for (int64_t i = 0; i < s->setup.blocks.max_seqs - s->n_running; i++)
+        nb_kv_seq_truncate(&e->seqs[s->free_seqs[i]], 0);
+    for (int64_t i = 0; i < e->plan.n_entries; i++) {
+        const nb_step_entry *entry = &e->plan.entries[i];
+        nb_kv_seq *seq = &e->seqs[s->seqs[entry->slot].seq];
+        nb_kv_seq_truncate(seq, entry->start);
+        seq->n = entry->start; /* more than it was where a prefix was found */
+    }
+}
+
 /* Rows of which the logits are wanted; every entry has one at least, so that what is not finite
  * shows. Returns their number. */
 static int64_t lay_out(nb_engine *e)
 {
     int64_t n_rows = 0;
+    set_sequences(e);
     for (int64_t i = 0; i < e->plan.n_entries; i++) {
         const nb_step_entry *entry = &e->plan.entries[i];
-        nb_kv_seq *seq = &e->seqs[i];
+        nb_kv_seq *seq = &e->seqs[e->sched.seqs[entry->slot].seq];
         const int32_t *tokens;
-        const int64_t n = fed_tokens(e, i, &tokens), n_pages = nb_kv_pages_for(entry->start + n);
-        /* The schedule has seen to the table, which the model only reads. */
-        *seq = (nb_kv_seq){.pool = &e->kv,
-                           .n = entry->start,
-                           .n_table = n_pages,
-                           .cap = n_pages,
-                           .table = (int32_t *)(uintptr_t)entry->table};
+        const int64_t n = fed_tokens(e, i, &tokens);
         const int64_t wanted = entry->n_outputs > 0 ? entry->n_outputs : 1;
         const int64_t n_out = wanted + e->n_guessed[i];
         e->inputs[i] = (nb_step_input){seq, tokens, n, n_out};

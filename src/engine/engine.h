@@ -25,21 +25,23 @@ typedef struct {
     int n_guess;           /* options.n_guess of requests that have none */
     bool guess_always;     /* the draft guesses as much as it may, also where it is mostly wrong */
     nb_kv_format kv;
-    int64_t n_blocks;    /* of the cache, NB_KV_PAGE positions each; 0: as kv_bytes has room for */
-    int64_t kv_bytes;    /* 0: one sequence of n_ctx for each of max_seqs, at most 1 GiB */
-    int64_t n_ctx;       /* positions of a sequence; 0: the model's */
+    int64_t n_blocks; /* of the cache, NB_KV_PAGE positions each; 0: as kv_bytes has room for */
+    int64_t kv_bytes; /* with what packed formats keep of recent positions; 0: one sequence of n_ctx
+                         for each of max_seqs, at most 1 GiB */
+    int64_t n_ctx;    /* positions of a sequence; 0: the model's */
     int64_t step_tokens; /* of all sequences in a step; 0: 512 */
     int64_t max_seqs;    /* that run at once; 0: 64 */
     int64_t max_queue;   /* requests that wait; 0: 256 */
     nb_sched_policy policy;
-    bool share_prefixes;
-    uint8_t key[16]; /* of the index of prefixes: drawn by the caller */
+    bool share_prefixes; /* no matter with packed formats, where sequences share nothing */
+    uint8_t key[16];     /* of the index of prefixes: drawn by the caller */
 } nb_engine_setup;
 
 /* What it takes, before it is made. Bytes. */
 typedef struct {
     int64_t weights, cache, work, sequences, draft, total; /* draft: its weights, cache and work */
-    int64_t n_blocks, block_bytes;
+    int64_t recent; /* of the cache: what packed formats keep in F16 of all sequences, at most */
+    int64_t n_blocks;
 } nb_engine_memory;
 nb_status nb_engine_plan(const nb_engine_setup *setup, nb_engine_memory *out, nb_err *err);
 

@@ -10,7 +10,7 @@ nb_draft_setup nb_engine_draft_setup(const nb_engine_setup *s, nb_sampler *sampl
                             .kernels = s->kernels,
                             .pool = s->pool,
                             .samplers = samplers,
-                            .kv = s->kv,
+                            .kv = nb_draft_kv(s->kv),
                             .n_lanes = s->max_seqs,
                             .n_pages = s->n_blocks,
                             .n_ctx = s->n_ctx,

@@ -14,10 +14,27 @@ static int64_t smaller(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static void resolve(nb_engine_setup *s)
+/* Pages in F16 that packed formats need beside n_blocks blocks: every sequence keeps its own, so
+ * there are no more of them than of blocks. */
+static int64_t recent_pages(const nb_engine_setup *s, int64_t n_blocks)
+{
+    return smaller(nb_kv_recent_pages(s->kv, s->max_seqs, s->step_tokens), n_blocks);
+}
+
+/* Blocks that fit into so many bytes, with those pages. */
+static int64_t blocks_in(const nb_engine_setup *s, int64_t bytes)
 {
     const nb_config *c = &s->model->config;
     const int64_t block = (int64_t)nb_kv_page_bytes(c, s->kv);
+    const int64_t recent = (int64_t)nb_kv_recent_page_bytes(c);
+    const int64_t most = recent_pages(s, INT64_MAX);
+    const int64_t n = bytes / (block + (most > 0 ? recent : 0));
+    return n <= most ? n : (bytes - most * recent) / block;
+}
+
+static void resolve(nb_engine_setup *s)
+{
+    const nb_config *c = &s->model->config;
     s->n_ctx = s->n_ctx == 0 ? s->model->n_ctx : s->n_ctx;
     s->step_tokens = s->step_tokens == 0 ? DEFAULT_STEP_TOKENS : s->step_tokens;
     s->max_seqs = s->max_seqs == 0 ? DEFAULT_SEQS : s->max_seqs;
@@ -25,12 +42,16 @@ static void resolve(nb_engine_setup *s)
     s->max_queue = s->max_queue == 0 ? DEFAULT_QUEUE : s->max_queue;
     if (s->n_blocks == 0 && s->kv_bytes == 0) {
         const int64_t one = nb_kv_pages_for(s->n_ctx);
-        const int64_t room = DEFAULT_KV_BYTES / block;
+        const int64_t room = blocks_in(s, DEFAULT_KV_BYTES);
         s->n_blocks = smaller(one * s->max_seqs, room > one ? room : one);
     } else if (s->n_blocks == 0) {
-        s->n_blocks = s->kv_bytes / block;
+        s->n_blocks = blocks_in(s, s->kv_bytes);
     }
-    s->kv_bytes = s->n_blocks * block;
+    s->kv_bytes = s->n_blocks * (int64_t)nb_kv_page_bytes(c, s->kv) +
+                  recent_pages(s, s->n_blocks) * (int64_t)nb_kv_recent_page_bytes(c);
+    /* Who found a packed block would need the F16 form of its last positions, which went with who
+     * computed it. */
+    s->share_prefixes = s->share_prefixes && nb_kv_bits(s->kv) == 0;
 }
 
 static nb_status check(const nb_engine_setup *s, nb_err *err)
@@ -65,6 +86,7 @@ static nb_sched_setup sched_setup(const nb_engine_setup *s)
                                      .share_prefixes = s->share_prefixes,
                                      .what = {(uint64_t)s->kv, (uint64_t)c->n_layers}},
                           .step_tokens = s->step_tokens,
+                          .own_prompts = nb_kv_bits(s->kv) > 0,
                           .max_waiting = s->max_queue + s->max_seqs,
                           .ageing_ms = AGEING_MS,
                           .policy = s->policy};
@@ -88,8 +110,8 @@ nb_status nb_engine_plan(const nb_engine_setup *asked, nb_engine_memory *out, nb
         .work = nb_work_bytes(s.model, n_threads, s.step_tokens) + 4 * s.step_tokens * c->d_model +
                 4 * NB_ENGINE_LOGIT_ROWS * c->vocab_size + 17 * n_threads * c->vocab_size,
         .sequences = (int64_t)sched,
+        .recent = recent_pages(&s, s.n_blocks) * (int64_t)nb_kv_recent_page_bytes(c),
         .n_blocks = s.n_blocks,
-        .block_bytes = s.kv_bytes / s.n_blocks,
     };
     if (s.draft != NULL) {
         const nb_sampler of_target = {.n = n_ids_of(&s)};
@@ -111,8 +133,12 @@ static nb_status take_memory(nb_engine *e, nb_err *err)
     NB_TRY(nb_sched_init(&e->sched, &u, err));
     NB_TRY(nb_step_plan_init(&e->plan, &e->sched, err));
     NB_TRY(nb_work_init(&e->work, s->model, s->kernels, s->pool, s->step_tokens, err));
-    NB_TRY(nb_kv_pool_init(&e->kv, c, s->kv, s->n_blocks, err));
+    NB_TRY(
+        nb_kv_pool_init_recent(&e->kv, c, s->kv, s->n_blocks, recent_pages(s, s->n_blocks), err));
     NB_TRY(NB_ALLOC(&e->seqs, n, err));
+    for (int64_t i = 0; i < n; i++)
+        NB_TRY(nb_kv_seq_init_lent(&e->seqs[i], &e->kv, nb_blocks_table(&e->sched.blocks, i),
+                                   e->sched.blocks.max_table, err));
     NB_TRY(NB_ALLOC(&e->inputs, n, err));
     NB_TRY(NB_ALLOC(&e->first_row, n + 1, err));
     NB_TRY(NB_ALLOC(&e->broken, n, err));
@@ -147,6 +173,8 @@ static void give_back(nb_engine *e)
     nb_json_tokens_free(&e->json);
     nb_ends_free(&e->ends);
     nb_step_plan_free(&e->plan);
+    for (int64_t i = 0; i < e->setup.max_seqs && e->seqs != NULL; i++)
+        nb_kv_seq_free(&e->seqs[i]);
     nb_sched_free(&e->sched);
     nb_work_free(&e->work);
     nb_kv_pool_free(&e->kv);

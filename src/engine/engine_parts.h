@@ -86,8 +86,8 @@ struct nb_engine {
     nb_sched sched;
     nb_step_plan plan;
     nb_work work;
-    nb_kv_pool kv; /* its free list is not used: blocks are the schedule's */
-    nb_kv_seq *seqs;
+    nb_kv_pool kv;   /* its free list is not used: blocks are the schedule's */
+    nb_kv_seq *seqs; /* [max_seqs] by the schedule's number of their table */
     nb_step_input *inputs;
     int64_t *first_row; /* [entries + 1] of each entry among the rows of `hidden` */
     bool *broken;

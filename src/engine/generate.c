@@ -17,7 +17,7 @@ static nb_draft_setup draft_setup(const nb_generator_setup *u, nb_sampler *sampl
                             .kernels = u->kernels,
                             .pool = u->pool,
                             .samplers = sampler,
-                            .kv = u->kv,
+                            .kv = nb_draft_kv(u->kv),
                             .n_lanes = 1,
                             .n_pages = nb_kv_pages_for(u->n_ctx),
                             .n_ctx = u->n_ctx,
@@ -167,21 +167,40 @@ static nb_status step(nb_generator *g, const int32_t *ids, int64_t n, int64_t n_
     return NB_OK;
 }
 
+/* After a failure the cache may hold more than `held`, or NaN. */
+static nb_status give_up(nb_generator *g, const nb_err *err)
+{
+    nb_kv_seq_truncate(&g->seq, 0);
+    g->held.n = 0;
+    g->has_logits = false;
+    return err->status;
+}
+
+/* Computes again what the cache had to forget when it was truncated (nb_kv_seq_truncate). */
+static nb_status restore(nb_generator *g, nb_err *err)
+{
+    while (g->seq.n < g->held.n) {
+        const int64_t left = g->held.n - g->seq.n;
+        const int64_t n = left < g->setup.step_tokens ? left : g->setup.step_tokens;
+        const nb_step_input in = {&g->seq, g->held.ids + g->seq.n, n, 0};
+        if (nb_forward(&g->work, &in, 1, g->hidden, err) != NB_OK)
+            return give_up(g, err);
+    }
+    return NB_OK;
+}
+
 /* Feeds in steps; after each, `on_text` may end it (*stopped). */
 static nb_status feed(nb_generator *g, const int32_t *ids, int64_t n, nb_text_fn *on_text,
                       void *context, bool *stopped, nb_err *err)
 {
     *stopped = false;
     NB_TRY(check_ids(g, ids, n, err));
+    NB_TRY(restore(g, err));
     for (int64_t i = 0; i < n; i += g->setup.step_tokens) {
         const int64_t left = n - i;
         const int64_t count = left < g->setup.step_tokens ? left : g->setup.step_tokens;
-        if (step(g, ids + i, count, count == left ? 1 : 0, err) != NB_OK) {
-            /* The cache may hold more than `held`, or NaN. */
-            nb_kv_seq_truncate(&g->seq, 0);
-            g->held.n = 0;
-            return err->status;
-        }
+        if (step(g, ids + i, count, count == left ? 1 : 0, err) != NB_OK)
+            return give_up(g, err);
         if (on_text != NULL && count < left && !on_text(context, "", 0)) {
             *stopped = true;
             return NB_OK;
@@ -367,7 +386,7 @@ static nb_status catch_up(generation *r, int64_t *n_fed, bool *stopped, nb_err *
     if (same == n)
         cut(g, --same); /* the last token again, for its logits */
     if (!r->begun)
-        begin(r, same);
+        begin(r, same < g->seq.n ? same : g->seq.n);
     *n_fed = n - same;
     if (same == n - 1 && same >= n_prompt)
         return decode(r, err);

@@ -136,7 +136,9 @@ void nb_lm_describe(const nb_lm *lm, nb_lm_info *out)
         .n_params = m->n_params,
         .file_bytes = nb_store_file_bytes(lm->store),
         .weight_bytes = m->packed_bytes,
-        .kv_bytes = nb_kv_pages_for(m->n_ctx) * NB_KV_PAGE * nb_config_kv_bytes(&m->config, lm->kv),
+        .kv_bytes =
+            nb_kv_pages_for(m->n_ctx) * NB_KV_PAGE * nb_config_kv_bytes(&m->config, lm->kv) +
+            nb_config_kv_recent_bytes(&m->config, lm->kv),
         .bos = nb_tokenizer_bos(lm->tokenizer),
         .eos = nb_tokenizer_eos(lm->tokenizer),
         .has_chat = lm->template_ != NULL,

@@ -50,6 +50,7 @@ typedef struct {
     int64_t step_tokens;    /* budget of a step; no more sequences than that run at once either */
     int64_t max_waiting;    /* sequences; a request that would make it more is refused */
     int64_t ageing_ms;      /* see nb_sched_policy; at most a day */
+    bool own_prompts;       /* every sample computes the prompt itself: none forks */
     nb_sched_policy policy;
 } nb_sched_setup;
 

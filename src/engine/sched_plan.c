@@ -122,6 +122,11 @@ typedef struct {
     bool asked;       /* the index was */
 } head_start;
 
+static bool may_fork(const nb_sched *s, const nb_seq *q)
+{
+    return q->n_samples > 1 && !s->setup.own_prompts;
+}
+
 static head_start find_start(const nb_sched *s, int32_t slot)
 {
     const nb_seq *q = &s->seqs[slot];
@@ -134,7 +139,7 @@ static head_start find_start(const nb_sched *s, int32_t slot)
         nb_blocks_find(&s->blocks, s->hashes + slot * s->blocks.max_table, nb_sched_tokens(s, slot),
                        min64(most / len, q->n_hashes), &h.n_cached);
     h.n = h.n_blocks * len;
-    for (int64_t i = 0; i < s->n_running && q->n_samples > 1; i++) {
+    for (int64_t i = 0; i < s->n_running && may_fork(s, q); i++) {
         const nb_seq *other = &s->seqs[s->running[i]];
         const int64_t n = min64(min64(other->n_kv, q->n_prompt), most);
         if (other->arrival == q->arrival && n > h.n)
@@ -147,7 +152,7 @@ static head_start find_start(const nb_sched *s, int32_t slot)
 static bool is_held(const nb_sched *s, const nb_seq *q)
 {
     bool held = false;
-    for (int64_t i = 0; i < s->n_running && q->n_samples > 1; i++) {
+    for (int64_t i = 0; i < s->n_running && may_fork(s, q); i++) {
         const nb_seq *other = &s->seqs[s->running[i]];
         if (other->arrival != q->arrival)
             continue;

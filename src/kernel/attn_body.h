@@ -14,6 +14,7 @@
  * chain that is -0 becomes +0, which its addition to o would make of it anyway.) Where a value that
  * some rows do not see is not finite, the tiles are made of single tokens, whose rows see the
  * same. */
+#include "kernel/attn_packed.h"
 #include "kernel/attn_store.h"
 #include "kernel/attn_tile.h"
 
@@ -37,13 +38,16 @@ typedef struct {
 typedef struct {
     const nb_attn_args *a;
     int n_rows;
-    bool few; /* rows, so that cells are widened as they are loaded */
+    bool few; /* rows, so that cells are widened as they are loaded, which packed ones are not */
+    bool packed;
+    int64_t n_sealed; /* pages, for every row */
     float *scores, *q, *wide;
     float q_scale[NB_ATTN_ROWS];
     int32_t q_start[NB_ATTN_ROWS];
     /* the current split */
     int64_t first;                                          /* its first position */
     const uint8_t *keys[PAGES], *values[PAGES];             /* NULL: seen by no row */
+    nb_kv_format form[PAGES];                               /* of the cells of each */
     const uint8_t *keys_ahead[PAGES], *values_ahead[PAGES]; /* what to ask for meanwhile */
     float k_scales[NB_KV_SPLIT], v_scales[NB_KV_SPLIT];
     nb_attn_part part;
@@ -111,7 +115,7 @@ static void load_scales(float *out, const uint8_t *page, const nb_kv_view *kv)
         v16_store(out + i, v16_mul(v16_load_f16(scales + i), unit));
 }
 
-/* Keys of page i of the sequence, and values. */
+/* Keys of page i of the sequence, and values; packed ones that have not been sealed are F16. */
 static const uint8_t *page_at(const nb_attn_args *a, int64_t i)
 {
     return a->kv.arena + (size_t)a->kv.table[i] * a->kv.page_bytes +
@@ -150,6 +154,16 @@ static void plan_ahead(attention *at, int64_t split, int64_t first, int64_t last
     }
 }
 
+static void recent_page(attention *at, int64_t page, int64_t i)
+{
+    const nb_kv_pages *r = &at->a->kv.recent;
+    const uint8_t *head =
+        r->arena + (size_t)r->table[page] * r->page_bytes + (size_t)at->a->kv_head * r->head_bytes;
+    at->keys[i] = head + r->k_offset;
+    at->values[i] = head + r->v_offset;
+    at->form[i] = NB_KV_F16;
+}
+
 static void split_start(attention *at, int64_t split)
 {
     const nb_kv_view *kv = &at->a->kv;
@@ -159,9 +173,15 @@ static void split_start(attention *at, int64_t split)
         at->keys[i] = at->values[i] = at->keys_ahead[i] = NULL;
         if (i < sees.begin / NB_KV_PAGE || i * NB_KV_PAGE >= sees.end)
             continue; /* the table may have no entry for it */
-        at->keys[i] = page_at(at->a, split * PAGES + i);
+        const int64_t page = split * PAGES + i;
+        if (at->packed && page >= at->n_sealed) {
+            recent_page(at, page, i);
+            continue;
+        }
+        at->keys[i] = page_at(at->a, page);
         at->values[i] = values_of(at->a, at->keys[i]);
         at->keys_ahead[i] = at->keys[i];
+        at->form[i] = kv->format;
     }
     if (at->few && sees.begin < sees.end)
         plan_ahead(at, split, sees.begin / NB_KV_PAGE, (sees.end - 1) / NB_KV_PAGE);
@@ -235,11 +255,13 @@ static void all_wide_scores(const attention *at)
         for (int64_t d = 0; d < head_dim; d += NB_CHUNK_K) {
             const int64_t n = head_dim - d < NB_CHUNK_K ? head_dim - d : NB_CHUNK_K;
             const float *keys = at->wide;
-            if (kv->format == NB_KV_F32)
+            if (at->form[i] == NB_KV_F32)
                 keys = (const float *)(const void *)at->keys[i] + d * NB_KV_PAGE;
+            else if (nb_kv_bits(at->form[i]) > 0)
+                widen_packed_keys(at->wide, at->keys[i], kv, d, n);
             else
                 widen_keys(at->wide, at->keys[i], at->k_scales + i * NB_KV_PAGE, head_dim, d, n,
-                           kv->format);
+                           at->form[i]);
             for (const tile *t = at->tiles; t < at->tiles + at->n_tiles; t++)
                 if (i >= t->sees.begin / NB_KV_PAGE && i * NB_KV_PAGE < t->sees.end)
                     wide_score[t->rows](at->scores + t->row * STRIDE + i * NB_KV_PAGE,
@@ -329,10 +351,16 @@ static bool values_finite(const attention *at, cells range)
                 return false;
             continue;
         }
+        const nb_kv_format form = at->form[c / NB_KV_PAGE];
+        if (nb_kv_bits(form) > 0) {
+            if (!packed_value_finite(at->values[c / NB_KV_PAGE], kv, c % NB_KV_PAGE))
+                return false;
+            continue;
+        }
         v16 top = v16_zero();
         for (int64_t d = 0; d < kv->head_dim; d += WIDE) {
             float value[WIDE];
-            widen_values(value, at->values, at->v_scales, c, c + 1, kv->head_dim, d, kv->format);
+            widen_values(value, at->values, at->v_scales, c, c + 1, kv->head_dim, d, form);
             top = v16_max_bits(v16_load(value), top);
             if (d + LANES < kv->head_dim)
                 top = v16_max_bits(v16_load(value + LANES), top);
@@ -355,6 +383,22 @@ static bool edges_are_finite(const attention *at)
            values_finite(at, both((cells){one.end, other.end}, split));
 }
 
+/* Dimensions [d, d + 32) of the values of cells, by pages, which have forms of their own. */
+static void widen_pages(const attention *at, float *out, cells range, int64_t d)
+{
+    const nb_kv_view *kv = &at->a->kv;
+    for (int64_t c = range.begin; c < range.end;) {
+        const int64_t i = c / NB_KV_PAGE, next = (i + 1) * NB_KV_PAGE;
+        const int64_t end = range.end < next ? range.end : next;
+        if (nb_kv_bits(at->form[i]) > 0)
+            widen_packed_values(out, at->values[i], kv, c % NB_KV_PAGE, end - i * NB_KV_PAGE, d);
+        else
+            widen_values(out, at->values, at->v_scales, c, end, kv->head_dim, d, at->form[i]);
+        out += (end - c) * WIDE;
+        c = end;
+    }
+}
+
 /* Dimensions [d, d + 32) of o_j for all tiles, in the cut. */
 static void wide_values(const attention *at, cells cut, int64_t d)
 {
@@ -365,8 +409,11 @@ static void wide_values(const attention *at, cells cut, int64_t d)
     const uint8_t *pages[PAGES];
     for (int64_t i = cut.begin; i < cut.end; i += NB_KV_PAGE)
         pages[i / NB_KV_PAGE] = (const uint8_t *)(at->wide + (i - cut.begin) * WIDE);
-    widen_values(at->wide + offset * WIDE, at->values, at->v_scales, range.begin, range.end,
-                 kv->head_dim, d, kv->format);
+    if (!at->packed)
+        widen_values(at->wide + offset * WIDE, at->values, at->v_scales, range.begin, range.end,
+                     kv->head_dim, d, kv->format);
+    else
+        widen_pages(at, at->wide + offset * WIDE, range, d);
     for (const tile *t = at->tiles; t < at->tiles + at->n_tiles; t++) {
         const cells see = both(t->sees, cut);
         if (see.begin < see.end)
@@ -448,10 +495,14 @@ static void attn_splits_v16(const nb_attn_args *a, int64_t begin, int64_t end, f
 {
     assert(a->n_q * a->n_group <= NB_ATTN_ROWS && a->kv.head_dim <= NB_ATTN_MAX_DIM);
     assert(a->q_bits == 0 || a->kv.format == NB_KV_INT8);
+    assert(nb_kv_n_sealed(a->kv.format, a->pos0) ==
+           nb_kv_n_sealed(a->kv.format, a->pos0 + a->n_q - 1));
     attention at;
     at.a = a;
     at.n_rows = a->n_q * a->n_group;
-    at.few = at.n_rows <= V16_FEW_ROWS;
+    at.packed = nb_kv_bits(a->kv.format) > 0;
+    at.few = at.n_rows <= V16_FEW_ROWS && !at.packed;
+    at.n_sealed = nb_kv_n_sealed(a->kv.format, a->pos0);
     at.scores = a->scratch + NB_ATTN_AT_SCORES;
     at.q = a->scratch + NB_ATTN_AT_Q;
     at.wide = a->scratch + NB_ATTN_AT_WIDE;
@@ -499,6 +550,8 @@ static void merge_row(const nb_attn_args *a, const float *parts, int row, int64_
         v16_store(out + d, v16_div(v16_load(O + d), v16_set1(L)));
     for (; d < head_dim; d++)
         out[d] = O[d] / L;
+    if (nb_kv_rotates(a->kv.format, a->kv.head_dim))
+        nb_hadamard(out, head_dim);
 }
 
 static void attn_merge_v16(const nb_attn_args *a, const float *parts)

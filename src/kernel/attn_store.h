@@ -5,7 +5,9 @@
 #ifndef NB_KERNEL_ATTN_STORE_H
 #define NB_KERNEL_ATTN_STORE_H
 
+#include "kernel/hadamard.h"
 #include "kernel/kernel.h"
+#include "kernel/packed.h"
 #include "numeric/minifloat.h"
 
 #include <assert.h>
@@ -143,6 +145,99 @@ V16_INLINE void store_halves(uint16_t *keys, uint16_t *values, const float *k, c
     }
 }
 
+/* ---- packed codes ---- */
+
+/* Quantizes a page of F16 keys by channel. */
+V16_INLINE void seal_keys(const nb_kv_view *kv, uint8_t *keys, const uint16_t *from, int bits)
+{
+    const int64_t n_scales = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim), n = 8 / bits;
+    const size_t codes_end = nb_kv_scales_at(kv->format, kv->head_dim);
+    uint16_t *scale = (uint16_t *)(void *)(keys + codes_end);
+    for (int64_t d = 0; d < n_scales; d += n, keys += NB_KV_PAGE) {
+        nb_packed channel[4] = {{0}};
+        for (int64_t j = 0; j < n; j++, scale++) {
+            float x[NB_KV_PAGE];
+            for (int i = 0; i < NB_KV_PAGE && d + j < kv->head_dim; i += 16)
+                v16_store(x + i, v16_load_f16(from + (d + j) * NB_KV_PAGE + i));
+            if (d + j < kv->head_dim)
+                nb_pack(&channel[j], x, NB_KV_PAGE, bits);
+            scale[0] = channel[j].scale;
+            scale[n_scales] = channel[j].least;
+        }
+        for (int i = 0; i < NB_KV_PAGE; i++) {
+            unsigned byte = 0;
+            for (int j = 0; j < n; j++)
+                byte |= (unsigned)channel[j].code[i] << (bits * j);
+            keys[i] = (uint8_t)byte;
+        }
+    }
+}
+
+/* The same for values, by groups of dimensions of a position. */
+V16_INLINE void seal_values(const nb_kv_view *kv, uint8_t *values, const uint16_t *from, int bits)
+{
+    const int64_t n_scales = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim), n = 8 / bits;
+    const int64_t head_dim = kv->head_dim;
+    uint8_t *row = values;
+    uint16_t *scales = (uint16_t *)(void *)(values + nb_kv_scales_at(kv->format, kv->head_dim));
+    for (int64_t p = 0; p < NB_KV_PAGE; p++, from += head_dim) {
+        float x[NB_ATTN_MAX_DIM];
+        nb_packed groups[NB_ATTN_MAX_DIM / NB_KV_GROUP];
+        int64_t d = 0;
+        for (; d + 16 <= head_dim; d += 16)
+            v16_store(x + d, v16_load_f16(from + d));
+        for (; d < head_dim; d++)
+            x[d] = nb_f16_to_f32(from[d]);
+        for (d = 0; d < n_scales; d += NB_KV_GROUP) {
+            nb_packed *group = &groups[d / NB_KV_GROUP];
+            const int64_t left = head_dim - d;
+            *group = (nb_packed){0};
+            if (left > 0)
+                nb_pack(group, x + d, left < NB_KV_GROUP ? left : NB_KV_GROUP, bits);
+            scales[d + p] = group->scale;
+            scales[n_scales + d + p] = group->least;
+        }
+        for (d = 0; d < n_scales; d += 16 * n, row += 16) {
+            for (int i = 0; i < 16; i++) {
+                unsigned byte = 0;
+                for (int j = 0; j < n; j++)
+                    byte |= (unsigned)groups[(d + 16 * j) / NB_KV_GROUP]
+                                .code[(16 * j + i) % NB_KV_GROUP]
+                            << (bits * j);
+                row[i] = (uint8_t)byte;
+            }
+        }
+    }
+}
+
+static void store_packed(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t *values,
+                         int64_t pos, const float *k, const float *v)
+{
+    const nb_kv_pages *r = &kv->recent;
+    const int64_t in_page = pos % NB_KV_PAGE;
+    uint8_t *page = r->arena + (size_t)r->table[pos / NB_KV_PAGE] * r->page_bytes +
+                    (size_t)head * r->head_bytes;
+    uint16_t *recent_keys = (uint16_t *)(void *)(page + r->k_offset);
+    uint16_t *recent_values = (uint16_t *)(void *)(page + r->v_offset);
+    float turned[NB_ATTN_MAX_DIM];
+    if (nb_kv_rotates(kv->format, kv->head_dim)) {
+        memcpy(turned, v, (size_t)kv->head_dim * sizeof *v);
+        nb_hadamard(turned, kv->head_dim);
+        v = turned;
+    }
+    store_halves(recent_keys + in_page, recent_values + in_page * kv->head_dim, k, v, kv->head_dim,
+                 false);
+    if (in_page < NB_KV_PAGE - 1)
+        return;
+    if (nb_kv_bits(kv->format) == 2) {
+        seal_keys(kv, keys, recent_keys, 2);
+        seal_values(kv, values, recent_values, 2);
+    } else {
+        seal_keys(kv, keys, recent_keys, 4);
+        seal_values(kv, values, recent_values, 4);
+    }
+}
+
 static void kv_store_v16(const nb_kv_view *kv, int64_t pos, int first_head, int n_heads,
                          const float *k, const float *v)
 {
@@ -170,6 +265,11 @@ static void kv_store_v16(const nb_kv_view *kv, int64_t pos, int first_head, int 
             break;
         case NB_KV_FP8:
             store_fp8(kv, first_head + head, keys, values, in_page, k, v);
+            break;
+        case NB_KV_INT4:
+        case NB_KV_INT4_PLAIN:
+        case NB_KV_INT2:
+            store_packed(kv, first_head + head, keys, values, pos, k, v);
             break;
         case NB_KV_N_FORMATS:
             break;

@@ -95,6 +95,20 @@ V16_INLINE v16 v16_load_e4m3(const uint8_t *p)
     return (v16){v8_load_e4m3(p), v8_load_e4m3(p + 8)};
 }
 
+V16_INLINE __m256 v8_load_bits(const uint8_t *p, int bits, int j)
+{
+    const __m256i u = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    return _mm256_cvtepi32_ps(
+        _mm256_and_si256(_mm256_srli_epi32(u, bits * j), _mm256_set1_epi32((1 << bits) - 1)));
+}
+
+/* The j-th of the codes of `bits` bits that each of 16 bytes holds, the first in the lowest bits.
+ */
+V16_INLINE v16 v16_load_bits(const uint8_t *p, int bits, int j)
+{
+    return (v16){v8_load_bits(p, bits, j), v8_load_bits(p + 8, bits, j)};
+}
+
 V16_INLINE __m256 v8_load_code(const uint8_t *p, int j)
 {
     const __m256i u = _mm256_srli_epi32(_mm256_loadu_si256((const __m256i *)p), 8 * j);

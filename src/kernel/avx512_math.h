@@ -78,6 +78,15 @@ V16_INLINE v16 v16_load_e4m3(const uint8_t *p)
         _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((int16_t)0xbf80)));
 }
 
+/* The j-th of the codes of `bits` bits that each of 16 bytes holds, the first in the lowest bits.
+ */
+V16_INLINE v16 v16_load_bits(const uint8_t *p, int bits, int j)
+{
+    const __m512i u = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(u, (unsigned)(bits * j)),
+                                               _mm512_set1_epi32((1 << bits) - 1)));
+}
+
 /* Byte j of each of 16 groups of four, less 128. */
 V16_INLINE v16 v16_load_code(const uint8_t *p, int j)
 {

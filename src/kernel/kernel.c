@@ -3,7 +3,8 @@
 
 const char *nb_kv_format_name(nb_kv_format f)
 {
-    static const char *const names[] = {"f32", "f16", "bf16", "int8", "fp8"};
+    static const char *const names[] = {"f32", "f16",  "bf16",       "int8",
+                                        "fp8", "int4", "int4_plain", "int2"};
     return names[f];
 }
 

@@ -192,7 +192,8 @@ typedef int64_t nb_argmax_fn(const float *x, int64_t n);
 #define NB_KV_SPLIT 256 /* positions in a split: partial softmaxes are merged in this unit */
 
 /* Stores the keys and values [n_heads * head_dim] of heads [head, head + n_heads) at position
- * `pos`, converted to the format (round to nearest even). */
+ * `pos`, converted to the format (round to nearest even). Packed formats: those of a page's other
+ * positions have been stored before those of its last, which seals it. */
 typedef void nb_kv_store_fn(const nb_kv_view *kv, int64_t pos, int head, int n_heads,
                             const float *k, const float *v);
 
@@ -201,7 +202,7 @@ typedef void nb_kv_store_fn(const nb_kv_view *kv, int64_t pos, int head, int n_h
  *
  *   q, out  token t, head hd at [t * ld + hd * head_dim]; out may not overlap q
  *   window  0, or how many positions a query sees, itself included (sliding window)
- *   n_q * n_group <= NB_ATTN_ROWS
+ *   n_q * n_group <= NB_ATTN_ROWS; nb_kv_n_sealed is the same for all n_q
  *
  * A5: q' = fl(q * scale). Score of a cell: A2 over the head dimension on the cell's value. Splits
  * of 256 absolute positions; per split over the visible cells: m_j = max, e = nb_expf(fl(s - m_j)),

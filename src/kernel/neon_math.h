@@ -114,6 +114,18 @@ V16_INLINE v16 v16_load_e4m3(const uint8_t *p)
                  vcvt_f32_f16(vreinterpret_f16_u16(vget_high_u16(hi)))};
 }
 
+/* The j-th of the codes of `bits` bits that each of 16 bytes holds, the first in the lowest bits.
+ */
+V16_INLINE v16 v16_load_bits(const uint8_t *p, int bits, int j)
+{
+    const uint8x16_t u = vandq_u8(vshlq_u8(vld1q_u8(p), vdupq_n_s8((int8_t)(-bits * j))),
+                                  vdupq_n_u8((uint8_t)((1 << bits) - 1)));
+    const uint16x8_t lo = vmovl_u8(vget_low_u8(u)), hi = vmovl_u8(vget_high_u8(u));
+    return (v16){
+        vcvtq_f32_u32(vmovl_u16(vget_low_u16(lo))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(lo))),
+        vcvtq_f32_u32(vmovl_u16(vget_low_u16(hi))), vcvtq_f32_u32(vmovl_u16(vget_high_u16(hi)))};
+}
+
 V16_INLINE float32x4_t v4_load_code(const uint8_t *p, int j)
 {
     const uint32x4_t four = vreinterpretq_u32_u8(vld1q_u8(p));

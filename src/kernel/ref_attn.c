@@ -1,6 +1,7 @@
 /* The definition of attention over the paged cache (A5): one query head at a time, one cell at a
  * time, in the contract's order. Scalar, never optimised. */
 #include "kernel/attn_scratch.h"
+#include "kernel/hadamard.h"
 #include "kernel/math.h"
 #include "kernel/ref_kv.h"
 #include "numeric/minifloat.h"
@@ -16,6 +17,12 @@ int64_t nb_attn_scratch_floats(int head_dim, int64_t n_positions)
 
 /* ---- attention ---- */
 
+/* Of the pages, for every query of the call. */
+static int64_t n_sealed(const nb_attn_args *a)
+{
+    return nb_kv_n_sealed(a->kv.format, a->pos0);
+}
+
 /* A2 over the head dimension. */
 static float float_score(const nb_attn_args *a, const float *q, int64_t p)
 {
@@ -23,7 +30,7 @@ static float float_score(const nb_attn_args *a, const float *q, int64_t p)
     for (int64_t begin = 0; begin < a->kv.head_dim; begin += NB_CHUNK_K) {
         float chunk = 0;
         for (int64_t d = begin; d < a->kv.head_dim && d < begin + NB_CHUNK_K; d++)
-            chunk = fmaf(q[d], nb_ref_key(&a->kv, a->kv_head, p, d), chunk);
+            chunk = fmaf(q[d], nb_ref_key(&a->kv, a->kv_head, n_sealed(a), p, d), chunk);
         sum += chunk;
     }
     return sum;
@@ -65,7 +72,7 @@ static float weighted_value(const nb_attn_args *a, const float *e, int64_t first
     for (int64_t cut = first; cut < end; cut += NB_CHUNK_K) {
         float chunk = 0;
         for (int64_t p = cut < begin ? begin : cut; p < end && p < cut + NB_CHUNK_K; p++)
-            chunk = fmaf(e[p - first], nb_ref_value(&a->kv, a->kv_head, p, d), chunk);
+            chunk = fmaf(e[p - first], nb_ref_value(&a->kv, a->kv_head, n_sealed(a), p, d), chunk);
         sum += chunk;
     }
     return sum;
@@ -127,6 +134,7 @@ static void attn_splits_ref(const nb_attn_args *a, int64_t begin, int64_t end, f
 {
     assert(a->n_q * a->n_group <= NB_ATTN_ROWS && a->kv.head_dim <= NB_ATTN_MAX_DIM);
     assert(a->q_bits == 0 || a->kv.format == NB_KV_INT8);
+    assert(n_sealed(a) == nb_kv_n_sealed(a->kv.format, a->pos0 + a->n_q - 1));
     const int64_t split0 = nb_attn_first_position(a) / NB_KV_SPLIT;
     for (int64_t i = begin; i < end; i++) {
         const nb_attn_part part = nb_attn_part_of(a, parts, i);
@@ -157,6 +165,8 @@ static void merge_row(const nb_attn_args *a, const float *parts, int row, int64_
         }
         out[d] = O / L;
     }
+    if (nb_kv_rotates(a->kv.format, a->kv.head_dim))
+        nb_hadamard(out, a->kv.head_dim);
 }
 
 static void attn_merge_ref(const nb_attn_args *a, const float *parts)

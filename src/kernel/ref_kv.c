@@ -1,10 +1,12 @@
 /* The definition of the paged cache (A8): one cell at a time. Scalar, never optimised. */
 #include "kernel/ref_kv.h"
 
+#include "kernel/hadamard.h"
+#include "kernel/packed.h"
 #include "numeric/minifloat.h"
 
 #include <assert.h>
-#include <math.h>
+#include <string.h>
 
 /* The part of p's page that holds the keys (offset k_offset) or values (v_offset) of a head. */
 static uint8_t *page_of(const nb_kv_view *kv, size_t offset, int head, int64_t p)
@@ -39,6 +41,45 @@ static uint16_t *scale_cell(const nb_kv_view *kv, uint8_t *page, int64_t p)
 static nb_float_type float_type(nb_kv_format format)
 {
     return format == NB_KV_F32 ? NB_F32 : format == NB_KV_BF16 ? NB_BF16 : NB_F16;
+}
+
+/* Byte and bit of the packed code of key (d, p) and of value (p, d). */
+typedef struct {
+    size_t byte;
+    int bit;
+} place;
+
+static place packed_key(const nb_kv_view *kv, int64_t d, int64_t p)
+{
+    const int bits = nb_kv_bits(kv->format), n = 8 / bits;
+    return (place){(size_t)(d / n * NB_KV_PAGE + p % NB_KV_PAGE), (int)(d % n) * bits};
+}
+
+static place packed_value(const nb_kv_view *kv, int64_t d, int64_t p)
+{
+    const int bits = nb_kv_bits(kv->format), n = 8 / bits;
+    const size_t row_bytes = nb_kv_scales_at(kv->format, kv->head_dim) / NB_KV_PAGE;
+    return (place){(size_t)(p % NB_KV_PAGE) * row_bytes + (size_t)(d / (16 * n) * 16 + d % 16),
+                   (int)(d / 16 % n) * bits};
+}
+
+static int packed_code(const uint8_t *at, place where, int bits)
+{
+    return at[where.byte] >> where.bit & ((1 << bits) - 1);
+}
+
+static void put_packed(uint8_t *at, place where, int bits, int code)
+{
+    const int mask = (1 << bits) - 1;
+    at[where.byte] =
+        (uint8_t)((at[where.byte] & ~(mask << where.bit)) | (code & mask) << where.bit);
+}
+
+/* Of a packed number: its scale; its minimum comes nb_kv_n_scales later. */
+static uint16_t *packed_scale(const nb_kv_view *kv, uint8_t *at, bool key, int64_t d, int64_t p)
+{
+    uint16_t *scales = (uint16_t *)(void *)(at + nb_kv_scales_at(kv->format, kv->head_dim));
+    return key ? scales + d : scales + d / NB_KV_GROUP * NB_KV_PAGE + p % NB_KV_PAGE;
 }
 
 /* ---- stores ---- */
@@ -105,6 +146,84 @@ static void store_fp8(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t *va
         values[value_cell(kv, d, pos)] = d < n ? nb_e4m3_from_f32(scaled(v[d], v_scale)) : 0;
 }
 
+/* A head's values at one position, by groups of dimensions. */
+static void seal_values(const nb_kv_view *kv, uint8_t *at, int64_t p, const float *x)
+{
+    const int bits = nb_kv_bits(kv->format);
+    const int64_t n_scales = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim);
+    for (int64_t d = 0; d < n_scales; d += NB_KV_GROUP) {
+        nb_packed group = {0};
+        uint16_t *scale = packed_scale(kv, at, false, d, p);
+        const int64_t left = kv->head_dim - d;
+        if (left > 0)
+            nb_pack(&group, x + d, left < NB_KV_GROUP ? left : NB_KV_GROUP, bits);
+        scale[0] = group.scale;
+        scale[n_scales] = group.least;
+        for (int64_t i = 0; i < NB_KV_GROUP; i++)
+            put_packed(at, packed_value(kv, d + i, p), bits, group.code[i]);
+    }
+}
+
+/* Dimension d of a head's keys at the positions of a page. */
+static void seal_channel(const nb_kv_view *kv, uint8_t *at, int64_t d, const float *x)
+{
+    const int bits = nb_kv_bits(kv->format);
+    nb_packed group = {0};
+    uint16_t *scale = packed_scale(kv, at, true, d, 0);
+    if (d < kv->head_dim)
+        nb_pack(&group, x, NB_KV_PAGE, bits);
+    scale[0] = group.scale;
+    scale[nb_kv_n_scales(kv->format, kv->head_dim)] = group.least;
+    for (int64_t p = 0; p < NB_KV_PAGE; p++)
+        put_packed(at, packed_key(kv, d, p), bits, group.code[p]);
+}
+
+/* The page of `recent` that holds position p. */
+static uint8_t *recent_of(const nb_kv_view *kv, size_t offset, int head, int64_t p)
+{
+    const nb_kv_pages *r = &kv->recent;
+    return r->arena + (size_t)r->table[p / NB_KV_PAGE] * r->page_bytes + offset +
+           (size_t)head * r->head_bytes;
+}
+
+/* Quantizes the page whose last position is `pos`: keys by channel, values by position. */
+static void seal(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t *values, int64_t pos)
+{
+    const int64_t n = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim);
+    const uint8_t *k = recent_of(kv, kv->recent.k_offset, head, pos);
+    const uint8_t *v = recent_of(kv, kv->recent.v_offset, head, pos);
+    for (int64_t d = 0; d < n; d++) { /* with padding */
+        float x[NB_KV_PAGE];
+        for (int64_t i = 0; i < NB_KV_PAGE && d < kv->head_dim; i++)
+            x[i] = nb_float_get(k, NB_F16, d * NB_KV_PAGE + i);
+        seal_channel(kv, keys, d, x);
+    }
+    for (int64_t i = 0; i < NB_KV_PAGE; i++) {
+        float x[NB_ATTN_MAX_DIM];
+        for (int64_t d = 0; d < kv->head_dim; d++)
+            x[d] = nb_float_get(v, NB_F16, i * kv->head_dim + d);
+        seal_values(kv, values, i, x);
+    }
+}
+
+static void store_packed(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t *values,
+                         int64_t pos, const float *k, const float *v)
+{
+    uint8_t *recent_keys = recent_of(kv, kv->recent.k_offset, head, pos);
+    uint8_t *recent_values = recent_of(kv, kv->recent.v_offset, head, pos);
+    const int64_t at = pos % NB_KV_PAGE;
+    float x[NB_ATTN_MAX_DIM];
+    memcpy(x, v, (size_t)kv->head_dim * sizeof *x);
+    if (nb_kv_rotates(kv->format, kv->head_dim))
+        nb_hadamard(x, kv->head_dim);
+    for (int64_t d = 0; d < kv->head_dim; d++) {
+        nb_float_put(recent_keys, NB_F16, d * NB_KV_PAGE + at, k[d]);
+        nb_float_put(recent_values, NB_F16, at * kv->head_dim + d, x[d]);
+    }
+    if (at == NB_KV_PAGE - 1)
+        seal(kv, head, keys, values, pos);
+}
+
 static void store_floats(const nb_kv_view *kv, uint8_t *keys, uint8_t *values, int64_t pos,
                          const float *k, const float *v)
 {
@@ -126,6 +245,8 @@ static void kv_store_ref(const nb_kv_view *kv, int64_t pos, int first, int n_hea
             store_int8(kv, keys, values, pos, k, v);
         else if (kv->format == NB_KV_FP8)
             store_fp8(kv, head, keys, values, pos, k, v);
+        else if (nb_kv_bits(kv->format) > 0)
+            store_packed(kv, head, keys, values, pos, k, v);
         else
             store_floats(kv, keys, values, pos, k, v);
     }
@@ -143,8 +264,30 @@ float nb_ref_key_scale(const nb_kv_view *kv, int head, int64_t p)
     return nb_f16_to_f32(*scale_cell(kv, page_of(kv, kv->k_offset, head, p), p));
 }
 
-float nb_ref_key(const nb_kv_view *kv, int head, int64_t p, int64_t d)
+/* What a packed cell holds. */
+static float packed(const nb_kv_view *kv, bool key, int head, int64_t p, int64_t d)
 {
+    uint8_t *at = page_of(kv, key ? kv->k_offset : kv->v_offset, head, p);
+    const uint16_t *scale = packed_scale(kv, at, key, d, p);
+    const uint16_t *least = scale + nb_kv_n_scales(kv->format, kv->head_dim);
+    const place where = key ? packed_key(kv, d, p) : packed_value(kv, d, p);
+    return fmaf(nb_f16_to_f32(*scale), (float)packed_code(at, where, nb_kv_bits(kv->format)),
+                nb_f16_to_f32(*least));
+}
+
+/* Of what has not been sealed for a query. */
+static float recent(const nb_kv_view *kv, bool key, int head, int64_t p, int64_t d)
+{
+    const uint8_t *at = recent_of(kv, key ? kv->recent.k_offset : kv->recent.v_offset, head, p);
+    const int64_t i = p % NB_KV_PAGE;
+    return nb_float_get(at, NB_F16, key ? d * NB_KV_PAGE + i : i * kv->head_dim + d);
+}
+
+float nb_ref_key(const nb_kv_view *kv, int head, int64_t n_sealed, int64_t p, int64_t d)
+{
+    if (nb_kv_bits(kv->format) > 0)
+        return p / NB_KV_PAGE < n_sealed ? packed(kv, true, head, p, d)
+                                         : recent(kv, true, head, p, d);
     const uint8_t *keys = page_of(kv, kv->k_offset, head, p);
     const int64_t cell = key_cell(kv, d, p);
     if (kv->format == NB_KV_INT8)
@@ -154,8 +297,11 @@ float nb_ref_key(const nb_kv_view *kv, int head, int64_t p, int64_t d)
     return nb_float_get(keys, float_type(kv->format), cell);
 }
 
-float nb_ref_value(const nb_kv_view *kv, int head, int64_t p, int64_t d)
+float nb_ref_value(const nb_kv_view *kv, int head, int64_t n_sealed, int64_t p, int64_t d)
 {
+    if (nb_kv_bits(kv->format) > 0)
+        return p / NB_KV_PAGE < n_sealed ? packed(kv, false, head, p, d)
+                                         : recent(kv, false, head, p, d);
     uint8_t *values = page_of(kv, kv->v_offset, head, p);
     const int64_t cell = value_cell(kv, d, p);
     if (kv->format == NB_KV_INT8)

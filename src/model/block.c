@@ -59,6 +59,18 @@ static void plan_splits(nb_step *step)
         step->n_splits = n_splits;
 }
 
+/* Tokens of a task that begins with token `begin` of an input: as many as fit and see the same
+ * pages of the cache sealed. */
+static int64_t together(const nb_step_input *in, int64_t begin, int64_t per_task)
+{
+    const nb_kv_format cell = in->seq->pool->cell;
+    const int64_t pos = in->seq->n + begin, left = in->n_tokens - begin;
+    int64_t n = left < per_task ? left : per_task;
+    while (nb_kv_n_sealed(cell, pos + n - 1) > nb_kv_n_sealed(cell, pos))
+        n--;
+    return n;
+}
+
 void nb_step_plan_attention(nb_step *step)
 {
     nb_work *w = step->work;
@@ -69,17 +81,14 @@ void nb_step_plan_attention(nb_step *step)
     step->tasks_store = true;
     for (int64_t i = 0; i < step->n_inputs; i++) {
         const nb_step_input *in = &step->inputs[i];
-        step->tasks_store = step->tasks_store && in->n_tokens <= per_task;
-        for (int64_t begin = 0; begin < in->n_tokens; begin += per_task) {
-            const int64_t left = in->n_tokens - begin;
+        int64_t n;
+        for (int64_t begin = 0; begin < in->n_tokens; begin += n) {
+            n = together(in, begin, per_task);
+            step->tasks_store = step->tasks_store && n == in->n_tokens;
             for (int h = 0; h < (int)c->n_kv_heads; h++) {
                 assert(step->n_tasks < w->n_tasks_max);
-                w->tasks[step->n_tasks++] =
-                    (nb_attn_task){.input = in,
-                                   .first_row = row,
-                                   .begin = begin,
-                                   .n_q = (int)(left < per_task ? left : per_task),
-                                   .kv_head = h};
+                w->tasks[step->n_tasks++] = (nb_attn_task){
+                    .input = in, .first_row = row, .begin = begin, .n_q = (int)n, .kv_head = h};
             }
         }
         row += in->n_tokens;
@@ -152,6 +161,36 @@ static void enter_chunk(void *context, int64_t chunk, int thread)
                   step->work->model->config.n_kv_heads);
 }
 
+/* Whether a row is the first of its page in this step. */
+static bool opens_page(const nb_work *w, int64_t row)
+{
+    return row == 0 || w->row_input[row] != w->row_input[row - 1] ||
+           w->row_pos[row] % NB_KV_PAGE == 0;
+}
+
+/* The same by whole pages, whose last row quantizes them: those that open in the chunk's rows. */
+static void enter_pages(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const attn_run *run = context;
+    const nb_step *step = run->step;
+    const nb_work *w = step->work;
+    const int64_t end = chunk * ROWS_PER_CHUNK + ROWS_PER_CHUNK;
+    bool own = false;
+    for (int64_t row = chunk * ROWS_PER_CHUNK; row < step->n_rows; row++) {
+        if (opens_page(w, row)) {
+            if (row >= end)
+                return;
+            own = true;
+        } else if (!own && row >= end) {
+            return;
+        }
+        if (own)
+            enter_row(run, step->inputs[w->row_input[row]].seq, row, 0,
+                      w->model->config.n_kv_heads);
+    }
+}
+
 static nb_attn_args ready_args(const attn_run *run, const nb_attn_task *t, int thread)
 {
     const nb_work *w = run->step->work;
@@ -214,12 +253,15 @@ static void attend(const nb_step *step, int64_t index)
     const nb_work *w = step->work;
     const nb_layer *layer = &w->model->layers[index];
     attn_run run = {.step = step, .layer = layer, .index = index};
-    if (step->n_inputs > 0 && step->inputs[0].seq->pool->cell == NB_KV_INT8)
+    const nb_kv_format cell =
+        step->n_inputs > 0 ? step->inputs[0].seq->pool->cell : NB_KV_F32; /* of all sequences */
+    if (cell == NB_KV_INT8)
         run.q_bits = layer->q.mode == NB_COMPUTE_I8 ? 8 : layer->q.mode == NB_COMPUTE_I16 ? 16 : 0;
     const int64_t n_enter = (step->n_rows + ROWS_PER_CHUNK - 1) / ROWS_PER_CHUNK;
     const bool splits = step->n_splits > 0;
     const nb_stage stages[] = {
-        {.n_chunks = step->tasks_store ? 0 : n_enter, .task = enter_chunk},
+        {.n_chunks = step->tasks_store ? 0 : n_enter,
+         .task = nb_kv_bits(cell) > 0 ? enter_pages : enter_chunk},
         {.n_chunks = splits ? step->n_splits : step->n_tasks,
          .task = splits ? split_chunk : attend_chunk},
         {.n_chunks = splits ? step->n_tasks : 0, .task = merge_chunk},

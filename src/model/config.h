@@ -53,6 +53,9 @@ nb_status nb_config_read(nb_store *store, nb_config *out, nb_err *err);
 
 /* Bytes of KV cache for one position: 2 * n_layers * n_kv_heads * head_dim * bytes of a cell. */
 int64_t nb_config_kv_bytes(const nb_config *c, nb_kv_format cell);
+/* Of one sequence besides: what packed formats keep of recent positions, at most, between two
+ * steps. */
+int64_t nb_config_kv_recent_bytes(const nb_config *c, nb_kv_format cell);
 
 /* config.json for a folder made from this model. Free with json_decref. */
 nb_status nb_config_to_json(const nb_config *c, json_t **out, nb_err *err);

@@ -1,6 +1,7 @@
 /* See kv.h. */
 #include "model/kv.h"
 
+#include <assert.h>
 #include <string.h>
 
 bool nb_kv_format_named(const char *name, nb_kv_format *out)
@@ -27,8 +28,31 @@ size_t nb_kv_page_bytes(const nb_config *c, nb_kv_format cell)
     return 2 * (size_t)c->n_layers * half_layer_bytes(c, cell);
 }
 
+size_t nb_kv_recent_page_bytes(const nb_config *c)
+{
+    return nb_kv_page_bytes(c, NB_KV_F16);
+}
+
+/* A sequence that is at n = 32 a + b and gets k tokens has pages from that of the first position a
+ * query at n sees in F16 to that of its last token: with w = NB_KV_RECENT / 32 at most
+ * w + ceil((b + k) / 32), and b = 31 one less, so w + 1 + (k + 29) / 32. */
+int64_t nb_kv_recent_pages(nb_kv_format cell, int64_t n_seqs, int64_t step_tokens)
+{
+    static_assert(NB_KV_RECENT % NB_KV_PAGE == 0, "the window is whole pages");
+    if (nb_kv_bits(cell) == 0)
+        return 0;
+    return (NB_KV_RECENT / NB_KV_PAGE + 1) * n_seqs +
+           (step_tokens + (NB_KV_PAGE - 3) * n_seqs) / NB_KV_PAGE;
+}
+
 nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_kv_format cell, int64_t n_pages,
                           nb_err *err)
+{
+    return nb_kv_pool_init_recent(pool, c, cell, n_pages, n_pages, err);
+}
+
+nb_status nb_kv_pool_init_recent(nb_kv_pool *pool, const nb_config *c, nb_kv_format cell,
+                                 int64_t n_pages, int64_t n_recent, nb_err *err)
 {
     *pool = (nb_kv_pool){.config = c, .cell = cell, .n_pages = n_pages, .n_free = n_pages};
     if (n_pages > INT32_MAX)
@@ -37,12 +61,21 @@ nb_status nb_kv_pool_init(nb_kv_pool *pool, const nb_config *c, nb_kv_format cel
     nb_status s = nb_alloc((void **)&pool->arena, (size_t)n_pages, pool->page_bytes, err);
     if (s == NB_OK)
         s = NB_ALLOC(&pool->free_pages, n_pages, err);
+    if (s == NB_OK && nb_kv_bits(cell) > 0) {
+        pool->recent_bytes = nb_kv_recent_page_bytes(c);
+        pool->n_recent = pool->n_recent_free = n_recent;
+        s = nb_alloc((void **)&pool->recent, (size_t)n_recent, pool->recent_bytes, err);
+        if (s == NB_OK)
+            s = NB_ALLOC(&pool->free_recent, n_recent, err);
+    }
     if (s != NB_OK) {
         nb_kv_pool_free(pool);
         return nb_context(err, "the KV cache");
     }
     for (int64_t i = 0; i < n_pages; i++)
         pool->free_pages[i] = (int32_t)(n_pages - 1 - i);
+    for (int64_t i = 0; i < pool->n_recent_free; i++)
+        pool->free_recent[i] = (int32_t)(n_recent - 1 - i);
     return NB_OK;
 }
 
@@ -50,13 +83,32 @@ void nb_kv_pool_free(nb_kv_pool *pool)
 {
     nb_free(pool->arena);
     nb_free(pool->free_pages);
+    nb_free(pool->recent);
+    nb_free(pool->free_recent);
     *pool = (nb_kv_pool){0};
 }
 
 nb_status nb_kv_seq_init(nb_kv_seq *seq, nb_kv_pool *pool, int64_t max_positions, nb_err *err)
 {
     *seq = (nb_kv_seq){.pool = pool, .cap = nb_kv_pages_for(max_positions)};
-    return NB_ALLOC(&seq->table, seq->cap, err);
+    NB_TRY(NB_ALLOC(&seq->table, seq->cap, err));
+    return nb_kv_bits(pool->cell) > 0 ? NB_ALLOC(&seq->recent, seq->cap, err) : NB_OK;
+}
+
+nb_status nb_kv_seq_init_lent(nb_kv_seq *seq, nb_kv_pool *pool, const int32_t *table, int64_t cap,
+                              nb_err *err)
+{
+    /* Only what gave the table writes to it. */
+    *seq =
+        (nb_kv_seq){.pool = pool, .cap = cap, .table = (int32_t *)(uintptr_t)table, .lent = true};
+    return nb_kv_bits(pool->cell) > 0 ? NB_ALLOC(&seq->recent, cap, err) : NB_OK;
+}
+
+/* Gives back the pages of `recent` in [begin, end), those that the sequence has. */
+static void drop_recent(nb_kv_seq *seq, int64_t begin, int64_t end)
+{
+    for (int64_t i = begin > seq->n_sealed ? begin : seq->n_sealed; i < end; i++)
+        seq->pool->free_recent[seq->pool->n_recent_free++] = seq->recent[i];
 }
 
 nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err)
@@ -65,9 +117,23 @@ nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err)
     if (want > seq->cap)
         return nb_fail(err, NB_LIMIT, "%lld positions do not fit in a context of %lld",
                        (long long)n, (long long)(seq->cap * NB_KV_PAGE));
-    if (more > seq->pool->n_free)
+    if (more > seq->pool->n_free && !seq->lent)
         return nb_fail(err, NB_LIMIT, "the KV cache is full: %lld pages are needed, %lld are free",
                        (long long)more, (long long)seq->pool->n_free);
+    if (seq->recent != NULL) { /* what no query from seq->n on sees */
+        const int64_t from = seq->pinned > 0 && seq->pinned < seq->n ? seq->pinned : seq->n;
+        const int64_t n_sealed = nb_kv_n_sealed(seq->pool->cell, from);
+        const int64_t kept = n_sealed > seq->n_sealed ? n_sealed - seq->n_sealed : 0;
+        if (more > seq->pool->n_recent_free + kept)
+            return nb_fail(err, NB_LIMIT, "the KV cache has no room for %lld pages of F16",
+                           (long long)more);
+        drop_recent(seq, 0, n_sealed);
+        seq->n_sealed += kept;
+        for (int64_t i = seq->n_table; i < want; i++)
+            seq->recent[i] = seq->pool->free_recent[--seq->pool->n_recent_free];
+    }
+    if (seq->lent && want > seq->n_table)
+        seq->n_table = want;
     while (seq->n_table < want)
         seq->table[seq->n_table++] = seq->pool->free_pages[--seq->pool->n_free];
     return NB_OK;
@@ -75,7 +141,15 @@ nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err)
 
 void nb_kv_seq_truncate(nb_kv_seq *seq, int64_t n)
 {
+    if (seq->recent != NULL) {
+        if (nb_kv_n_sealed(seq->pool->cell, n) < seq->n_sealed)
+            n = 0;
+        drop_recent(seq, nb_kv_pages_for(n), seq->n_table);
+        seq->n_sealed = n == 0 ? 0 : seq->n_sealed;
+    }
     const int64_t keep = nb_kv_pages_for(n);
+    if (seq->lent && keep < seq->n_table)
+        seq->n_table = keep;
     while (seq->n_table > keep)
         seq->pool->free_pages[seq->pool->n_free++] = seq->table[--seq->n_table];
     if (seq->n > n)
@@ -86,7 +160,9 @@ void nb_kv_seq_free(nb_kv_seq *seq)
 {
     if (seq->pool != NULL)
         nb_kv_seq_truncate(seq, 0);
-    nb_free(seq->table);
+    if (!seq->lent)
+        nb_free(seq->table);
+    nb_free(seq->recent);
     *seq = (nb_kv_seq){0};
 }
 
@@ -94,7 +170,14 @@ nb_kv_view nb_kv_seq_view(const nb_kv_seq *seq, int64_t layer)
 {
     const nb_config *c = seq->pool->config;
     const size_t half = half_layer_bytes(c, seq->pool->cell);
-    return (nb_kv_view){.arena = seq->pool->arena,
+    const size_t recent_half = half_layer_bytes(c, NB_KV_F16);
+    return (nb_kv_view){.recent = {.arena = seq->pool->recent,
+                                   .page_bytes = seq->pool->recent_bytes,
+                                   .k_offset = 2 * recent_half * (size_t)layer,
+                                   .v_offset = 2 * recent_half * (size_t)layer + recent_half,
+                                   .head_bytes = nb_kv_head_bytes(NB_KV_F16, (int)c->head_dim),
+                                   .table = seq->recent},
+                        .arena = seq->pool->arena,
                         .page_bytes = seq->pool->page_bytes,
                         .k_offset = 2 * half * (size_t)layer,
                         .v_offset = 2 * half * (size_t)layer + half,

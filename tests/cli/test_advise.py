@@ -31,6 +31,8 @@ class Advise(lib.Case):
         for length in (4096, 8192, 16384, 32768, 65536):
             self.assertEqual(a["kv"]["f16"][str(length)], 512 * 1024 * length)
             self.assertEqual(a["kv"]["int8"][str(length)], 2 * 32 * 32 * 130 * length)
+            self.assertEqual(a["kv"]["int4"][str(length)], 2 * 32 * 32 * 80 * length)
+            self.assertEqual(a["kv"]["int2"][str(length)], 2 * 32 * 32 * 48 * length)
         self.assertIsNone(a["limits"])
         self.assertEqual(a["memory_limit_bytes"], 16 << 30)
         sizes = {c["scheme"]: c["bytes"] for c in a["candidates"]}

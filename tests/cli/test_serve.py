@@ -116,6 +116,19 @@ class Serve(lib.Case):
         self.assertTrue(s.wait_for("vllm:num_requests_running", 0))
         self.assertEqual(s.stop()[0], 0)
 
+    def test_packed_caches_answer_as_run_does(self):
+        text = "the cat and the dog, 1 2 3 4 5 6 7 8 9; " * 6  # more than what stays in f16
+        for kv in ("int4", "int2"):
+            s = self.serve("--kv", kv, "--max-seqs", "3", "--ctx", "256")
+            run = json.loads(self.ok("run", self.path("tiny.gguf"), text, "-n", "20", "--greedy",
+                                     "--kv", kv, "--ctx", "256", "--json", "-q"))
+            self.assertGreater(run["prompt_tokens"], 160)
+            for _ in range(2):
+                got = s.post("/v1/completions", prompt=text, max_tokens=20, temperature=0, n=4)[1]
+                self.assertEqual([c["text"] for c in got["choices"]], [run["text"]] * 4)
+                self.assertEqual(got["usage"]["prompt_tokens_details"]["cached_tokens"], 0)
+            self.assertEqual(s.stop()[0], 0)
+
     def test_a_seed_says_the_same_again(self):
         s = self.serve()
         ask = dict(messages=[{"role": "user", "content": "hello"}], max_tokens=16, temperature=1)
@@ -410,7 +423,10 @@ class Serve(lib.Case):
         done = lib.nibble("serve", self.model(), "--dry-run", "--kv", "int8")
         self.assertEqual((done.code, done.out), (0, ""))
         self.assertIn("KV cache", done.err)
-        self.assertIn("blocks of 32 tokens", done.err)
+        self.assertIn("blocks of 32 tokens)", done.err)
+        done = lib.nibble("serve", self.model(), "--dry-run", "--kv", "int2")
+        self.assertRegex(done.err, r"\(int2, [0-9]+ blocks of 32 tokens, and [0-9.]+ [kM]B for "
+                                   r"recent ones in f16\)")
 
 
 lib.main()

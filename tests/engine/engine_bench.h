@@ -112,7 +112,7 @@ static inline void bench_open_draft(bench *b, const char *path, const char *draf
                                     nb_engine_setup setup)
 {
     nb_err err = {0};
-    must_open(&b->o, path, &(opening){.threads = 2});
+    must_open(&b->o, path, &(opening){.threads = 2, .kv = setup.kv});
     memset(&b->draft, 0, sizeof b->draft);
     if (draft != NULL) {
         must_open(&b->draft, draft, &(opening){0});
@@ -196,8 +196,8 @@ static inline void wait_for_all(bench *b)
 }
 
 /* What the loop of generate.h answers, alone and from a fresh start. */
-static inline nb_generation alone(const char *path, const char *text,
-                                  const nb_generate_options *options, int64_t choice)
+static inline nb_generation alone_in(const char *path, nb_kv_format kv, const char *text,
+                                     const nb_generate_options *options, int64_t choice)
 {
     opened o;
     nb_err err = {0};
@@ -205,13 +205,19 @@ static inline nb_generation alone(const char *path, const char *text,
     nb_generation r;
     nb_generate_options mine = *options;
     mine.sampling.choice += (uint64_t)choice;
-    must_open(&o, path, &(opening){0});
+    must_open(&o, path, &(opening){.kv = kv});
     encode(&o, text, &ids);
     if (nb_generate(&o.generator, &ids, &mine, NULL, NULL, &r, &err) != NB_OK)
         fail_msg("%s", err.text);
     nb_tokens_free(&ids);
     close_opened(&o);
     return r;
+}
+
+static inline nb_generation alone(const char *path, const char *text,
+                                  const nb_generate_options *options, int64_t choice)
+{
+    return alone_in(path, NB_KV_F16, text, options, choice);
 }
 
 /* The token that ended an answer is told of, but is no part of a generation. */

@@ -426,6 +426,37 @@ static void the_caller_ends_it(void **state)
     close_opened(&fresh);
 }
 
+/* Packed caches forget recent positions as they were: going back further than that computes them
+ * again, and gives the same bits as a sequence that was never longer. */
+static void going_back_computes_again_what_was_packed(void **state)
+{
+    (void)state;
+    static const nb_kv_format formats[] = {NB_KV_INT4, NB_KV_INT2, NB_KV_F16};
+    for (int f = 0; f < 3; f++) {
+        enum { N = 400 };
+        opened o, fresh;
+        const opening how = {.n_ctx = N, .step_tokens = 64, .kv = formats[f]};
+        must_open(&o, model_path("wordy", &wordy), &how);
+        must_open(&fresh, model_path("wordy", &wordy), &how);
+        nb_err err = {0};
+        int32_t ids[N];
+        for (int i = 0; i < N; i++)
+            ids[i] = (i * 37 + i / 7) % 100;
+        assert_int_equal(nb_generator_feed(&o.generator, ids, N, &err), NB_OK);
+        nb_generator_truncate(&o.generator, N - 1); /* still there */
+        assert_int_equal(o.generator.seq.n, N - 1);
+        nb_generator_truncate(&o.generator, 250);
+        assert_int_equal(o.generator.held.n, 250);
+        assert_int_equal(o.generator.seq.n, formats[f] == NB_KV_F16 ? 250 : 0);
+        assert_int_equal(nb_generator_feed(&o.generator, ids + 5, 20, &err), NB_OK);
+        assert_int_equal(nb_generator_feed(&fresh.generator, ids, 250, &err), NB_OK);
+        assert_int_equal(nb_generator_feed(&fresh.generator, ids + 5, 20, &err), NB_OK);
+        assert_true(nb_generator_hash(&o.generator) == nb_generator_hash(&fresh.generator));
+        close_opened(&o);
+        close_opened(&fresh);
+    }
+}
+
 /* ---- failures ---- */
 
 static void bad_prompts_change_nothing(void **state)
@@ -552,6 +583,7 @@ int main(void)
         cmocka_unit_test(a_full_context_ends_it),
         cmocka_unit_test(a_shorter_prompt_makes_room),
         cmocka_unit_test(the_caller_ends_it),
+        cmocka_unit_test(going_back_computes_again_what_was_packed),
         cmocka_unit_test(bad_prompts_change_nothing),
         cmocka_unit_test(nan_logits_are_an_error),
         cmocka_unit_test(padding_rows_are_never_chosen),

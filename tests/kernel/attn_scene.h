@@ -34,9 +34,9 @@ static inline void scene_text(const scene *s, char out[200])
  * of NaN, as does the part of a page that no position filled. */
 typedef struct {
     nb_kv_view view;
-    uint8_t *arena;
+    uint8_t *arena, *recent;
     int32_t *table;
-    size_t arena_bytes;
+    size_t arena_bytes, recent_bytes;
     float *q; /* [n_q][heads][head_dim] */
     int64_t ld;
 } cache;
@@ -65,6 +65,18 @@ static inline cache cache_open(const scene *s, const nb_kernels *k)
                           .head_dim = s->head_dim};
 
     const int64_t width = (int64_t)s->n_kv_heads * s->head_dim;
+    if (nb_kv_bits(s->cell) > 0) { /* the same pages, elsewhere, the heads in another order */
+        const size_t head_bytes = nb_kv_head_bytes(NB_KV_F16, s->head_dim);
+        const size_t recent_page = 2 * (size_t)s->n_kv_heads * head_bytes + 32;
+        c.recent_bytes = recent_page * (size_t)(2 * n_pages + 1);
+        c.recent = check_alloc(c.recent_bytes);
+        c.view.recent = (nb_kv_pages){.arena = c.recent,
+                                      .page_bytes = recent_page,
+                                      .k_offset = 0,
+                                      .v_offset = (size_t)s->n_kv_heads * head_bytes,
+                                      .head_bytes = head_bytes,
+                                      .table = c.table};
+    }
     if (s->cell == NB_KV_FP8 && s->seed % 3 == 0) {
         c.view.k_scales = scene_scales;
         c.view.v_scales = scene_scales + 2;
@@ -95,13 +107,33 @@ static inline void cache_close(check_run *run, const char *what, cache *c)
 {
     check_guard(run, what, c->arena);
     check_guard(run, what, c->q);
+    if (c->recent != NULL) {
+        check_guard(run, what, c->recent);
+        check_free(c->recent);
+    }
     check_free(c->arena);
     check_free(c->table);
     check_free(c->q);
 }
 
-/* A cell's value, from its bytes as kernel.h draws them. */
-static inline double cell_value(const nb_kv_view *kv, bool key, int head, int64_t p, int64_t d)
+/* The same of packed codes. */
+static inline double packed_value(const nb_kv_view *kv, const uint8_t *at, bool key, int64_t i,
+                                  int64_t d)
+{
+    const int bits = kv->format == NB_KV_INT2 ? 2 : 4, n = 8 / bits;
+    const int64_t wide = (kv->head_dim + 16 * n - 1) / (16 * n) * (16 * n);
+    const int byte = key ? at[d / n * 32 + i] : at[i * wide / n + d / (16 * n) * 16 + d % 16];
+    const int code = byte >> (bits * (int)(key ? d % n : d / 16 % n)) & ((1 << bits) - 1);
+    const int64_t scale = key ? d : d / 32 * 32 + i;
+    const uint8_t *scales = at + wide * 32 / n;
+    return (double)nb_float_get(scales, NB_F16, scale) * code +
+           (double)nb_float_get(scales, NB_F16, wide + scale);
+}
+
+/* A cell's value for a query that sees n_sealed pages sealed, from its bytes as cells.h draws them.
+ * Values of int4 are rotated ones. */
+static inline double cell_value(const nb_kv_view *kv, int64_t n_sealed, bool key, int head,
+                                int64_t p, int64_t d)
 {
     const uint8_t *at = kv->arena + (size_t)kv->table[p / 32] * kv->page_bytes +
                         (key ? kv->k_offset : kv->v_offset) + (size_t)head * kv->head_bytes;
@@ -117,6 +149,16 @@ static inline double cell_value(const nb_kv_view *kv, bool key, int head, int64_
     case NB_KV_FP8:
         return (double)nb_e4m3_to_f32(at[key ? d * 32 + i : i * wide + d]) *
                (double)nb_float_get(at + wide * 32, NB_F16, i);
+    case NB_KV_INT4:
+    case NB_KV_INT4_PLAIN:
+    case NB_KV_INT2:
+        if (p / 32 >= n_sealed) {
+            const nb_kv_pages *r = &kv->recent;
+            at = r->arena + (size_t)r->table[p / 32] * r->page_bytes +
+                 (key ? r->k_offset : r->v_offset) + (size_t)head * r->head_bytes;
+            return (double)nb_float_get(at, NB_F16, float_cell);
+        }
+        return packed_value(kv, at, key, i, d);
     case NB_KV_INT8:
     case NB_KV_N_FORMATS:
         break;
@@ -145,15 +187,29 @@ static inline nb_attn_args args_of(const scene *s, const cache *c, int head, int
                           .scratch = scratch};
 }
 
+/* Tokens from `first` on, at most n, that one call may have: those that see as many sealed pages.
+ */
+static inline int one_call(const scene *s, int first, int n)
+{
+    const int64_t sealed = nb_kv_n_sealed(s->cell, s->pos0 + first);
+    int m = 1;
+    while (m < n && nb_kv_n_sealed(s->cell, s->pos0 + first + m) == sealed)
+        m++;
+    return m;
+}
+
 /* Attention of all query heads of tokens [first, first + n); `out` is the scene's. Scratch has just
  * the room it must have. */
 static inline void attend(check_run *run, const char *what, const scene *s, const cache *c,
                           const nb_kernels *k, int first, int n, float *out)
 {
     float *scratch = check_floats(nb_attn_scratch_floats(s->head_dim, s->pos0 + first + n));
-    for (int head = 0; head < s->n_kv_heads; head++) {
-        const nb_attn_args args = args_of(s, c, head, first, n, out, scratch);
-        k->attention(&args);
+    for (int t = first, m; t < first + n; t += m) {
+        m = one_call(s, t, first + n - t);
+        for (int head = 0; head < s->n_kv_heads; head++) {
+            const nb_attn_args args = args_of(s, c, head, t, m, out, scratch);
+            k->attention(&args);
+        }
     }
     check_guard(run, what, scratch);
     check_free(scratch);
@@ -165,13 +221,17 @@ static inline void attend_by_splits(check_run *run, const char *what, const scen
                                     const nb_kernels *merge, int64_t at_once, float *out)
 {
     float *scratch = check_floats(nb_attn_scratch_floats(s->head_dim, 0));
-    for (int head = 0; head < s->n_kv_heads; head++) {
-        nb_attn_args args = args_of(s, c, head, 0, s->n_q, NULL, scratch);
+    for (int i = 0; i < s->n_kv_heads * s->n_q; i++) {
+        const int head = i % s->n_kv_heads, t = i / s->n_kv_heads;
+        const int64_t sealed = nb_kv_n_sealed(s->cell, s->pos0 + t);
+        if (t > 0 && sealed == nb_kv_n_sealed(s->cell, s->pos0 + t - 1))
+            continue; /* in the call before */
+        nb_attn_args args = args_of(s, c, head, t, one_call(s, t, s->n_q - t), NULL, scratch);
         const int64_t n = nb_attn_n_splits(&args), size = nb_attn_part_floats(&args);
         float *parts = check_floats(n * size);
         for (int64_t end = n; end > 0; end -= at_once)
             splits->attn_splits(&args, end > at_once ? end - at_once : 0, end, parts);
-        args.out = out;
+        args.out = out + t * c->ld;
         args.q = args.scratch = NULL;
         args.kv.arena = NULL;
         merge->attn_merge(&args, parts);

@@ -152,6 +152,7 @@ static void truth_of_head(const scene *s, const cache *c, int t, int kv_head, co
 {
     const double u = 0x1p-24;
     const int64_t dim = s->head_dim, end = s->pos0 + t + 1;
+    const int64_t sealed = nb_kv_n_sealed(s->cell, end - 1);
     const int64_t begin = s->window > 0 && s->window < end ? end - s->window : 0;
     const double n_splits = (double)(end / NB_KV_SPLIT + 1);
     double *score = check_alloc((size_t)end * sizeof *score), max = -(double)INFINITY, off = 0;
@@ -160,7 +161,7 @@ static void truth_of_head(const scene *s, const cache *c, int t, int kv_head, co
     for (int64_t p = begin; p < end; p++) {
         double dot = 0, size = 0;
         for (int64_t d = 0; d < dim; d++) {
-            const double product = query[d] * cell_value(&c->view, true, kv_head, p, d);
+            const double product = query[d] * cell_value(&c->view, sealed, true, kv_head, p, d);
             dot += product;
             size += fabs(product);
         }
@@ -178,7 +179,7 @@ static void truth_of_head(const scene *s, const cache *c, int t, int kv_head, co
     for (int64_t d = 0; d < dim; d++) {
         double sum = 0, size = 0, plain = 0;
         for (int64_t p = begin; p < end; p++) {
-            const double v = cell_value(&c->view, false, kv_head, p, d);
+            const double v = cell_value(&c->view, sealed, false, kv_head, p, d);
             sum += exp(score[p] - max) * v;
             size += exp(score[p] - max) * fabs(v);
             plain += fabs(v) + 1;
@@ -201,6 +202,8 @@ static void the_reference_is_near_the_truth(void **state)
     for (uint64_t seed = 1; seed <= 250; seed++) {
         scene s = random_scene(seed);
         s.kind = seed % 4 ? CHECK_RANDOM : CHECK_INTEGERS; /* with infinities there is no bound */
+        if (s.cell == NB_KV_INT4) /* test_packed_cells.c has what is rotated */
+            s.cell = NB_KV_INT4_PLAIN;
         if (scene_work(&s) > 500000)
             continue;
         char what[200];

@@ -12,6 +12,8 @@ static void check_scene(check_run *run, const nb_kernels *ref, const nb_kernels 
     scene_text(s, what);
     cache c = cache_open(s, ref), own = cache_open(s, k);
     check_same_bytes(run, what, own.arena, c.arena, c.arena_bytes);
+    if (c.recent != NULL)
+        check_same_bytes(run, what, own.recent, c.recent, c.recent_bytes);
 
     float *want = open_out(s, &c), *got = open_out(s, &c);
     attend(run, what, s, &c, ref, 0, s->n_q, want);
@@ -80,6 +82,18 @@ static void walk(check_run *run, const nb_kernels *ref, const nb_kernels *k, uin
         {NB_KV_F32, 2, 20, 1, 3, 290, 20, CHECK_SPECIAL, 21, 0},
         {NB_KV_BF16, 2, 136, 1, 6, 510, 300, CHECK_SPECIAL, 22, 0},
         {NB_KV_INT8, 2, 250, 2, 3, 770, 514, CHECK_SPECIAL, 23, 16},
+        {NB_KV_INT4, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 30, 0},
+        {NB_KV_INT4, 3, 64, 3, 1, 1100, 0, CHECK_RANDOM, 31, 0},
+        {NB_KV_INT4, 1, 512, 1, 2, 300, 0, CHECK_WIDE, 32, 0},
+        {NB_KV_INT4, 1, 80, 1, 24, 250, 7, CHECK_SPECIAL, 33, 0},
+        {NB_KV_INT4_PLAIN, 1, 128, 4, 6, 250, 100, CHECK_SPECIAL, 34, 0},
+        {NB_KV_INT4_PLAIN, 2, 250, 2, 3, 770, 514, CHECK_WIDE, 35, 0},
+        {NB_KV_INT2, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 36, 0},
+        {NB_KV_INT2, 3, 64, 3, 1, 1100, 0, CHECK_RANDOM, 37, 0},
+        {NB_KV_INT2, 1, 512, 1, 2, 300, 0, CHECK_WIDE, 38, 0},
+        {NB_KV_INT2, 1, 80, 1, 48, 250, 0, CHECK_SPECIAL, 39, 0},
+        {NB_KV_INT2, 1, 33, 2, 24, 310, 160, CHECK_SPECIAL, 40, 0},
+        {NB_KV_INT2, 2, 250, 2, 3, 770, 514, CHECK_RANDOM, 41, 0},
         {NB_KV_FP8, 3, 64, 3, 8, 252, 0, CHECK_RANDOM, 25, 0},
         {NB_KV_FP8, 3, 64, 3, 1, 1100, 0, CHECK_RANDOM, 24, 0},
         {NB_KV_FP8, 1, 512, 1, 2, 300, 0, CHECK_RANDOM, 27, 0},
@@ -153,13 +167,16 @@ static void scale_off(const nb_attn_args *args)
 static void store_off(const nb_kv_view *kv, int64_t pos, int head, int n, const float *k,
                       const float *v)
 {
-    static const size_t bytes[NB_KV_N_FORMATS] = {4, 2, 2, 1, 1};
     const int64_t dim = kv->head_dim;
-    const int64_t stride = kv->format == NB_KV_FP8 ? (dim + 15) / 16 * 16 : dim;
+    size_t at = (size_t)(31 * dim + 7) * (kv->format == NB_KV_F32 ? 4 : 2);
+    if (kv->format == NB_KV_INT8)
+        at = (size_t)(31 * dim + 7);
+    else if (kv->format > NB_KV_INT8)
+        at = 31 * (nb_kv_scales_at(kv->format, kv->head_dim) / 32) + 7;
     good.kv_store(kv, pos, head, n, k, v);
     uint8_t *page = kv->arena + (size_t)kv->table[pos / 32] * kv->page_bytes;
     if (kv->head_dim > 7 && pos % 32 == 31)
-        page[kv->v_offset + (size_t)(31 * stride + 7) * bytes[kv->format]] ^= 1;
+        page[kv->v_offset + at] ^= 1;
 }
 
 /* The scale of the keys at position 3 of each page of one head in one unit of its last place. */

@@ -12,6 +12,24 @@
 
 static const nb_config config = {.n_layers = 3, .n_kv_heads = 2, .head_dim = 16};
 
+/* The same for the pages of `recent`, which a sequence has for those of its pages that are not
+ * sealed. */
+static void check_recent(const nb_kv_pool *pool, const nb_kv_seq *seqs, int64_t n_seqs)
+{
+    uint8_t *seen = calloc(1, (size_t)pool->n_pages);
+    int64_t n = pool->n_recent_free;
+    for (int64_t i = 0; i < pool->n_recent_free; i++)
+        assert_int_equal(seen[pool->free_recent[i]]++, 0);
+    for (int64_t s = 0; s < n_seqs; s++) {
+        for (int64_t i = seqs[s].n_sealed; i < seqs[s].n_table; i++, n++) {
+            assert_in_range(seqs[s].recent[i], 0, pool->n_pages - 1);
+            assert_int_equal(seen[seqs[s].recent[i]]++, 0);
+        }
+    }
+    assert_int_equal(n, pool->n_pages);
+    free(seen);
+}
+
 /* Every page is in the stack or in one table, once. */
 static void check_pages(const nb_kv_pool *pool, const nb_kv_seq *seqs, int64_t n_seqs)
 {
@@ -31,6 +49,8 @@ static void check_pages(const nb_kv_pool *pool, const nb_kv_seq *seqs, int64_t n
     }
     assert_int_equal(n, pool->n_pages);
     free(seen);
+    if (nb_kv_bits(pool->cell) > 0)
+        check_recent(pool, seqs, n_seqs);
 }
 
 static int64_t pick(uint64_t index, int64_t n)
@@ -40,25 +60,29 @@ static int64_t pick(uint64_t index, int64_t n)
     return (int64_t)(((uint64_t)w[1] << 32 | w[0]) % (uint64_t)n);
 }
 
-/* A million steps of growing, shrinking, ending and beginning, against a plain model of it. */
-static void pages_are_neither_lost_nor_shared(void **state)
+/* Many steps of growing, shrinking, ending and beginning, against a plain model of it. */
+static void grow_and_shrink(nb_kv_format format, uint64_t n_ops)
 {
-    (void)state;
-    enum { N_SEQS = 7, N_PAGES = 40, CAP = 400, N_OPS = 1000000 };
+    enum { N_SEQS = 7, N_PAGES = 40, CAP = 400 };
     nb_err err;
     nb_kv_pool pool;
-    must(nb_kv_pool_init(&pool, &config, NB_KV_F16, N_PAGES, &err), &err);
+    must(nb_kv_pool_init(&pool, &config, format, N_PAGES, &err), &err);
     nb_kv_seq seqs[N_SEQS];
-    int64_t reserved[N_SEQS] = {0}, n_refused = 0, n_full = 0;
+    int64_t reserved[N_SEQS] = {0}, n_refused = 0, n_full = 0, n_forgot = 0;
     for (int s = 0; s < N_SEQS; s++)
         must(nb_kv_seq_init(&seqs[s], &pool, CAP, &err), &err);
-    for (uint64_t op = 0; op < N_OPS; op++) {
+    for (uint64_t op = 0; op < n_ops; op++) {
         nb_kv_seq *q = &seqs[pick(4 * op, N_SEQS)];
         int64_t *r = &reserved[q - seqs];
         switch (pick(4 * op + 1, 8)) {
         case 0: { /* shorter */
-            const int64_t n = pick(4 * op + 2, CAP);
+            int64_t n = pick(4 * op + 2, CAP);
             const int64_t before = q->n;
+            if (nb_kv_n_sealed(format, n) < q->n_sealed) { /* what it would need is gone */
+                nb_kv_seq_truncate(q, n);
+                n = 0;
+                n_forgot++;
+            }
             nb_kv_seq_truncate(q, n);
             *r = nb_kv_pages_for(n) < nb_kv_pages_for(*r) ? n : *r;
             assert_int_equal(q->n, n < before ? n : before);
@@ -94,10 +118,56 @@ static void pages_are_neither_lost_nor_shared(void **state)
             check_pages(&pool, seqs, N_SEQS);
     }
     assert_true(n_refused > 100 && n_full > 1000);
+    assert_int_equal(n_forgot > 100, nb_kv_bits(format) > 0);
     for (int s = 0; s < N_SEQS; s++)
         nb_kv_seq_free(&seqs[s]);
     check_pages(&pool, NULL, 0);
     assert_int_equal(pool.n_free, N_PAGES);
+    nb_kv_pool_free(&pool);
+    assert_int_equal(nb_alloc_live(), 0);
+}
+
+static void pages_are_neither_lost_nor_shared(void **state)
+{
+    (void)state;
+    grow_and_shrink(NB_KV_F16, 1000000);
+    grow_and_shrink(NB_KV_INT2, 200000);
+}
+
+/* Packed formats keep what a query at the sequence's end sees unsealed, and what one at the pinned
+ * length would: truncating to either forgets nothing else, and to less forgets everything. */
+static void recent_positions_are_kept(void **state)
+{
+    (void)state;
+    nb_err err;
+    nb_kv_pool pool;
+    must(nb_kv_pool_init(&pool, &config, NB_KV_INT2, 20, &err), &err);
+    nb_kv_seq q;
+    must(nb_kv_seq_init(&q, &pool, 640, &err), &err);
+    int64_t most = 0;
+    for (int64_t n = 1; n <= 600; n++) {
+        must(nb_kv_seq_reserve(&q, n, &err), &err);
+        assert_int_equal(q.n_sealed, nb_kv_n_sealed(NB_KV_INT2, q.n));
+        q.n = n;
+        most = q.n_table - q.n_sealed > most ? q.n_table - q.n_sealed : most;
+    }
+    assert_int_equal(most, NB_KV_RECENT / NB_KV_PAGE + 1);
+    nb_kv_seq_truncate(&q, 599);
+    assert_int_equal(q.n, 599);
+    q.pinned = 300;
+    nb_kv_seq_truncate(&q, 300);
+    assert_int_equal(q.n, 0); /* pinned too late */
+    assert_int_equal(q.n_table, 0);
+    for (int64_t n = 100; n <= 600; n += 50) {
+        must(nb_kv_seq_reserve(&q, n, &err), &err);
+        q.n = n;
+    }
+    nb_kv_seq_truncate(&q, 300);
+    assert_int_equal(q.n, 300);
+    nb_kv_seq_truncate(&q, 300 - NB_KV_PAGE);
+    assert_int_equal(q.n, 0);
+    assert_int_equal(pool.n_recent_free, 20);
+    nb_kv_seq_free(&q);
     nb_kv_pool_free(&pool);
     assert_int_equal(nb_alloc_live(), 0);
 }
@@ -161,7 +231,8 @@ static float cell(const nb_kv_view *v, bool key, int64_t head, int64_t p, int64_
 static void names_find_their_format(void **state)
 {
     (void)state;
-    static const char *const names[NB_KV_N_FORMATS] = {"f32", "f16", "bf16", "int8", "fp8"};
+    static const char *const names[NB_KV_N_FORMATS] = {"f32", "f16",  "bf16",       "int8",
+                                                       "fp8", "int4", "int4_plain", "int2"};
     for (int i = 0; i < NB_KV_N_FORMATS; i++) {
         nb_kv_format format = (nb_kv_format)((i + 1) % NB_KV_N_FORMATS);
         assert_true(nb_kv_format_named(names[i], &format));
@@ -187,6 +258,8 @@ static void cells_do_not_overlap(void **state)
     enum { N = 100 };
     nb_err err;
     for (int type = 0; type < NB_KV_N_FORMATS; type++) {
+        if (nb_kv_bits((nb_kv_format)type) > 0) /* test_packed_cells.c has those */
+            continue;
         nb_kernels k;
         nb_kernels_init(&k, 0);
         nb_kv_pool pool;
@@ -241,15 +314,15 @@ static void making_one_survives_every_allocation_failure(void **state)
 {
     (void)state;
     nb_err err;
-    for (int64_t n = 1; n <= 4; n++) {
+    for (int64_t n = 1; n <= 7; n++) {
         nb_kv_pool pool;
         nb_kv_seq seq = {0};
         nb_alloc_fail_at(n);
-        nb_status s = nb_kv_pool_init(&pool, &config, NB_KV_F16, 10, &err);
+        nb_status s = nb_kv_pool_init(&pool, &config, NB_KV_INT2, 10, &err);
         if (s == NB_OK)
             s = nb_kv_seq_init(&seq, &pool, 100, &err);
         nb_alloc_fail_at(0);
-        assert_int_equal(s, n == 4 ? NB_OK : NB_MEMORY);
+        assert_int_equal(s, n == 7 ? NB_OK : NB_MEMORY);
         nb_kv_seq_free(&seq);
         nb_kv_pool_free(&pool);
         assert_int_equal(nb_alloc_live(), 0);
@@ -260,6 +333,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pages_are_neither_lost_nor_shared),
+        cmocka_unit_test(recent_positions_are_kept),
         cmocka_unit_test(limits_have_their_words),
         cmocka_unit_test(sizes_do_not_wrap),
         cmocka_unit_test(names_find_their_format),

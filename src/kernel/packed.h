@@ -1,0 +1,80 @@
+/* Private to the kernels that store cells: numbers that share a scale and a minimum, in few bits
+ * (A8). Scalar code, the same for every instruction set: a page is packed once, and read for every
+ * token that follows. */
+#ifndef NB_KERNEL_PACKED_H
+#define NB_KERNEL_PACKED_H
+
+#include "kernel/cells.h"
+#include "numeric/minifloat.h"
+
+#include <math.h>
+
+/* How many ranges are tried: the whole one, and each time 1/32 of it less at both ends. What lies
+ * outside is clamped: with four levels that costs less than levels far apart. */
+static inline int nb_pack_tries(int bits)
+{
+    return bits == 2 ? 8 : 3;
+}
+
+typedef struct {
+    uint16_t scale, least; /* F16 */
+    uint8_t code[NB_KV_GROUP];
+} nb_packed;
+
+static inline uint16_t nb_pack_f16(float x)
+{
+    return nb_f16_from_f32(x < -65504.0f ? -65504.0f : x > 65504.0f ? 65504.0f : x);
+}
+
+/* Codes of n <= 32 finite numbers in the range [low, high], and zeros; returns the sum of the
+ * squares of what they are off, by A1. */
+static inline float nb_pack_range(nb_packed *out, const float *x, int64_t n, int bits, float low,
+                                  float high)
+{
+    const float top = (float)((1 << bits) - 1);
+    out->scale = nb_pack_f16((high - low) / top);
+    out->least = nb_pack_f16(low + 0.0f);
+    const float s = nb_f16_to_f32(out->scale), m = nb_f16_to_f32(out->least);
+    const float inv = s > 0 ? 1.0f / s : 0;
+    float lane[16] = {0};
+    for (int64_t i = 0; i < NB_KV_GROUP; i++) {
+        const float y = i < n ? x[i] : m, q = (y - m) * inv;
+        const float code = rintf(q < 0 ? 0 : q > top ? top : q);
+        const float off = fmaf(s, code, m) - y;
+        out->code[i] = i < n ? (uint8_t)code : 0;
+        lane[i % 16] = fmaf(off, off, lane[i % 16]);
+    }
+    for (int half = 8; half >= 1; half /= 2)
+        for (int j = 0; j < half; j++)
+            lane[j] += lane[j + half];
+    return lane[0];
+}
+
+/* Packs n numbers, 1 <= n <= 32: the range with the least squares, the widest of equal ones. */
+static inline void nb_pack(nb_packed *out, const float *x, int64_t n, int bits)
+{
+    float low = x[0], high = x[0];
+    bool finite = true;
+    for (int64_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+        finite = finite && isfinite(x[i]);
+    }
+    if (!finite) {
+        *out = (nb_packed){.scale = 0x7e00};
+        return;
+    }
+    float least_off = nb_pack_range(out, x, n, bits, low, high);
+    const float step = (high - low) / 32;
+    for (int i = 1; i < nb_pack_tries(bits); i++) {
+        nb_packed other;
+        const float cut = (float)i * step;
+        const float off = nb_pack_range(&other, x, n, bits, low + cut, high - cut);
+        if (off < least_off) {
+            *out = other;
+            least_off = off;
+        }
+    }
+}
+
+#endif
