@@ -283,8 +283,9 @@ static nb_status copy_context(nb_bench *b, int64_t i, nb_err *err)
     for (int64_t p = 0; p < to->n_table; p++)
         memcpy(b->kv.arena + (size_t)to->table[p] * bytes,
                b->kv.arena + (size_t)from->table[p] * bytes, bytes);
-    for (int64_t p = to->n_sealed; to->recent != NULL && p < to->n_table; p++)
-        if (p >= from->n_sealed) /* the others are not looked at */
+    const int64_t n_sealed = to->n_sealed > from->n_sealed ? to->n_sealed : from->n_sealed;
+    for (int64_t p = 0; to->recent != NULL && p < to->n_table; p++)
+        if (!nb_kv_sees_sealed(n_sealed, p)) /* the others are not looked at */
             memcpy(b->kv.recent + (size_t)to->recent[p] * b->kv.recent_bytes,
                    b->kv.recent + (size_t)from->recent[p] * b->kv.recent_bytes, b->kv.recent_bytes);
     to->n = from->n;

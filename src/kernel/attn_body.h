@@ -174,7 +174,7 @@ static void split_start(attention *at, int64_t split)
         if (i < sees.begin / NB_KV_PAGE || i * NB_KV_PAGE >= sees.end)
             continue; /* the table may have no entry for it */
         const int64_t page = split * PAGES + i;
-        if (at->packed && page >= at->n_sealed) {
+        if (at->packed && !nb_kv_sees_sealed(at->n_sealed, page)) {
             recent_page(at, page, i);
             continue;
         }

@@ -10,6 +10,7 @@
 #define NB_KV_PAGE   32  /* positions in a page */
 #define NB_KV_GROUP  32  /* dimensions that share a scale and a minimum */
 #define NB_KV_RECENT 128 /* positions that packed formats keep as they are, at least */
+#define NB_KV_FIRST  2   /* pages at the start of which packed formats keep that form for good */
 
 typedef enum {
     NB_KV_F32,
@@ -66,9 +67,11 @@ typedef struct {
  * Positions come as F16 into the pages of `recent`, laid out as f16 is. When the last position of a
  * page is stored, the page is sealed, that is, quantized from there: keys by channel, 32 positions
  * sharing a scale, values by position. A query at p sees the sealed form of the first
- * nb_kv_n_sealed(p) pages, and `recent` of the others (arXiv:2402.02750).
- * int4, but not int4_plain, stores H v (hadamard.h) for v, where nb_kv_rotates: outputs are rotated
- * after they were divided. Keys are never: their outliers have channels of their own. */
+ * nb_kv_n_sealed(p) pages, and `recent` of the others (arXiv:2402.02750), to which the first
+ * NB_KV_FIRST pages always belong: the keys of the first tokens, which much attention goes to, are
+ * unlike all others (arXiv:2309.17453), and spoil the scales of those beside them.
+ * int4 and int2, but not int4_plain, store H v (hadamard.h) for v, where nb_kv_rotates: outputs are
+ * rotated after they were divided. Keys are never: their outliers have channels of their own. */
 typedef struct {
     uint8_t *arena;
     size_t page_bytes, k_offset, v_offset, head_bytes;
@@ -104,13 +107,18 @@ static inline size_t nb_kv_head_bytes(nb_kv_format format, int head_dim)
 
 static inline bool nb_kv_rotates(nb_kv_format format, int head_dim)
 {
-    return format == NB_KV_INT4 && (head_dim & (head_dim - 1)) == 0;
+    return (format == NB_KV_INT4 || format == NB_KV_INT2) && (head_dim & (head_dim - 1)) == 0;
 }
 
 /* Pages of which a query at position p sees the sealed form, which packed formats have. */
 static inline int64_t nb_kv_n_sealed(nb_kv_format format, int64_t p)
 {
     return nb_kv_bits(format) > 0 && p + 1 > NB_KV_RECENT ? (p + 1 - NB_KV_RECENT) / NB_KV_PAGE : 0;
+}
+/* Whether such a query sees that form of a page. */
+static inline bool nb_kv_sees_sealed(int64_t n_sealed, int64_t page)
+{
+    return page >= NB_KV_FIRST && page < n_sealed;
 }
 
 #endif

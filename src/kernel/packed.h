@@ -16,24 +16,32 @@ static inline int nb_pack_tries(int bits)
     return bits == 2 ? 8 : 3;
 }
 
+#define NB_PACK_FITS 2
+
 typedef struct {
     uint16_t scale, least; /* F16 */
     uint8_t code[NB_KV_GROUP];
 } nb_packed;
+
+/* The sum of 16 lanes, by A1. */
+static inline float nb_pack_tree(float lane[16])
+{
+    for (int half = 8; half >= 1; half /= 2)
+        for (int j = 0; j < half; j++)
+            lane[j] += lane[j + half];
+    return lane[0];
+}
 
 static inline uint16_t nb_pack_f16(float x)
 {
     return nb_f16_from_f32(x < -65504.0f ? -65504.0f : x > 65504.0f ? 65504.0f : x);
 }
 
-/* Codes of n <= 32 finite numbers in the range [low, high], and zeros; returns the sum of the
- * squares of what they are off, by A1. */
-static inline float nb_pack_range(nb_packed *out, const float *x, int64_t n, int bits, float low,
-                                  float high)
+/* Codes of n <= 32 finite numbers under the scale and the minimum that are there, and zeros;
+ * returns the sum of the squares of what they are off, by A1. */
+static inline float nb_pack_codes(nb_packed *out, const float *x, int64_t n, int bits)
 {
     const float top = (float)((1 << bits) - 1);
-    out->scale = nb_pack_f16((high - low) / top);
-    out->least = nb_pack_f16(low + 0.0f);
     const float s = nb_f16_to_f32(out->scale), m = nb_f16_to_f32(out->least);
     const float inv = s > 0 ? 1.0f / s : 0;
     float lane[16] = {0};
@@ -44,13 +52,45 @@ static inline float nb_pack_range(nb_packed *out, const float *x, int64_t n, int
         out->code[i] = i < n ? (uint8_t)code : 0;
         lane[i % 16] = fmaf(off, off, lane[i % 16]);
     }
-    for (int half = 8; half >= 1; half /= 2)
-        for (int j = 0; j < half; j++)
-            lane[j] += lane[j + half];
-    return lane[0];
+    return nb_pack_tree(lane);
 }
 
-/* Packs n numbers, 1 <= n <= 32: the range with the least squares, the widest of equal ones. */
+/* The same for the range [low, high]. */
+static inline float nb_pack_range(nb_packed *out, const float *x, int64_t n, int bits, float low,
+                                  float high)
+{
+    out->scale = nb_pack_f16((high - low) / (float)((1 << bits) - 1));
+    out->least = nb_pack_f16(low + 0.0f);
+    return nb_pack_codes(out, x, n, bits);
+}
+
+/* The scale and the minimum that fit n numbers best under the codes that are there: a line through
+ * the points (code, x - minimum), by least squares. False when there is none that rises. */
+static inline bool nb_pack_fit(nb_packed *out, const float *x, int64_t n)
+{
+    const float m = nb_f16_to_f32(out->least);
+    float ones[16] = {0}, codes[16] = {0};
+    int64_t sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float y = x[i] - m, c = (float)out->code[i];
+        ones[i % 16] += y;
+        codes[i % 16] = fmaf(c, y, codes[i % 16]);
+        sum += out->code[i];
+        squares += out->code[i] * out->code[i];
+    }
+    const float y = nb_pack_tree(ones), cy = nb_pack_tree(codes);
+    const int64_t spread = n * squares - sum * sum; /* exact, and less than 2^24 */
+    const float rise = (float)n * cy - (float)sum * y;
+    if (spread == 0 || !(rise > 0))
+        return false;
+    const float s = rise / (float)spread;
+    out->scale = nb_pack_f16(s);
+    out->least = nb_pack_f16(m + (y - s * (float)sum) / (float)n);
+    return true;
+}
+
+/* Packs n numbers, 1 <= n <= 32: the range with the least squares, the widest of equal ones; then
+ * NB_PACK_FITS times, as long as squares become less, the line through its codes. */
 static inline void nb_pack(nb_packed *out, const float *x, int64_t n, int bits)
 {
     float low = x[0], high = x[0];
@@ -74,6 +114,16 @@ static inline void nb_pack(nb_packed *out, const float *x, int64_t n, int bits)
             *out = other;
             least_off = off;
         }
+    }
+    for (int i = 0; i < NB_PACK_FITS; i++) {
+        nb_packed other = *out;
+        if (!nb_pack_fit(&other, x, n))
+            return;
+        const float off = nb_pack_codes(&other, x, n, bits);
+        if (!(off < least_off))
+            return;
+        *out = other;
+        least_off = off;
     }
 }
 

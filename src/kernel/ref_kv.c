@@ -286,8 +286,8 @@ static float recent(const nb_kv_view *kv, bool key, int head, int64_t p, int64_t
 float nb_ref_key(const nb_kv_view *kv, int head, int64_t n_sealed, int64_t p, int64_t d)
 {
     if (nb_kv_bits(kv->format) > 0)
-        return p / NB_KV_PAGE < n_sealed ? packed(kv, true, head, p, d)
-                                         : recent(kv, true, head, p, d);
+        return nb_kv_sees_sealed(n_sealed, p / NB_KV_PAGE) ? packed(kv, true, head, p, d)
+                                                           : recent(kv, true, head, p, d);
     const uint8_t *keys = page_of(kv, kv->k_offset, head, p);
     const int64_t cell = key_cell(kv, d, p);
     if (kv->format == NB_KV_INT8)
@@ -300,8 +300,8 @@ float nb_ref_key(const nb_kv_view *kv, int head, int64_t n_sealed, int64_t p, in
 float nb_ref_value(const nb_kv_view *kv, int head, int64_t n_sealed, int64_t p, int64_t d)
 {
     if (nb_kv_bits(kv->format) > 0)
-        return p / NB_KV_PAGE < n_sealed ? packed(kv, false, head, p, d)
-                                         : recent(kv, false, head, p, d);
+        return nb_kv_sees_sealed(n_sealed, p / NB_KV_PAGE) ? packed(kv, false, head, p, d)
+                                                           : recent(kv, false, head, p, d);
     uint8_t *values = page_of(kv, kv->v_offset, head, p);
     const int64_t cell = value_cell(kv, d, p);
     if (kv->format == NB_KV_INT8)

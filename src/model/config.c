@@ -23,8 +23,9 @@ int64_t nb_config_kv_bytes(const nb_config *c, nb_kv_format cell)
 
 int64_t nb_config_kv_recent_bytes(const nb_config *c, nb_kv_format cell)
 {
-    return nb_kv_bits(cell) > 0 ? (NB_KV_RECENT + 2 * NB_KV_PAGE) * nb_config_kv_bytes(c, NB_KV_F16)
-                                : 0;
+    return nb_kv_bits(cell) > 0
+               ? (NB_KV_RECENT + (2 + NB_KV_FIRST) * NB_KV_PAGE) * nb_config_kv_bytes(c, NB_KV_F16)
+               : 0;
 }
 
 static nb_status check_positive(const char *key, double v, nb_err *err)

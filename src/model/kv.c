@@ -35,13 +35,13 @@ size_t nb_kv_recent_page_bytes(const nb_config *c)
 
 /* A sequence that is at n = 32 a + b and gets k tokens has pages from that of the first position a
  * query at n sees in F16 to that of its last token: with w = NB_KV_RECENT / 32 at most
- * w + ceil((b + k) / 32), and b = 31 one less, so w + 1 + (k + 29) / 32. */
+ * w + ceil((b + k) / 32), and b = 31 one less, so w + 1 + (k + 29) / 32; and the first ones. */
 int64_t nb_kv_recent_pages(nb_kv_format cell, int64_t n_seqs, int64_t step_tokens)
 {
     static_assert(NB_KV_RECENT % NB_KV_PAGE == 0, "the window is whole pages");
     if (nb_kv_bits(cell) == 0)
         return 0;
-    return (NB_KV_RECENT / NB_KV_PAGE + 1) * n_seqs +
+    return (NB_KV_FIRST + NB_KV_RECENT / NB_KV_PAGE + 1) * n_seqs +
            (step_tokens + (NB_KV_PAGE - 3) * n_seqs) / NB_KV_PAGE;
 }
 
@@ -107,8 +107,9 @@ nb_status nb_kv_seq_init_lent(nb_kv_seq *seq, nb_kv_pool *pool, const int32_t *t
 /* Gives back the pages of `recent` in [begin, end), those that the sequence has. */
 static void drop_recent(nb_kv_seq *seq, int64_t begin, int64_t end)
 {
-    for (int64_t i = begin > seq->n_sealed ? begin : seq->n_sealed; i < end; i++)
-        seq->pool->free_recent[seq->pool->n_recent_free++] = seq->recent[i];
+    for (int64_t i = begin; i < end; i++)
+        if (!nb_kv_sees_sealed(seq->n_sealed, i))
+            seq->pool->free_recent[seq->pool->n_recent_free++] = seq->recent[i];
 }
 
 nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err)
@@ -123,12 +124,13 @@ nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err)
     if (seq->recent != NULL) { /* what no query from seq->n on sees */
         const int64_t from = seq->pinned > 0 && seq->pinned < seq->n ? seq->pinned : seq->n;
         const int64_t n_sealed = nb_kv_n_sealed(seq->pool->cell, from);
-        const int64_t kept = n_sealed > seq->n_sealed ? n_sealed - seq->n_sealed : 0;
-        if (more > seq->pool->n_recent_free + kept)
+        const int64_t first = seq->n_sealed > NB_KV_FIRST ? seq->n_sealed : NB_KV_FIRST;
+        const int64_t n_dropped = n_sealed > first ? n_sealed - first : 0;
+        if (more > seq->pool->n_recent_free + n_dropped)
             return nb_fail(err, NB_LIMIT, "the KV cache has no room for %lld pages of F16",
                            (long long)more);
-        drop_recent(seq, 0, n_sealed);
-        seq->n_sealed += kept;
+        drop_recent(seq, NB_KV_FIRST, n_sealed);
+        seq->n_sealed = n_sealed > seq->n_sealed ? n_sealed : seq->n_sealed;
         for (int64_t i = seq->n_table; i < want; i++)
             seq->recent[i] = seq->pool->free_recent[--seq->pool->n_recent_free];
     }

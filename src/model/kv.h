@@ -48,7 +48,7 @@ int64_t nb_kv_recent_pages(nb_kv_format cell, int64_t n_seqs, int64_t step_token
 size_t nb_kv_recent_page_bytes(const nb_config *c);
 
 /* One sequence: `n` positions are filled, in the pages of `table`. Packed formats: pages from
- * n_sealed on also have one of `recent`. */
+ * n_sealed on, and the first NB_KV_FIRST, also have one of `recent`. */
 typedef struct {
     nb_kv_pool *pool;
     int64_t n;

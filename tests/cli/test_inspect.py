@@ -90,12 +90,12 @@ class Inspect(lib.Case):
         dim = MODEL.head_dim  # int8: codes, keys' padded to a multiple of 4, and two f16 scales
         padded = (dim + 3) // 4 * 4
         # fp8: padded to 16; int4 and int2: to 32 and 64, codes and two f16 for every 32 numbers,
-        # and 192 positions of f16 besides
+        # and 256 positions of f16 besides
         wide, int4, int2 = ((dim + n - 1) // n * n for n in (16, 32, 64))
         for kv, cell in (("f16", 2 * dim), ("f32", 4 * dim), ("bf16", 2 * dim),
                          ("int8", padded + 2), ("fp8", wide + 2), ("int4", int4 * 5 // 8),
                          ("int4_plain", int4 * 5 // 8), ("int2", int2 * 3 // 8)):
-            recent = 192 * 2 * dim if kv[:4] in ("int4", "int2") else 0
+            recent = 256 * 2 * dim if kv[:4] in ("int4", "int2") else 0
             for ctx in (1, 7, 4096):
                 s = lib.json_lines(self.ok("inspect", path, "--json", "--kv", kv, "--ctx",
                                            str(ctx)))[-1]

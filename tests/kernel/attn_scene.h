@@ -131,7 +131,7 @@ static inline double packed_value(const nb_kv_view *kv, const uint8_t *at, bool 
 }
 
 /* A cell's value for a query that sees n_sealed pages sealed, from its bytes as cells.h draws them.
- * Values of int4 are rotated ones. */
+ * Values of int4 and int2 are rotated ones. */
 static inline double cell_value(const nb_kv_view *kv, int64_t n_sealed, bool key, int head,
                                 int64_t p, int64_t d)
 {
@@ -152,7 +152,7 @@ static inline double cell_value(const nb_kv_view *kv, int64_t n_sealed, bool key
     case NB_KV_INT4:
     case NB_KV_INT4_PLAIN:
     case NB_KV_INT2:
-        if (p / 32 >= n_sealed) {
+        if (p < 64 || p / 32 >= n_sealed) {
             const nb_kv_pages *r = &kv->recent;
             at = r->arena + (size_t)r->table[p / 32] * r->page_bytes +
                  (key ? r->k_offset : r->v_offset) + (size_t)head * r->head_bytes;
