@@ -266,11 +266,13 @@ static void tensors_of_other_types(void **state)
     expect_refused(pieces, CONFIG, NB_DATA, "wanted one integer, found I32 [2]");
     pieces_of(pieces, &m);
     pieces[SHAPE].tensor.dims[0] = 3;
+    pieces[SHAPE].data = NULL;
     expect_refused(pieces, CONFIG, NB_DATA, "'m.shape': wanted I64 [2], found I64 [3]");
     /* The weight is there twice. */
     pieces_of(pieces, &m);
     pieces[VIEWED].tensor =
         (nb_st_tensor){.name = "m.weight", .dtype = NB_ST_F16, .n_dims = 2, .dims = {ROWS, COLS}};
+    pieces[VIEWED].data = NULL;
     expect_refused(pieces, CONFIG, NB_DATA, "are one weight, twice");
 }
 
