@@ -221,6 +221,15 @@ class Calibrated(lib.Case):
         self.fails(4, *self.command("--memory", "1M", "--dry-run"))
         self.assertFalse(os.path.exists(self.work))
 
+    def test_what_it_will_take(self):
+        for method, args in (("gptq", []), ("rtn", ["--transform", "awq"]),
+                             ("gptq", ["--transform", "awq:grid=3"]),
+                             ("rtn:search", ["--transform", "smoothquant"])):
+            line = self.run_json("--dry-run", *args, method=method)
+            self.assertTrue(0 < line["seconds"] < 3600, line)
+            self.assertGreater(line["memory_bytes"], 1 << 20)
+            self.assertEqual(sorted(os.listdir(self.folder)), ["hf", "t.txt"])
+
     # ---- the disk is full ----
 
     def test_a_disk_that_is_full_at_the_end(self):

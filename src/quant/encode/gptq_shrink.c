@@ -18,9 +18,6 @@ static const double shrinks[] = {0, 0.1, 0.2, 0.35, 0.5, 0.7};
 #define N_SHRINKS (sizeof shrinks / sizeof *shrinks)
 static const double strengths[] = {0, 0.25, 0.5, 0.75, 1};
 
-/* Rows of each linear that candidates are compared on. */
-#define SAMPLE_ROWS 192
-
 /* A linear layer as far as it is encoded: all of it, or a sample of its rows. */
 typedef struct {
     const char *name;
@@ -387,18 +384,18 @@ static nb_status take_sample(group *g, int l, nb_err *err)
     const part *all = &g->all[l];
     const int64_t n = all->out->n_cols, n_rows = all->out->n_rows;
     g->sample[l] = *all;
-    if (n_rows <= SAMPLE_ROWS)
+    if (n_rows <= NB_GPTQ_SAMPLE_ROWS)
         return NB_OK;
-    NB_TRY(NB_ALLOC(&g->sample_weight[l], SAMPLE_ROWS * n, err));
-    for (int64_t i = 0; i < SAMPLE_ROWS; i++) {
+    NB_TRY(NB_ALLOC(&g->sample_weight[l], NB_GPTQ_SAMPLE_ROWS * n, err));
+    for (int64_t i = 0; i < NB_GPTQ_SAMPLE_ROWS; i++) {
         float *to = g->sample_weight[l] + i * n;
         const float *from;
-        NB_TRY(nb_rows_get(&all->rows, n, i * n_rows / SAMPLE_ROWS, 1, to, &from, err));
+        NB_TRY(nb_rows_get(&all->rows, n, i * n_rows / NB_GPTQ_SAMPLE_ROWS, 1, to, &from, err));
         if (from != to)
             memcpy(to, from, (size_t)n * sizeof(float));
     }
     g->sample_out[l] = *all->out;
-    g->sample_out[l].n_rows = SAMPLE_ROWS;
+    g->sample_out[l].n_rows = NB_GPTQ_SAMPLE_ROWS;
     g->sample[l].rows = (nb_rows){.all = g->sample_weight[l]};
     g->sample[l].out = &g->sample_out[l];
     return NB_OK;

@@ -6,6 +6,9 @@
 
 #include "quant/encode/gptq.h"
 
+/* Rows of each linear that candidates are compared on, at most. */
+#define NB_GPTQ_SAMPLE_ROWS 192
+
 /* nb_quantizer.encode_group of gptq, gptaq and qronos. Candidates are encoded with the tokens that
  * choose and compared on those held out, on a sample of rows; then the group is encoded once more
  * with all tokens. `held_loss` is that of the best candidate, to which held-out tokens were new. */

@@ -377,6 +377,20 @@ static int64_t awq_bytes_at(const nb_config *c, nb_point point, int n_threads)
            (n / NB_SYM_BLOCK + 2 + n_threads) * (128 << 10) + 64 * n;
 }
 
+/* s = 1, then all candidates: on few rows, and the best of them on all. */
+static double awq_rows_tried(const char *options, int64_t most_rows, int64_t n_rows)
+{
+    awq_options o;
+    candidate c[2 * MAX_GRID];
+    nb_err ignored = {0};
+    if (parse(&o, options, &ignored) != NB_OK)
+        return 0;
+    const int64_t n = list_candidates(&o, c), all = n_rows < MAX_ROWS ? n_rows : MAX_ROWS;
+    const int64_t few = n_rows < FEW_ROWS ? n_rows : FEW_ROWS;
+    const bool picks = most_rows > FEW_ROWS && n > N_LOOKED;
+    return (double)((1 + (picks ? N_LOOKED : n)) * all + (picks ? n * few : 0));
+}
+
 const nb_transform nb_transform_awq = {
     .name = "awq",
     .source = "Lin et al., arXiv:2306.00978",
@@ -385,4 +399,6 @@ const nb_transform nb_transform_awq = {
     .check = awq_check,
     .apply_at = awq_apply_at,
     .bytes_at = awq_bytes_at,
+    .rows_tried = awq_rows_tried,
+    .without_last = "clip=off",
 };

@@ -441,6 +441,13 @@ static int64_t smooth_bytes_at(const nb_config *c, nb_point point, int n_threads
            nb_balance_bytes(n, rows > t ? rows : t) + nb_trial_strip_bytes(c);
 }
 
+static double smooth_rows_tried(const char *options, int64_t most_rows, int64_t n_rows)
+{
+    (void)options; /* each candidate is tried on the same rows */
+    (void)most_rows;
+    return (double)(n_rows < MAX_ROWS ? n_rows : MAX_ROWS);
+}
+
 const nb_transform nb_transform_smoothquant = {
     .name = "smoothquant",
     .source = "Xiao et al., arXiv:2211.10438",
@@ -449,4 +456,5 @@ const nb_transform nb_transform_smoothquant = {
     .check = smooth_check,
     .apply_at = smooth_apply_at,
     .bytes_at = smooth_bytes_at,
+    .rows_tried = smooth_rows_tried,
 };

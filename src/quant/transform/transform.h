@@ -64,6 +64,12 @@ typedef struct {
                           nb_err *err);
     /* Bytes that this takes, beside weights that are held and statistics. */
     int64_t (*bytes_at)(const nb_config *c, nb_point point, int n_threads);
+    /* How many rows of a linear with n_rows are rounded in all, candidate by candidate, where the
+     * largest linear of its point has most_rows: what time goes with. */
+    double (*rows_tried)(const char *options, int64_t most_rows, int64_t n_rows);
+    /* The option that leaves out what is done to all rows once scales are chosen; NULL: nothing is.
+     */
+    const char *without_last;
 } nb_transform;
 
 /* All of them, ending with NULL. */
