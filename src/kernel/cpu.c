@@ -52,6 +52,10 @@ unsigned nb_cpu_isa(void)
     unsigned isa = NB_ISA_AVX2;
     if ((saved & zmm) == zmm && has(b, leaf7_b512) && has(c, bit_AVX512VNNI))
         isa |= NB_ISA_AVX512;
+    unsigned a1, b1, c1, d1; /* leaf 7, 1, EAX: 5 AVX512_BF16 */
+    if ((isa & NB_ISA_AVX512) && a >= 1 && __get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) &&
+        has(a1, 1u << 5))
+        isa |= NB_ISA_BF16;
     if ((isa & NB_ISA_AVX512) && (saved & tiles) == tiles && has(d, leaf7_d_amx) && tiles_granted())
         isa |= NB_ISA_AMX;
     return isa;

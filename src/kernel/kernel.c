@@ -32,6 +32,8 @@ void nb_kernels_init(nb_kernels *k, unsigned allow)
         nb_kernels_avx512_attn(k);
         nb_kernels_avx512_back(k);
     }
+    if (k->isa & NB_ISA_BF16)
+        nb_kernels_avx512bf16_mm(k);
     if (k->isa & NB_ISA_AMX)
         nb_kernels_amx_dot(k);
 #elif defined(__aarch64__)

@@ -15,6 +15,8 @@
 #include "kernel/cpu.h"
 #include "numeric/format.h"
 
+#include <string.h>
+
 /* ---- A2, A3: matrix products on packed weights ---- */
 
 #define NB_PANEL_ROWS   16 /* weight rows interleaved in a panel: one 512-bit register of outputs */
@@ -159,6 +161,38 @@ typedef void nb_mm_sub_d_fn(double *c, int64_t ldc, int64_t m, int64_t n, const 
 typedef void nb_axpy_fn(float *y, float a, const float *x, int64_t n);
 typedef void nb_axpy_d_fn(double *y, double a, const double *x, int64_t n);
 
+/* ---- A10: products in bfloat16 (matmul.h) ---- */
+
+/* The bfloat16 nearest to the number of these bits, ties to even; a NaN stays one, made quiet. What
+ * is below 2^-50 becomes +0: products and sums of products are then multiples of 2^-114, and none
+ * is denormal, which processors treat differently in this format. */
+#define NB_BF16_SMALL 0x26800000u /* 2^-50 in binary32 */
+static inline uint32_t nb_bf16_near(uint32_t u)
+{
+    const uint32_t size = u & 0x7fffffff;
+    return size < NB_BF16_SMALL ? 0
+           : size > 0x7f800000  ? u >> 16 | 0x40
+                                : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+/* A pair lies in the place of a binary32 number, which it is not: `low` in the low half. */
+static inline void nb_bf16_put(float *pair, float low, float high)
+{
+    uint32_t l, h;
+    memcpy(&l, &low, sizeof l);
+    memcpy(&h, &high, sizeof h);
+    l = nb_bf16_near(l) | nb_bf16_near(h) << 16;
+    memcpy(pair, &l, sizeof l);
+}
+/* y[i] = the pair (low[i], high[i]), i < n. y overlaps neither, or is one of them. */
+typedef void nb_bf16_pairs_fn(float *y, const float *low, const float *high, int64_t n);
+/* The pairs (x[0], x[1]), (x[2], x[3]), ... of n numbers; an odd n is filled up with 0. y[(n + 1) /
+ * 2] does not overlap x. */
+typedef void nb_bf16_row_fn(float *y, const float *x, int64_t n);
+/* nb_mm_fn, where an element of a panel is the pair of columns (2 k, 2 k + 1): in one chain of
+ * fused multiply-adds from +0, s takes for ascending k the product of the high halves, then that of
+ * the low ones. */
+typedef nb_mm_fn nb_mm_pairs_fn;
+
 /* ---- A1, A6, A11: small steps; n is any length >= 1 ---- */
 
 /* y = fl(fl(x * r) * g), r = 1 / sqrt(fl(ss / n) + eps), ss by A1 (16 lanes of fma(x, x, lane),
@@ -265,6 +299,9 @@ typedef struct {
     nb_mm_fn *mm;
     nb_mm_widen_fn *mm_widen;
     nb_mm_sub_d_fn *mm_sub_d;
+    nb_mm_pairs_fn *mm_pairs;
+    nb_bf16_pairs_fn *bf16_pairs;
+    nb_bf16_row_fn *bf16_row;
     nb_axpy_fn *axpy;
     nb_axpy_d_fn *axpy_d;
     nb_rmsnorm_fn *rmsnorm;
@@ -304,6 +341,7 @@ void nb_kernels_avx2_attn(nb_kernels *k);
 void nb_kernels_avx2_back(nb_kernels *k);
 void nb_kernels_avx512_dot(nb_kernels *k);
 void nb_kernels_avx512_mm(nb_kernels *k);
+void nb_kernels_avx512bf16_mm(nb_kernels *k);
 void nb_kernels_avx512_nn(nb_kernels *k);
 void nb_kernels_avx512_attn(nb_kernels *k);
 void nb_kernels_avx512_back(nb_kernels *k);

@@ -124,7 +124,7 @@ void nb_matmul_pack(float *packed, const nb_view *b, int64_t n, int64_t depth, i
 
 /* A part of the product: rows [0, m) from a and c on, columns that `packed` has, its chunks
  * `chunk_floats` apart. */
-static void block(const nb_kernels *k, float *c, int64_t ldc, int64_t m, int64_t n, int64_t depth,
+static void block(nb_mm_fn *mm, float *c, int64_t ldc, int64_t m, int64_t n, int64_t depth,
                   const nb_view *a, const float *packed, int64_t chunk_floats, bool add,
                   float *scratch)
 {
@@ -133,8 +133,8 @@ static void block(const nb_kernels *k, float *c, int64_t ldc, int64_t m, int64_t
         pack_a(scratch, a->p + k0 * a->col_step, a->row_step, a->col_step, m, kn);
         for (int64_t j = 0; j < n; j += COLS)
             for (int64_t i = 0; i < m; i += ROWS)
-                k->mm(c + i * ldc + j, ldc, min64(m - i, ROWS), min64(n - j, COLS),
-                      scratch + i / ROWS * PANEL_A, packed + j / COLS * PANEL_B, kn, add);
+                mm(c + i * ldc + j, ldc, min64(m - i, ROWS), min64(n - j, COLS),
+                   scratch + i / ROWS * PANEL_A, packed + j / COLS * PANEL_B, kn, add);
     }
 }
 
@@ -161,9 +161,9 @@ void nb_matmul_rows(const nb_kernels *k, const nb_matmul_job *job, const float *
     for (int64_t i = 0; i < job->m; i += TASK_ROWS) {
         const nb_view a = view_at(&job->a, i, 0);
         for (int64_t j = 0; j < job->n; j += TASK_COLS)
-            block(k, job->c + i * job->ldc + j, job->ldc, min64(job->m - i, TASK_ROWS),
-                  min64(job->n - j, TASK_COLS), job->depth, &a, packed + j / COLS * PANEL_B,
-                  chunk_floats, job->add, scratch);
+            block(job->pairs ? k->mm_pairs : k->mm, job->c + i * job->ldc + j, job->ldc,
+                  min64(job->m - i, TASK_ROWS), min64(job->n - j, TASK_COLS), job->depth, &a,
+                  packed + j / COLS * PANEL_B, chunk_floats, job->add, scratch);
     }
 }
 
@@ -191,9 +191,9 @@ static void block_task(void *context, int64_t chunk, int thread)
     const int64_t across = ceil_div(s->n, TASK_COLS);
     const int64_t i = chunk / across * TASK_ROWS, j = chunk % across * TASK_COLS;
     const nb_view a = view_at(&job->a, i, s->k);
-    block(s->kernels, job->c + i * job->ldc + s->j + j, job->ldc, min64(job->m - i, TASK_ROWS),
-          min64(s->n - j, TASK_COLS), s->depth, &a, s->packed + j / COLS * PANEL_B,
-          ceil_div(s->n, COLS) * PANEL_B, job->add || s->k > 0,
+    block(job->pairs ? s->kernels->mm_pairs : s->kernels->mm, job->c + i * job->ldc + s->j + j,
+          job->ldc, min64(job->m - i, TASK_ROWS), min64(s->n - j, TASK_COLS), s->depth, &a,
+          s->packed + j / COLS * PANEL_B, ceil_div(s->n, COLS) * PANEL_B, job->add || s->k > 0,
           s->scratch + thread * TASK_ROWS * CHUNK);
 }
 

@@ -16,12 +16,15 @@ typedef struct {
 
 /* c[i * ldc + j] = sum over k of a(i, k) * b(k, j), i < m, j < n, k < depth: one chain of fused
  * multiply-adds in ascending k, cut every 128, chunk sums added ascending from +0 (A2). With `add`
- * the chunk sums are added to what c holds instead. c overlaps neither a nor b. */
+ * the chunk sums are added to what c holds instead. c overlaps neither a nor b.
+ *
+ * With `pairs` an element of a or b is a pair of bfloat16 numbers, those of columns 2 k and 2 k + 1
+ * of a and rows of b (kernel.h); depth counts pairs, and chunks are of 128 pairs. */
 typedef struct {
     float *c;
     int64_t ldc, m, n, depth;
     nb_view a, b;
-    bool add;
+    bool add, pairs;
 } nb_matmul_job;
 
 /* Bytes of scratch, for any orientation; aligned to 64 by the caller. A few MiB at most, whatever

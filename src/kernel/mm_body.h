@@ -13,19 +13,10 @@
  * registers takes it in parts. A step of a tile is SUB_VECS loads of b, a broadcast of a for each
  * row, and SUB_ROWS * SUB_VECS fused multiply-adds, each into a sum of its own: enough of them to
  * hide their latency. Results that do not fill their registers go through a buffer. */
-#include "kernel/kernel.h"
+#include "kernel/mm_pairs_body.h"
 
-#include <assert.h>
-#include <math.h>
-
-enum {
-    SUB_COLS = SUB_VECS * VF_LANES,
-    SUB_COLS_D = SUB_VECS * VD_LANES,
-    SUB_SUMS = SUB_ROWS * SUB_VECS,
-};
-static_assert(NB_MM_ROWS % SUB_ROWS == 0 && NB_MM_COLS % SUB_COLS == 0 &&
-                  NB_MM_COLS_D % SUB_COLS_D == 0,
-              "a panel is cut into whole tiles");
+enum { SUB_COLS_D = SUB_VECS * VD_LANES };
+static_assert(NB_MM_COLS_D % SUB_COLS_D == 0, "a panel is cut into whole tiles");
 
 /* T rows by SUB_COLS columns. */
 INLINE void chains(vf *sum, const float *a, const float *b, int64_t depth, const int T)
@@ -53,21 +44,7 @@ INLINE void tile(float *c, int64_t ldc, int64_t n, const float *a, const float *
 {
     vf sum[SUB_SUMS];
     chains(sum, a, b, depth, T);
-    if (n >= SUB_COLS) {
-        UNROLL
-        for (int i = 0; i < T * SUB_VECS; i++) {
-            float *to = c + i / SUB_VECS * ldc + i % SUB_VECS * VF_LANES;
-            vf_store(to, vf_add(add ? vf_load(to) : vf_zero(), sum[i]));
-        }
-        return;
-    }
-    float rest[SUB_ROWS * SUB_COLS];
-    UNROLL
-    for (int i = 0; i < T * SUB_VECS; i++)
-        vf_store(rest + i * VF_LANES, sum[i]);
-    for (int t = 0; t < T; t++)
-        for (int64_t j = 0; j < n; j++)
-            c[t * ldc + j] = (add ? c[t * ldc + j] : 0) + rest[t * SUB_COLS + j];
+    put_tile(c, ldc, n, sum, add, T);
 }
 
 INLINE void tile_widen(double *c, const int64_t *row_at, int64_t n, const float *a, const float *b,
@@ -172,11 +149,6 @@ static tile_widen_fn *const tiles_widen[SUB_ROWS] = {FOR_EACH_T(X)};
 static tile_sub_d_fn *const tiles_sub_d[SUB_ROWS] = {FOR_EACH_T(X)};
 #undef X
 
-static int64_t rows_of(int64_t left)
-{
-    return left < SUB_ROWS ? left : SUB_ROWS;
-}
-
 static void mm(float *c, int64_t ldc, int64_t m, int64_t n, const float *a, const float *b,
                int64_t depth, bool add)
 {
@@ -226,4 +198,5 @@ static void fill_mm(nb_kernels *k)
     k->mm_sub_d = mm_sub_d;
     k->axpy = axpy;
     k->axpy_d = axpy_d;
+    fill_mm_pairs(k);
 }

@@ -3,6 +3,7 @@
 #include "kernel/kernel.h"
 
 #include <math.h>
+#include <string.h>
 
 static float chain(const float *a, const float *b, int64_t depth, int64_t i, int64_t j)
 {
@@ -18,6 +19,42 @@ static void mm_ref(float *c, int64_t ldc, int64_t m, int64_t n, const float *a, 
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++)
             c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + chain(a, b, depth, i, j);
+}
+
+static float half_of(const float *pair, bool high)
+{
+    uint32_t u;
+    float half;
+    memcpy(&u, pair, sizeof u);
+    u = high ? u & 0xffff0000 : u << 16;
+    memcpy(&half, &u, sizeof half);
+    return half;
+}
+
+static void mm_pairs_ref(float *c, int64_t ldc, int64_t m, int64_t n, const float *a,
+                         const float *b, int64_t depth, bool add)
+{
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            float sum = 0;
+            for (int64_t k = 0; k < depth; k++)
+                for (int high = 1; high >= 0; high--)
+                    sum = fmaf(half_of(a + k * NB_MM_ROWS + i, high),
+                               half_of(b + k * NB_MM_COLS + j, high), sum);
+            c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + sum;
+        }
+}
+
+static void bf16_pairs_ref(float *y, const float *low, const float *high, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        nb_bf16_put(y + i, low[i], high[i]);
+}
+
+static void bf16_row_ref(float *y, const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += 2)
+        nb_bf16_put(y + i / 2, x[i], i + 1 < n ? x[i + 1] : 0);
 }
 
 static void mm_widen_ref(double *c, const int64_t *row_at, int64_t m, int64_t n, const float *a,
@@ -55,6 +92,9 @@ void nb_kernels_ref_mm(nb_kernels *k)
     k->mm = mm_ref;
     k->mm_widen = mm_widen_ref;
     k->mm_sub_d = mm_sub_d_ref;
+    k->mm_pairs = mm_pairs_ref;
+    k->bf16_pairs = bf16_pairs_ref;
+    k->bf16_row = bf16_row_ref;
     k->axpy = axpy_ref;
     k->axpy_d = axpy_d_ref;
 }

@@ -8,7 +8,7 @@
 #include <assert.h>
 #include <string.h>
 
-enum { ROWS = 8, PIECE = 128 };
+enum { ROWS = 8, PIECE = NB_CHUNK_K };
 
 /* ---- memory ---- */
 
@@ -30,6 +30,11 @@ static int64_t take(layout *l, int64_t count, int64_t each)
     return begin;
 }
 
+static int64_t pairs_of(int64_t n)
+{
+    return (n + 1) / 2;
+}
+
 static int64_t product_bytes(const nb_config *c, int64_t n_tokens, int n_threads)
 {
     int64_t most = 0;
@@ -45,6 +50,15 @@ static int64_t product_bytes(const nb_config *c, int64_t n_tokens, int n_threads
     return most;
 }
 
+/* The larger side of all linears. */
+static int64_t widest(const nb_config *c, int64_t (*side)(const nb_config *, nb_linear_id))
+{
+    int64_t most = 0;
+    for (int i = 0; i < NB_N_LINEARS; i++)
+        most = side(c, (nb_linear_id)i) > most ? side(c, (nb_linear_id)i) : most;
+    return most;
+}
+
 /* Floats in all; with t->memory, also where each part starts. */
 static int64_t lay_out(nb_block_train *t, const nb_config *c, int64_t n_seq, int64_t len,
                        int n_threads)
@@ -53,6 +67,9 @@ static int64_t lay_out(nb_block_train *t, const nb_config *c, int64_t n_seq, int
     float *base = t->memory, *pages, *table, *products;
     const int64_t d = c->d_model, d_q = c->n_heads * c->head_dim, d_k = c->n_kv_heads * c->head_dim;
     const int64_t n = n_seq * len, n_pages = n_seq * nb_back_attn_n_pages(len);
+    const int64_t rows = widest(c, nb_linear_n_rows), cols = widest(c, nb_linear_n_cols);
+    const int64_t token_pairs = t->bf16 ? n_seq * pairs_of(len) : 0;
+    const int64_t row_pairs = t->bf16 ? pairs_of(rows) : 0;
     const struct {
         float **part;
         int64_t count, each;
@@ -80,6 +97,8 @@ static int64_t lay_out(nb_block_train *t, const nb_config *c, int64_t n_seq, int
         {&table, n_pages, 1},
         {&t->scratch, n_threads, nb_back_attn_scratch(c, len)},
         {&products, product_bytes(c, n, n_threads) / 4 + 16, 1},
+        {&t->pairs_a, 2 * token_pairs, pairs_of(rows)},
+        {&t->pairs_b, token_pairs > row_pairs ? token_pairs : row_pairs, cols},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         const int64_t at = take(&l, parts[i].count, parts[i].each);
@@ -100,9 +119,10 @@ static bool too_large(const nb_config *c, int64_t n_seq, int64_t len)
            c->d_model > (1 << 28);
 }
 
-int64_t nb_block_train_bytes(const nb_config *c, int64_t n_seq, int64_t len, int n_threads)
+int64_t nb_block_train_bytes(const nb_config *c, int64_t n_seq, int64_t len, bool bf16,
+                             int n_threads)
 {
-    nb_block_train t = {0};
+    nb_block_train t = {.bf16 = bf16};
     if (too_large(c, n_seq, len))
         return INT64_MAX;
     const int64_t floats = lay_out(&t, c, n_seq, len, n_threads);
@@ -111,19 +131,24 @@ int64_t nb_block_train_bytes(const nb_config *c, int64_t n_seq, int64_t len, int
 
 nb_status nb_block_train_init(nb_block_train *t, const nb_config *c, const nb_rope_table *rope,
                               const nb_kernels *k, nb_pool *pool, int64_t n_seq, int64_t len,
-                              nb_err *err)
+                              bool bf16, nb_err *err)
 {
     assert(n_seq >= 1 && len >= 1);
     if (len > rope->n_positions)
         return nb_fail(err, NB_USAGE, "sequences of %lld tokens, for a table of %lld positions",
                        (long long)len, (long long)rope->n_positions);
     const int n_threads = nb_pool_n_threads(pool);
-    const int64_t bytes = nb_block_train_bytes(c, n_seq, len, n_threads);
+    const int64_t bytes = nb_block_train_bytes(c, n_seq, len, bf16, n_threads);
     if (bytes == INT64_MAX)
         return nb_fail(err, NB_MEMORY, "%lld sequences of %lld tokens are too many for one batch",
                        (long long)n_seq, (long long)len);
-    nb_block_train made = {
-        .config = c, .rope = rope, .kernels = k, .pool = pool, .max_seq = n_seq, .max_len = len};
+    nb_block_train made = {.config = c,
+                           .rope = rope,
+                           .kernels = k,
+                           .pool = pool,
+                           .max_seq = n_seq,
+                           .max_len = len,
+                           .bf16 = bf16};
     NB_TRY(nb_alloc(&made.memory, (size_t)bytes, 1, err));
     lay_out(&made, c, n_seq, len, n_threads);
     for (int64_t i = 0; i < len * rope->half; i++)
@@ -169,19 +194,66 @@ static void product_forward(const run *r, nb_linear_id which, float *y, const fl
                                  .b = {r->w->linear[which], 1, cols}});
 }
 
+/* A matrix [n_rows][n_cols] of which every row, or every two rows side by side, become pairs. */
+typedef struct {
+    const nb_kernels *kernels;
+    float *to;
+    const float *from;
+    int64_t n_rows, n_cols;
+} pairing;
+
+static void row_pairs_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const pairing *p = context;
+    for (int64_t row = chunk * ROWS; row < (chunk + 1) * ROWS && row < p->n_rows; row++)
+        p->kernels->bf16_row(p->to + row * pairs_of(p->n_cols), p->from + row * p->n_cols,
+                             p->n_cols);
+}
+
+static void column_pairs_chunk(void *context, int64_t chunk, int thread)
+{
+    (void)thread;
+    const pairing *p = context;
+    for (int64_t row = chunk * ROWS; row < (chunk + 1) * ROWS && row < p->n_rows; row += 2) {
+        float *to = p->to + row / 2 * p->n_cols;
+        const float *low = p->from + row * p->n_cols;
+        if (row + 1 < p->n_rows)
+            p->kernels->bf16_pairs(to, low, low + p->n_cols, p->n_cols);
+        else
+            for (int64_t i = 0; i < p->n_cols; i++)
+                nb_bf16_put(to + i, low[i], 0);
+    }
+}
+
+static const float *make_pairs(const run *r, nb_task_fn *chunks, float *to, const float *from,
+                               int64_t n_rows, int64_t n_cols)
+{
+    pairing p = {r->t->kernels, to, from, n_rows, n_cols};
+    nb_pool_run(r->t->pool, (n_rows + ROWS - 1) / ROWS, chunks, &p);
+    return to;
+}
+
 /* dx = dy W, or dx += dy W. */
 static void product_back(const run *r, nb_linear_id which, float *dx, const float *dy, bool add)
 {
     const int64_t rows = nb_linear_n_rows(r->t->config, which);
     const int64_t cols = nb_linear_n_cols(r->t->config, which);
-    multiply(r, &(nb_matmul_job){.c = dx,
-                                 .ldc = cols,
-                                 .m = r->n,
-                                 .n = cols,
-                                 .depth = rows,
-                                 .a = {dy, rows, 1},
-                                 .b = {r->w->linear[which], cols, 1},
-                                 .add = add});
+    nb_matmul_job job = {.c = dx,
+                         .ldc = cols,
+                         .m = r->n,
+                         .n = cols,
+                         .depth = rows,
+                         .a = {dy, rows, 1},
+                         .b = {r->w->linear[which], cols, 1},
+                         .add = add,
+                         .pairs = r->t->bf16};
+    if (job.pairs) {
+        job.depth = job.a.row_step = pairs_of(rows);
+        job.a.p = make_pairs(r, row_pairs_chunk, r->t->pairs_a, dy, r->n, rows);
+        job.b.p = make_pairs(r, column_pairs_chunk, r->t->pairs_b, job.b.p, rows, cols);
+    }
+    multiply(r, &job);
 }
 
 /* dW += dy^T x and db += sums of dy. Sequences that are no whole pieces go one by one, so that the
@@ -190,18 +262,26 @@ static void product_grad(const run *r, nb_linear_id which, const float *dy, cons
 {
     const int64_t rows = nb_linear_n_rows(r->t->config, which);
     const int64_t cols = nb_linear_n_cols(r->t->config, which);
-    const int64_t step = r->len % PIECE == 0 ? r->n : r->len;
+    const int64_t step = r->len % (r->t->bf16 ? 2 * PIECE : PIECE) == 0 ? r->n : r->len;
     if (r->grads->outputs != NULL)
         r->grads->outputs(r->grads->context, which, dy);
-    for (int64_t row = 0; r->grads->linear[which] != NULL && row < r->n; row += step)
-        multiply(r, &(nb_matmul_job){.c = r->grads->linear[which],
-                                     .ldc = cols,
-                                     .m = rows,
-                                     .n = cols,
-                                     .depth = step,
-                                     .a = {dy + row * rows, 1, rows},
-                                     .b = {x + row * cols, cols, 1},
-                                     .add = true});
+    for (int64_t row = 0; r->grads->linear[which] != NULL && row < r->n; row += step) {
+        nb_matmul_job job = {.c = r->grads->linear[which],
+                             .ldc = cols,
+                             .m = rows,
+                             .n = cols,
+                             .depth = step,
+                             .a = {dy + row * rows, 1, rows},
+                             .b = {x + row * cols, cols, 1},
+                             .add = true,
+                             .pairs = r->t->bf16};
+        if (job.pairs) {
+            job.depth = pairs_of(step);
+            job.a.p = make_pairs(r, column_pairs_chunk, r->t->pairs_a, job.a.p, step, rows);
+            job.b.p = make_pairs(r, column_pairs_chunk, r->t->pairs_b, job.b.p, step, cols);
+        }
+        multiply(r, &job);
+    }
     for (int64_t row = 0; r->grads->bias[which] != NULL && row < r->n; row += r->len)
         nb_back_column_sums(r->t->pool, r->grads->bias[which], dy + row * rows, r->len, rows);
 }

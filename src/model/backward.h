@@ -5,7 +5,12 @@
  * weights of equal values: the products are A2, and norms, RoPE, attention and SwiGLU are the same
  * kernels. Gradients depend neither on the number of threads, nor on the instruction set, nor on
  * how sequences were grouped into calls: those of weights are sums over one sequence after the
- * other, in pieces of 128 tokens (A10's pieces, added in binary32). */
+ * other, in pieces of 128 tokens (A10's pieces, added in binary32).
+ *
+ * With `bf16` the products of the backward pass with weights and activations take operands rounded
+ * to bfloat16, and add in binary32 (nb_matmul_job's pairs; pieces are of 256 tokens): twice as fast
+ * where the processor has the dot product, for gradients of which little more than the sign is
+ * used. */
 #ifndef NB_MODEL_BACKWARD_H
 #define NB_MODEL_BACKWARD_H
 
@@ -42,6 +47,7 @@ typedef struct {
     const nb_kernels *kernels;
     nb_pool *pool;
     int64_t max_seq, max_len;
+    bool bf16;
     void *memory;
     /* Of the last forward pass, [tokens][...]. After it `y` is the block's output; backward takes
      * the gradient of the output from there and changes it. */
@@ -55,15 +61,17 @@ typedef struct {
     float *scratch; /* per thread */
     int64_t scratch_floats;
     void *products;
+    float *pairs_a, *pairs_b; /* operands in bfloat16, with `bf16` */
 } nb_block_train;
 
 /* What nb_block_train_init would take for n_seq sequences of len tokens; INT64_MAX where that is
  * no number. */
-int64_t nb_block_train_bytes(const nb_config *c, int64_t n_seq, int64_t len, int n_threads);
+int64_t nb_block_train_bytes(const nb_config *c, int64_t n_seq, int64_t len, bool bf16,
+                             int n_threads);
 /* NB_USAGE where the table of positions is shorter than len. */
 nb_status nb_block_train_init(nb_block_train *t, const nb_config *c, const nb_rope_table *rope,
                               const nb_kernels *k, nb_pool *pool, int64_t n_seq, int64_t len,
-                              nb_err *err);
+                              bool bf16, nb_err *err);
 void nb_block_train_free(nb_block_train *t);
 
 /* t->y = the block of x [n_seq * len][d_model]; positions of each sequence count from 0. */

@@ -13,6 +13,7 @@ static const unsigned isa_masks[] = {
 #else
     NB_ISA_AVX2,
     NB_ISA_AVX2 | NB_ISA_AVX512,
+    NB_ISA_AVX2 | NB_ISA_AVX512 | NB_ISA_BF16,
     NB_ISA_AVX2 | NB_ISA_AVX512 | NB_ISA_AMX,
 #endif
 };

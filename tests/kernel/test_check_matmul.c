@@ -104,6 +104,142 @@ static void test_tiles(void **state)
     }
 }
 
+/* ---- pairs of bfloat16 ---- */
+
+static uint32_t bits_of(float x)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static float float_of(uint32_t u)
+{
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* Every upper half with lower halves around the tie: no other bfloat16 is nearer, and of two that
+ * are as near it is the even one. */
+static void test_bf16_near(void **state)
+{
+    (void)state;
+    static const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    for (uint32_t upper = 0; upper < 0x10000; upper++)
+        for (size_t i = 0; i < sizeof lower / sizeof *lower; i++) {
+            const float x = float_of(upper << 16 | lower[i]);
+            const uint32_t got = nb_bf16_near(bits_of(x));
+            const float y = float_of(got << 16);
+            if (isnan(x)) {
+                assert_true(isnan(y) && (got & 0x40) != 0 && signbit(y) == signbit(x));
+                continue;
+            }
+            if (fabsf(x) < 0x1p-50f) {
+                assert_int_equal(got, 0);
+                continue;
+            }
+            if (isinf(x)) {
+                assert_true(y == x);
+                continue;
+            }
+            const uint32_t down = upper, up = upper + 1; /* towards and away from zero */
+            /* what comes after the largest number counts as 2^128, where rounding ends in Inf */
+            const double high = isinf(float_of(up << 16)) ? copysign(0x1p128, (double)x)
+                                                          : (double)float_of(up << 16);
+            const double to_low = fabs((double)x - (double)float_of(down << 16));
+            const double to_high = fabs(high - (double)x);
+            const uint32_t want =
+                to_low < to_high || (to_low == to_high && down % 2 == 0) ? down : up;
+            if (got != want)
+                fail_msg("%a becomes %04x, not %04x", (double)x, got, want);
+        }
+}
+
+/* A panel of pairs from two of numbers. */
+static float *pair_panel(int64_t n, check_kind kind, uint64_t seed)
+{
+    float *low = check_floats(n), *high = check_floats(n), *pairs = check_floats(n);
+    check_fill(low, n, kind, seed);
+    check_fill(high, n, kind, seed + 1);
+    tables[0].bf16_pairs(pairs, low, high, n);
+    check_free(low);
+    check_free(high);
+    return pairs;
+}
+
+static void pair_tile_case(check_run *run, const nb_kernels *k, int64_t m, int64_t n, int64_t depth,
+                           check_kind kind)
+{
+    char what[120];
+    snprintf(what, sizeof what, "tile of pairs %lld x %lld x %lld, %s data", (long long)m,
+             (long long)n, (long long)depth, check_kind_name(kind));
+    const int64_t ldc = n + 3, size = (m - 1) * ldc + n;
+    float *a = pair_panel(depth * NB_MM_ROWS, kind, 5), *start = check_floats(size);
+    float *b = pair_panel(depth * NB_MM_COLS, kind, 7);
+    float *got = check_floats(size), *want = check_floats(size);
+    check_fill(start, size, kind, 9);
+    for (int add = 0; add < 2; add++) {
+        memcpy(got, start, (size_t)size * sizeof *got);
+        memcpy(want, start, (size_t)size * sizeof *got);
+        tables[0].mm_pairs(want, ldc, m, n, a, b, depth, add);
+        k->mm_pairs(got, ldc, m, n, a, b, depth, add);
+        check_same_f32(run, what, got, want, size);
+    }
+    float *const all[] = {a, b, got, want, start};
+    for (int i = 0; i < 5; i++) {
+        check_guard(run, what, all[i]);
+        check_free(all[i]);
+    }
+}
+
+static void test_pair_tiles(void **state)
+{
+    (void)state;
+    for (int v = 1; v < n_tables; v++) {
+        check_run run = {.name = nb_isa_name(tables[v].isa)};
+        for (int64_t m = 1; m <= NB_MM_ROWS; m++)
+            for (size_t c = 0; c < sizeof tile_cols / sizeof *tile_cols; c++)
+                for (int kind = 0; kind < CHECK_N_KINDS; kind++)
+                    pair_tile_case(&run, &tables[v], m, tile_cols[c],
+                                   tile_depths[(m + (int64_t)c + kind) % 5], (check_kind)kind);
+        check_finish(&run);
+    }
+}
+
+static void test_pairing(void **state)
+{
+    (void)state;
+    for (int v = 0; v < n_tables; v++) {
+        check_run run = {.name = nb_isa_name(tables[v].isa)};
+        for (int kind = 0; kind < CHECK_N_KINDS; kind++)
+            for (int64_t n = 1; n <= 100; n++) {
+                const char *what = check_kind_name((check_kind)kind);
+                float *low = check_floats(n), *high = check_floats(n);
+                float *pairs = check_floats(n), *row = check_floats((n + 1) / 2);
+                check_fill(low, n, (check_kind)kind, 14);
+                check_fill(high, n, (check_kind)kind, 15);
+                tables[v].bf16_pairs(pairs, low, high, n);
+                tables[v].bf16_row(row, low, n);
+                for (int64_t i = 0; i < n; i++) {
+                    const uint32_t l = nb_bf16_near(bits_of(low[i]));
+                    const uint32_t h = nb_bf16_near(bits_of(high[i]));
+                    const uint32_t in_row = bits_of(row[i / 2]) >> 16 * (i % 2) & 0xffff;
+                    check_same_f64(&run, what, bits_of(pairs[i]), l | h << 16);
+                    check_same_f64(&run, what, in_row, l);
+                }
+                if (n % 2 == 1)
+                    check_same_f64(&run, what, bits_of(row[n / 2]) >> 16, 0);
+                float *const all[] = {low, high, pairs, row};
+                for (int i = 0; i < 4; i++) {
+                    check_guard(&run, what, all[i]);
+                    check_free(all[i]);
+                }
+            }
+        check_finish(&run);
+    }
+}
+
 static void test_axpy(void **state)
 {
     (void)state;
@@ -146,6 +282,16 @@ static float at(const nb_view *v, int64_t i, int64_t j)
     return v->p[i * v->row_step + j * v->col_step];
 }
 
+/* A step of a chain: one product, or those of a pair, the higher column first. */
+static float plain_step(const nb_matmul_job *job, float a, float b, float sum)
+{
+    if (!job->pairs)
+        return fmaf(a, b, sum);
+    const uint32_t x = bits_of(a), y = bits_of(b);
+    sum = fmaf(float_of(x & 0xffff0000), float_of(y & 0xffff0000), sum);
+    return fmaf(float_of(x << 16), float_of(y << 16), sum);
+}
+
 static void plain_matmul(const nb_matmul_job *job)
 {
     for (int64_t i = 0; i < job->m; i++)
@@ -154,7 +300,7 @@ static void plain_matmul(const nb_matmul_job *job)
             for (int64_t k0 = 0; k0 < job->depth; k0 += 128) {
                 float sum = 0;
                 for (int64_t k = k0; k < job->depth && k < k0 + 128; k++)
-                    sum = fmaf(at(&job->a, i, k), at(&job->b, k, j), sum);
+                    sum = plain_step(job, at(&job->a, i, k), at(&job->b, k, j), sum);
                 total += sum;
             }
             job->c[i * job->ldc + j] = total;
@@ -162,12 +308,15 @@ static void plain_matmul(const nb_matmul_job *job)
 }
 
 /* A random matrix [rows][cols], stored by rows or by columns, that ends at an unreadable page. */
-static nb_view matrix(int64_t rows, int64_t cols, bool by_columns, check_kind kind, uint64_t seed)
+static nb_view matrix(int64_t rows, int64_t cols, bool by_columns, bool pairs, check_kind kind,
+                      uint64_t seed)
 {
     const int64_t inner = by_columns ? rows : cols, outer = by_columns ? cols : rows;
     const int64_t ld = inner + (int64_t)(seed % 3), size = outer > 0 ? (outer - 1) * ld + inner : 0;
     float *p = check_floats(size);
     check_fill(p, size, kind, seed);
+    for (int64_t i = 0; pairs && i < size; i++)
+        nb_bf16_put(p + i, p[i], 0.75f * p[size - 1 - i]);
     return by_columns ? (nb_view){p, 1, ld} : (nb_view){p, ld, 1};
 }
 
@@ -218,13 +367,15 @@ static void matmul_case(check_run *run, int64_t m, int64_t n, int64_t depth, int
                         check_kind kind)
 {
     char what[160];
-    snprintf(what, sizeof what, "%lld x %lld x %lld, a by %s, b by %s%s, %s data", (long long)m,
+    snprintf(what, sizeof what, "%lld x %lld x %lld, a by %s, b by %s%s%s, %s data", (long long)m,
              (long long)n, (long long)depth, form & 1 ? "columns" : "rows",
-             form & 2 ? "columns" : "rows", form & 4 ? ", added" : "", check_kind_name(kind));
+             form & 2 ? "columns" : "rows", form & 4 ? ", added" : "", form & 8 ? ", pairs" : "",
+             check_kind_name(kind));
     nb_matmul_job job = {.ldc = n + (form & 1 ? 5 : 0), .m = m, .n = n, .depth = depth};
     job.add = form & 4;
-    job.a = matrix(m, depth, form & 1, kind, 20);
-    job.b = matrix(depth, n, form & 2, kind, 22);
+    job.pairs = form & 8;
+    job.a = matrix(m, depth, form & 1, job.pairs, kind, 20);
+    job.b = matrix(depth, n, form & 2, job.pairs, kind, 22);
     const int64_t size = m > 0 ? (m - 1) * job.ldc + n : 0;
     float *start = check_floats(size), *want = check_floats(size), *got = check_floats(size);
     check_fill(start, size, kind, 24);
@@ -264,11 +415,11 @@ static void test_matmul(void **state)
     };
     check_run run = {.name = "matmul"};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-        for (int form = 0; form < 8; form++) {
+        for (int form = 0; form < 16; form++) {
             const int64_t *s = shapes[i];
             const bool small = s[0] * s[1] * s[2] < 100000;
             for (int kind = 0; kind < CHECK_N_KINDS; kind++)
-                if (small || kind == form)
+                if (small || kind == form % 8)
                     matmul_case(&run, s[0], s[1], s[2], form, (check_kind)kind);
         }
     check_finish(&run);
@@ -414,9 +565,10 @@ static void test_outer(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tiles),  cmocka_unit_test(test_axpy),
-        cmocka_unit_test(test_matmul), cmocka_unit_test(test_matmul_faults),
-        cmocka_unit_test(test_outer),
+        cmocka_unit_test(test_tiles),         cmocka_unit_test(test_bf16_near),
+        cmocka_unit_test(test_pair_tiles),    cmocka_unit_test(test_pairing),
+        cmocka_unit_test(test_axpy),          cmocka_unit_test(test_matmul),
+        cmocka_unit_test(test_matmul_faults), cmocka_unit_test(test_outer),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -33,6 +33,7 @@ static const char *const param_names[N_PARAMS] = {
 typedef struct {
     nb_config config;
     nb_rope_table rope;
+    bool bf16;
     int64_t n_seq, len;
     int64_t count[N_PARAMS];
     float *param[N_PARAMS], *grad[N_PARAMS];
@@ -130,7 +131,8 @@ static void block_run(block *b, unsigned isa, int threads, int64_t per_call, flo
     nb_block_train t;
     nb_kernels_init(&k, isa);
     must(nb_pool_open(&pool, threads, &err), &err);
-    must(nb_block_train_init(&t, &b->config, &b->rope, &k, pool, per_call, b->len, &err), &err);
+    must(nb_block_train_init(&t, &b->config, &b->rope, &k, pool, per_call, b->len, b->bf16, &err),
+         &err);
     for (int i = 0; i < N_PARAMS; i++)
         if (b->count[i] > 0)
             memset(b->grad[i], 0, (size_t)b->count[i] * sizeof(float));
@@ -367,18 +369,20 @@ static void gradients_equal_differences(void **state)
 
 /* ---- the same bits in every way ---- */
 
-static void same_ways(nb_config config, int64_t n_seq, int64_t len)
+static void same_ways(nb_config config, bool bf16, int64_t n_seq, int64_t len)
 {
-    static const unsigned isas[] = {NB_ISA_ALL, NB_ISA_SCALAR, NB_ISA_AVX2, NB_ISA_ALL};
-    static const int threads[] = {1, 2, 3, 2};
+    static const unsigned isas[] = {NB_ISA_ALL, NB_ISA_SCALAR, NB_ISA_AVX2,
+                                    NB_ISA_AVX2 | NB_ISA_AVX512, NB_ISA_ALL};
+    static const int threads[] = {1, 2, 3, 1, 2};
     block want, got;
     block_open(&want, config, true, n_seq, len);
     block_open(&got, config, true, n_seq, len);
+    want.bf16 = got.bf16 = bf16;
     float *y = malloc((size_t)want.count[P_X] * sizeof *y),
           *z = malloc((size_t)want.count[P_X] * 4);
     block_run(&want, NB_ISA_ALL, 2, n_seq, y);
-    for (int way = 0; way < 4; way++) {
-        block_run(&got, isas[way], threads[way], way == 3 ? 1 : n_seq, z);
+    for (int way = 0; way < 5; way++) {
+        block_run(&got, isas[way], threads[way], way == 4 ? 1 : n_seq, z);
         assert_memory_equal(y, z, (size_t)want.count[P_X] * sizeof *y);
         for (int i = 0; i < N_PARAMS; i++)
             if (want.count[i] > 0 &&
@@ -402,8 +406,49 @@ static void bits_depend_on_the_problem_only(void **state)
                          .head_dim = 12,
                          .rot_dim = 12,
                          .qk_norm = true};
-    same_ways(c, 3, 37);
-    same_ways(c, 2, 128); /* whole pieces: sequences share a product */
+    same_ways(c, false, 3, 37);
+    same_ways(c, false, 2, 128); /* whole pieces: sequences share a product */
+    same_ways(c, true, 3, 37);
+    same_ways(c, true, 2, 128);
+    same_ways(c, true, 2, 256); /* whole pieces of pairs */
+    nb_config odd = c;
+    odd.d_ff = 57;
+    same_ways(odd, true, 2, 5);
+}
+
+/* In bfloat16 an operand is off by 2^-9 of itself at most, and a gradient went through three
+ * products with what came before it: within a few 2^-9 of the largest of its kind, and not equal.
+ */
+static void bfloat16_is_near(void **state)
+{
+    (void)state;
+    const nb_config c = {
+        .d_model = 40, .d_ff = 57, .n_heads = 4, .n_kv_heads = 2, .head_dim = 12, .rot_dim = 12};
+    block fine, coarse;
+    block_open(&fine, c, true, 2, 61);
+    block_open(&coarse, c, true, 2, 61);
+    coarse.bf16 = true;
+    float *y = malloc((size_t)fine.count[P_X] * sizeof *y);
+    float *z = malloc((size_t)fine.count[P_X] * sizeof *z);
+    block_run(&fine, NB_ISA_ALL, 2, 2, y);
+    block_run(&coarse, NB_ISA_ALL, 2, 2, z);
+    assert_memory_equal(y, z, (size_t)fine.count[P_X] * sizeof *y); /* forward is as ever */
+    for (int i = 0; i < N_PARAMS; i++) {
+        double worst = 0, largest = 0;
+        for (int64_t j = 0; j < fine.count[i]; j++) {
+            largest = fmax(largest, fabs((double)fine.grad[i][j]));
+            worst = fmax(worst, fabs((double)fine.grad[i][j] - (double)coarse.grad[i][j]));
+        }
+        /* what the biases of the last product get is no product at all; that of k is nearly 0 */
+        const bool same = i == P_BIAS + NB_LINEAR_DOWN;
+        if (fine.count[i] > 0 && i != P_BIAS + NB_LINEAR_K &&
+            !(worst <= 4 * 0x1p-9 * largest && (worst > 0) == !same))
+            fail_msg("%s: off by %g of %g", param_names[i], worst, largest);
+    }
+    free(y);
+    free(z);
+    block_close(&fine);
+    block_close(&coarse);
 }
 
 /* ---- one forward ---- */
@@ -515,7 +560,7 @@ static void forward_is_the_models_own(void **state)
 
         nb_block_weights w = load_block(store);
         nb_block_train t;
-        must(nb_block_train_init(&t, &m.config, &m.rope, &k, pool, 1, LEN, &err), &err);
+        must(nb_block_train_init(&t, &m.config, &m.rope, &k, pool, 1, LEN, false, &err), &err);
         nb_block_forward(&t, &w, s.in, 1, LEN);
         if (memcmp(t.y, s.out, bytes) != 0)
             fail_msg("%s: the block gives other bits than the model", names[i]);
@@ -537,12 +582,12 @@ static void sizes_are_known_and_refused(void **state)
     nb_config c = {.d_model = 16, .d_ff = 24, .n_heads = 2, .n_kv_heads = 1, .head_dim = 8};
     c.rot_dim = 8;
     c.rope = (nb_rope){.type = NB_ROPE_DEFAULT, .base = 100};
-    const int64_t small = nb_block_train_bytes(&c, 1, 32, 1);
+    const int64_t small = nb_block_train_bytes(&c, 1, 32, false, 1);
     /* gate, up and their product, of 63 more sequences */
     assert_true(small > 0 &&
-                nb_block_train_bytes(&c, 64, 32, 1) - small >= 63 * 32 * 3 * c.d_ff * 4);
-    assert_true(nb_block_train_bytes(&c, INT64_MAX / 4, 32, 1) == INT64_MAX);
-    assert_true(nb_block_train_bytes(&c, 1 << 20, 1 << 20, 1) == INT64_MAX);
+                nb_block_train_bytes(&c, 64, 32, false, 1) - small >= 63 * 32 * 3 * c.d_ff * 4);
+    assert_true(nb_block_train_bytes(&c, INT64_MAX / 4, 32, true, 1) == INT64_MAX);
+    assert_true(nb_block_train_bytes(&c, 1 << 20, 1 << 20, true, 1) == INT64_MAX);
 
     nb_err err;
     nb_kernels k;
@@ -552,12 +597,12 @@ static void sizes_are_known_and_refused(void **state)
     nb_kernels_init(&k, NB_ISA_ALL);
     must(nb_pool_open(&pool, 1, &err), &err);
     must(nb_rope_table_init(&rope, &c, 32, NULL, &err), &err);
-    assert_int_equal(nb_block_train_init(&t, &c, &rope, &k, pool, 1, 33, &err), NB_USAGE);
-    assert_int_equal(nb_block_train_init(&t, &c, &rope, &k, pool, INT64_MAX / 4, 32, &err),
+    assert_int_equal(nb_block_train_init(&t, &c, &rope, &k, pool, 1, 33, false, &err), NB_USAGE);
+    assert_int_equal(nb_block_train_init(&t, &c, &rope, &k, pool, INT64_MAX / 4, 32, false, &err),
                      NB_MEMORY);
     const int64_t live = nb_alloc_live();
     nb_alloc_fail_at(1);
-    assert_int_equal(nb_block_train_init(&t, &c, &rope, &k, pool, 1, 32, &err), NB_MEMORY);
+    assert_int_equal(nb_block_train_init(&t, &c, &rope, &k, pool, 1, 32, true, &err), NB_MEMORY);
     nb_alloc_fail_at(0);
     assert_null(t.memory);
     assert_int_equal(nb_alloc_live(), live);
@@ -571,6 +616,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(gradients_equal_differences),
         cmocka_unit_test(bits_depend_on_the_problem_only),
+        cmocka_unit_test(bfloat16_is_near),
         cmocka_unit_test(forward_is_the_models_own),
         cmocka_unit_test(sizes_are_known_and_refused),
     };

@@ -66,7 +66,7 @@ static int64_t tokens_of(const tuning *t, int64_t seq)
 /* Bytes of the buffers for slices of n sequences, without those of the matrices. */
 static int64_t slice_bytes(const nb_config *c, int64_t n, int64_t len, int n_threads)
 {
-    const int64_t train = nb_block_train_bytes(c, n, len, n_threads);
+    const int64_t train = nb_block_train_bytes(c, n, len, true, n_threads);
     return train == INT64_MAX ? train : train + n * len * (2 * c->d_model * 4 + 8);
 }
 
@@ -140,7 +140,7 @@ static nb_status open_tuning(tuning *t, nb_err *err)
     NB_TRY(choose_slice(t, err));
     const int64_t n_rows = t->slice * t->len;
     NB_TRY(nb_block_train_init(&t->train, c, job->rope, job->kernels, job->pool, t->slice, t->len,
-                               err));
+                               true, err));
     NB_TRY(NB_ALLOC(&t->x, n_rows * c->d_model, err));
     NB_TRY(NB_ALLOC(&t->y, n_rows * c->d_model, err));
     NB_TRY(NB_ALLOC(&t->row_loss, n_rows, err));

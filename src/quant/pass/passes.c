@@ -49,7 +49,7 @@ double nb_passes_head_flops(const nb_config *c)
 int64_t nb_passes_memory(const nb_config *c, int64_t longest, int n_threads, bool two_heads)
 {
     const int64_t d = c->d_model, v = c->vocab_size;
-    const int64_t train = nb_block_train_bytes(c, 1, longest, n_threads);
+    const int64_t train = nb_block_train_bytes(c, 1, longest, false, n_threads);
     if (train == INT64_MAX)
         return train;
     /* 4 bytes a weight, and what the source holds of one matrix */
@@ -238,7 +238,7 @@ static nb_status make_room(nb_passes *p, nb_err *err)
                         nb_linear_n_rows(c, (nb_linear_id)j) * nb_linear_n_cols(c, (nb_linear_id)j),
                         err));
     return nb_block_train_init(&p->train, c, &p->frame.rope, p->job.kernels, p->job.pool, 1,
-                               p->job.longest, err);
+                               p->job.longest, false, err);
 }
 
 /* Through all blocks, up or down, one after the other. */

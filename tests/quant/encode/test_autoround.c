@@ -92,7 +92,8 @@ static void make_targets(scene *s)
     nb_err err;
     nb_block_train t;
     const int64_t d = s->config.d_model, n = N_SEQ * LEN * d;
-    must(nb_block_train_init(&t, &s->config, &s->rope, &s->kernels, s->pool, N_SEQ, LEN, &err),
+    must(nb_block_train_init(&t, &s->config, &s->rope, &s->kernels, s->pool, N_SEQ, LEN, false,
+                             &err),
          &err);
     nb_block_forward(&t, &s->weights, s->x, N_SEQ, LEN);
     memcpy(s->y, t.y, (size_t)n * sizeof *s->y);
@@ -194,7 +195,8 @@ static double stored_loss(scene *s)
             m->fmt->decode_row(m, r, values[i] + r * m->n_cols);
         w.linear[i] = values[i];
     }
-    must(nb_block_train_init(&t, &s->config, &s->rope, &s->kernels, s->pool, 1, LEN, &err), &err);
+    must(nb_block_train_init(&t, &s->config, &s->rope, &s->kernels, s->pool, 1, LEN, false, &err),
+         &err);
     double loss = 0;
     int64_t n = 0;
     for (int64_t seq = 0; seq < N_SEQ; seq++) {
@@ -321,7 +323,8 @@ static json_t *gradients(scene *s)
     json_t *list = json_array();
     for (int i = 0; i < NB_N_LINEARS; i++)
         grads.linear[i] = calloc((size_t)(s->mat[i].n_rows * s->mat[i].n_cols), sizeof(float));
-    must(nb_block_train_init(&t, &s->config, &s->rope, &s->kernels, s->pool, N_SEQ, LEN, &err),
+    must(nb_block_train_init(&t, &s->config, &s->rope, &s->kernels, s->pool, N_SEQ, LEN, false,
+                             &err),
          &err);
     nb_block_forward(&t, &s->weights, s->x, N_SEQ, LEN);
     nb_block_backward(&t, &s->weights, s->x, N_SEQ, LEN, &grads);

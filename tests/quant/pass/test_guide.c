@@ -254,7 +254,7 @@ static void gradients_are_differences_one_by_one(void **state)
     must(nb_model_open_frame(&frame, w.store, 1, N, &err), &err);
     must(nb_model_load_vectors(&frame, w.store, 0, 0, &err), &err);
     const nb_config *c = &frame.config;
-    must(nb_block_train_init(&t, c, &frame.rope, &w.kernels, w.pool, 1, N, &err), &err);
+    must(nb_block_train_init(&t, c, &frame.rope, &w.kernels, w.pool, 1, N, false, &err), &err);
     nb_block_weights weights = {.attn_norm = frame.layers[0].attn_norm,
                                 .ffn_norm = frame.layers[0].ffn_norm};
     float *floats[NB_N_LINEARS], *x = check_floats(N * c->d_model), squares[N][NB_BLOCK_POINTS];
