@@ -258,7 +258,7 @@ static void all_wide_scores(const attention *at)
             if (at->form[i] == NB_KV_F32)
                 keys = (const float *)(const void *)at->keys[i] + d * NB_KV_PAGE;
             else if (nb_kv_bits(at->form[i]) > 0)
-                widen_packed_keys(at->wide, at->keys[i], kv, d, n);
+                widen_packed_keys(at->wide, at->keys[i], at->values[i], kv, d, n);
             else
                 widen_keys(at->wide, at->keys[i], at->k_scales + i * NB_KV_PAGE, head_dim, d, n,
                            at->form[i]);

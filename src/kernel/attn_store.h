@@ -147,8 +147,15 @@ V16_INLINE void store_halves(uint16_t *keys, uint16_t *values, const float *k, c
 
 /* ---- packed codes ---- */
 
-/* Quantizes a page of F16 keys by channel. */
-V16_INLINE void seal_keys(const nb_kv_view *kv, uint8_t *keys, const uint16_t *from, int bits)
+V16_INLINE void load_channel(float *x, const uint16_t *from, int64_t d)
+{
+    for (int i = 0; i < NB_KV_PAGE; i += 16)
+        v16_store(x + i, v16_load_f16(from + d * NB_KV_PAGE + i));
+}
+
+/* Quantizes a page of F16 keys by channel; left[head_dim]: the squares of what each is off. */
+V16_INLINE void seal_keys(const nb_kv_view *kv, uint8_t *keys, const uint16_t *from, float *left,
+                          int bits)
 {
     const int64_t n_scales = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim), n = 8 / bits;
     const size_t codes_end = nb_kv_scales_at(kv->format, kv->head_dim);
@@ -157,10 +164,10 @@ V16_INLINE void seal_keys(const nb_kv_view *kv, uint8_t *keys, const uint16_t *f
         nb_packed channel[4] = {{0}};
         for (int64_t j = 0; j < n; j++, scale++) {
             float x[NB_KV_PAGE];
-            for (int i = 0; i < NB_KV_PAGE && d + j < kv->head_dim; i += 16)
-                v16_store(x + i, v16_load_f16(from + (d + j) * NB_KV_PAGE + i));
-            if (d + j < kv->head_dim)
-                nb_pack(&channel[j], x, NB_KV_PAGE, bits);
+            if (d + j < kv->head_dim) {
+                load_channel(x, from, d + j);
+                left[d + j] = nb_pack(&channel[j], x, NB_KV_PAGE, bits);
+            }
             scale[0] = channel[j].scale;
             scale[n_scales] = channel[j].least;
         }
@@ -173,36 +180,69 @@ V16_INLINE void seal_keys(const nb_kv_view *kv, uint8_t *keys, const uint16_t *f
     }
 }
 
-/* The same for values, by groups of dimensions of a position. */
-V16_INLINE void seal_values(const nb_kv_view *kv, uint8_t *values, const uint16_t *from, int bits)
+/* Two bits in a row of bytes, one for each position. */
+static void put_two_bits(uint8_t *row, int64_t j, const uint8_t *code, int shift)
 {
-    const int64_t n_scales = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim), n = 8 / bits;
-    const int64_t head_dim = kv->head_dim;
+    for (int i = 0; i < NB_KV_PAGE; i++)
+        row[i] = (uint8_t)((row[i] & ~(3 << 2 * j)) | (code[i] >> shift & 3) << 2 * j);
+}
+
+/* Quantizes those channels again that need it most, with 4 bits. */
+static void widen_keys_again(const nb_kv_view *kv, uint8_t *keys, uint8_t *values,
+                             const uint16_t *from, const float *left)
+{
+    const int64_t n_scales = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim);
+    const int64_t n_wide = (int64_t)nb_kv_n_wide(kv->format, kv->head_dim);
+    uint16_t *scale = (uint16_t *)(void *)(keys + nb_kv_scales_at(kv->format, kv->head_dim));
+    uint8_t *upper = values + nb_kv_wide_at(kv->format, kv->head_dim);
+    bool wide[NB_ATTN_MAX_DIM];
+    memset(upper, 0, (size_t)n_wide / 4 * NB_KV_PAGE);
+    nb_pack_wide(wide, left, kv->head_dim, n_wide);
+    for (int64_t d = 0, r = 0; d < kv->head_dim; d++) {
+        if (!wide[d])
+            continue;
+        nb_packed channel;
+        float x[NB_KV_PAGE];
+        load_channel(x, from, d);
+        nb_pack(&channel, x, NB_KV_PAGE, 4);
+        scale[d] = channel.scale | 0x8000;
+        scale[n_scales + d] = channel.least;
+        put_two_bits(keys + d / 4 * NB_KV_PAGE, d % 4, channel.code, 0);
+        put_two_bits(upper + r / 4 * NB_KV_PAGE, r % 4, channel.code, 2);
+        r++;
+    }
+}
+
+/* The same for values, by groups of dimensions of a position. */
+V16_INLINE void seal_values(const nb_kv_view *kv, uint8_t *values, const uint16_t *from, int bits,
+                            int size)
+{
+    const int64_t padded = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim), n = 8 / bits;
+    const int64_t head_dim = kv->head_dim, n_scales = padded / size * NB_KV_PAGE;
     uint8_t *row = values;
     uint16_t *scales = (uint16_t *)(void *)(values + nb_kv_scales_at(kv->format, kv->head_dim));
     for (int64_t p = 0; p < NB_KV_PAGE; p++, from += head_dim) {
         float x[NB_ATTN_MAX_DIM];
-        nb_packed groups[NB_ATTN_MAX_DIM / NB_KV_GROUP];
+        nb_packed groups[NB_ATTN_MAX_DIM / NB_KV_PAGE];
         int64_t d = 0;
         for (; d + 16 <= head_dim; d += 16)
             v16_store(x + d, v16_load_f16(from + d));
         for (; d < head_dim; d++)
             x[d] = nb_f16_to_f32(from[d]);
-        for (d = 0; d < n_scales; d += NB_KV_GROUP) {
-            nb_packed *group = &groups[d / NB_KV_GROUP];
+        for (d = 0; d < padded; d += size) {
+            nb_packed *group = &groups[d / size];
             const int64_t left = head_dim - d;
             *group = (nb_packed){0};
             if (left > 0)
-                nb_pack(group, x + d, left < NB_KV_GROUP ? left : NB_KV_GROUP, bits);
-            scales[d + p] = group->scale;
-            scales[n_scales + d + p] = group->least;
+                nb_pack(group, x + d, left < size ? left : size, bits);
+            scales[d / size * NB_KV_PAGE + p] = group->scale;
+            scales[n_scales + d / size * NB_KV_PAGE + p] = group->least;
         }
-        for (d = 0; d < n_scales; d += 16 * n, row += 16) {
+        for (d = 0; d < padded; d += 16 * n, row += 16) {
             for (int i = 0; i < 16; i++) {
                 unsigned byte = 0;
                 for (int j = 0; j < n; j++)
-                    byte |= (unsigned)groups[(d + 16 * j) / NB_KV_GROUP]
-                                .code[(16 * j + i) % NB_KV_GROUP]
+                    byte |= (unsigned)groups[(d + 16 * j) / size].code[(d + 16 * j + i) % size]
                             << (bits * j);
                 row[i] = (uint8_t)byte;
             }
@@ -229,12 +269,14 @@ static void store_packed(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t 
                  false);
     if (in_page < NB_KV_PAGE - 1)
         return;
+    float left[NB_ATTN_MAX_DIM];
     if (nb_kv_bits(kv->format) == 2) {
-        seal_keys(kv, keys, recent_keys, 2);
-        seal_values(kv, values, recent_values, 2);
+        seal_keys(kv, keys, recent_keys, left, 2);
+        widen_keys_again(kv, keys, values, recent_keys, left);
+        seal_values(kv, values, recent_values, 2, 64);
     } else {
-        seal_keys(kv, keys, recent_keys, 4);
-        seal_values(kv, values, recent_values, 4);
+        seal_keys(kv, keys, recent_keys, left, 4);
+        seal_values(kv, values, recent_values, 4, 32);
     }
 }
 

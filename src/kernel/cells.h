@@ -8,7 +8,6 @@
 #include <stdint.h>
 
 #define NB_KV_PAGE   32  /* positions in a page */
-#define NB_KV_GROUP  32  /* dimensions that share a scale and a minimum */
 #define NB_KV_RECENT 128 /* positions that packed formats keep as they are, at least */
 #define NB_KV_FIRST  2   /* pages at the start of which packed formats keep that form for good */
 
@@ -55,7 +54,10 @@ typedef struct {
  *           values  byte [p % 32][d / (16 n)][d % 16],  code d / 16 % n of it
  *
  * int8 and fp8 then have 32 scales F16, one for each position; packed formats have scales F16 and
- * as many minima F16 directly after them: of keys [d], of values [d / 32][p % 32].
+ * as many minima F16 directly after them: of keys [d], of values [d / g][p % 32], g = 32 (int4) or
+ * 64 (int2). In int2 a quarter of the dimensions have keys of 4 bits, and scales with the sign bit
+ * set: `wide` ones (nb_pack_wide). The codes' upper two bits come, in what the values have left of
+ * their bytes, after the minima: the r-th wide dimension's as code r of keys [r / 4][p % 32].
  *
  * int8 (A8): per position and head, s = F16(absmax / 127), at most 65504; code =
  * clamp(rne(x * fl(1 / s)), -127, 127), all 0 where s is 0; Inf or NaN inside: s = NaN, codes 0.
@@ -63,7 +65,7 @@ typedef struct {
  * fp8: the same with 448 for 127, and code = E4M3(x * fl(1 / s)), which saturates. Where the view
  * has scales of its own, s is the head's, whatever is inside; but NaN as before.
  * packed: numbers that share a scale are packed by nb_pack (packed.h), and the value of a cell is
- * fma(s, code, m), m the minimum; Inf or NaN inside: s = NaN, m = 0, codes 0.
+ * fma(|s|, code, m), m the minimum; Inf or NaN inside: s = NaN, m = 0, codes 0.
  * Positions come as F16 into the pages of `recent`, laid out as f16 is. When the last position of a
  * page is stored, the page is sealed, that is, quantized from there: keys by channel, 32 positions
  * sharing a scale, values by position. A query at p sees the sealed form of the first
@@ -94,6 +96,29 @@ static inline size_t nb_kv_scales_at(nb_kv_format format, int head_dim)
 static inline size_t nb_kv_n_scales(nb_kv_format format, int head_dim)
 {
     return nb_kv_scales_at(format, head_dim) / (size_t)(4 * nb_kv_bits(format));
+}
+/* Dimensions of a position that share a scale and a minimum, and how many scales values have. */
+static inline int nb_kv_group(nb_kv_format format)
+{
+    return format == NB_KV_INT2 ? 64 : 32;
+}
+static inline size_t nb_kv_n_value_scales(nb_kv_format format, int head_dim)
+{
+    return nb_kv_n_scales(format, head_dim) * NB_KV_PAGE / (size_t)nb_kv_group(format);
+}
+/* Dimensions with keys of 4 bits, at most; and where, among the bytes of the values, the upper bits
+ * of their codes begin. */
+static inline size_t nb_kv_n_wide(nb_kv_format format, int head_dim)
+{
+    return format == NB_KV_INT2 ? nb_kv_n_scales(format, head_dim) / 4 : 0;
+}
+static inline size_t nb_kv_wide_at(nb_kv_format format, int head_dim)
+{
+    return nb_kv_scales_at(format, head_dim) + 4 * nb_kv_n_value_scales(format, head_dim);
+}
+static inline bool nb_kv_is_wide(uint16_t scale)
+{
+    return scale >> 15 != 0;
 }
 /* Bytes of the keys (or the values) of one head in a page. */
 static inline size_t nb_kv_head_bytes(nb_kv_format format, int head_dim)

@@ -17,10 +17,11 @@ static inline int nb_pack_tries(int bits)
 }
 
 #define NB_PACK_FITS 2
+#define NB_PACK_MOST 64 /* numbers */
 
 typedef struct {
     uint16_t scale, least; /* F16 */
-    uint8_t code[NB_KV_GROUP];
+    uint8_t code[NB_PACK_MOST];
 } nb_packed;
 
 /* The sum of 16 lanes, by A1. */
@@ -37,7 +38,7 @@ static inline uint16_t nb_pack_f16(float x)
     return nb_f16_from_f32(x < -65504.0f ? -65504.0f : x > 65504.0f ? 65504.0f : x);
 }
 
-/* Codes of n <= 32 finite numbers under the scale and the minimum that are there, and zeros;
+/* Codes of n <= 64 finite numbers under the scale and the minimum that are there, and zeros;
  * returns the sum of the squares of what they are off, by A1. */
 static inline float nb_pack_codes(nb_packed *out, const float *x, int64_t n, int bits)
 {
@@ -45,7 +46,7 @@ static inline float nb_pack_codes(nb_packed *out, const float *x, int64_t n, int
     const float s = nb_f16_to_f32(out->scale), m = nb_f16_to_f32(out->least);
     const float inv = s > 0 ? 1.0f / s : 0;
     float lane[16] = {0};
-    for (int64_t i = 0; i < NB_KV_GROUP; i++) {
+    for (int64_t i = 0; i < (n + 15) / 16 * 16; i++) {
         const float y = i < n ? x[i] : m, q = (y - m) * inv;
         const float code = rintf(q < 0 ? 0 : q > top ? top : q);
         const float off = fmaf(s, code, m) - y;
@@ -59,8 +60,8 @@ static inline float nb_pack_codes(nb_packed *out, const float *x, int64_t n, int
 static inline float nb_pack_range(nb_packed *out, const float *x, int64_t n, int bits, float low,
                                   float high)
 {
-    out->scale = nb_pack_f16((high - low) / (float)((1 << bits) - 1));
-    out->least = nb_pack_f16(low + 0.0f);
+    *out = (nb_packed){.scale = nb_pack_f16((high - low) / (float)((1 << bits) - 1)),
+                       .least = nb_pack_f16(low + 0.0f)};
     return nb_pack_codes(out, x, n, bits);
 }
 
@@ -89,9 +90,10 @@ static inline bool nb_pack_fit(nb_packed *out, const float *x, int64_t n)
     return true;
 }
 
-/* Packs n numbers, 1 <= n <= 32: the range with the least squares, the widest of equal ones; then
- * NB_PACK_FITS times, as long as squares become less, the line through its codes. */
-static inline void nb_pack(nb_packed *out, const float *x, int64_t n, int bits)
+/* Packs n numbers, 1 <= n <= 64: the range with the least squares, the widest of equal ones; then
+ * NB_PACK_FITS times, as long as squares become less, the line through its codes. Returns the sum
+ * of squares that is left, 0 where a number is not finite. */
+static inline float nb_pack(nb_packed *out, const float *x, int64_t n, int bits)
 {
     float low = x[0], high = x[0];
     bool finite = true;
@@ -102,7 +104,7 @@ static inline void nb_pack(nb_packed *out, const float *x, int64_t n, int bits)
     }
     if (!finite) {
         *out = (nb_packed){.scale = 0x7e00};
-        return;
+        return 0;
     }
     float least_off = nb_pack_range(out, x, n, bits, low, high);
     const float step = (high - low) / 32;
@@ -118,12 +120,26 @@ static inline void nb_pack(nb_packed *out, const float *x, int64_t n, int bits)
     for (int i = 0; i < NB_PACK_FITS; i++) {
         nb_packed other = *out;
         if (!nb_pack_fit(&other, x, n))
-            return;
+            break;
         const float off = nb_pack_codes(&other, x, n, bits);
         if (!(off < least_off))
-            return;
+            break;
         *out = other;
         least_off = off;
+    }
+    return least_off;
+}
+
+/* Which dimensions of a page of keys get 4 bits instead of 2: of n, those n_wide of which nb_pack
+ * left most, lower ones first of equal ones, and none that is exact. Outliers of keys have
+ * dimensions of their own (arXiv:2402.02750), and few of those make most of the error. */
+static inline void nb_pack_wide(bool *wide, const float *left, int64_t n, int64_t n_wide)
+{
+    for (int64_t d = 0; d < n; d++) {
+        int64_t before = 0;
+        for (int64_t i = 0; i < n; i++)
+            before += left[i] > left[d] || (left[i] == left[d] && i < d);
+        wide[d] = before < n_wide && left[d] > 0;
     }
 }
 

@@ -75,11 +75,25 @@ static void put_packed(uint8_t *at, place where, int bits, int code)
         (uint8_t)((at[where.byte] & ~(mask << where.bit)) | (code & mask) << where.bit);
 }
 
-/* Of a packed number: its scale; its minimum comes nb_kv_n_scales later. */
+/* Where the upper bits of the r-th wide dimension are, from the page's values on. */
+static place wide_key(const nb_kv_view *kv, int64_t r, int64_t p)
+{
+    place at = packed_key(kv, r, p);
+    at.byte += nb_kv_wide_at(kv->format, kv->head_dim);
+    return at;
+}
+
+/* Of a packed number: its scale; its minimum comes n_scales later. */
 static uint16_t *packed_scale(const nb_kv_view *kv, uint8_t *at, bool key, int64_t d, int64_t p)
 {
     uint16_t *scales = (uint16_t *)(void *)(at + nb_kv_scales_at(kv->format, kv->head_dim));
-    return key ? scales + d : scales + d / NB_KV_GROUP * NB_KV_PAGE + p % NB_KV_PAGE;
+    return key ? scales + d : scales + d / nb_kv_group(kv->format) * NB_KV_PAGE + p % NB_KV_PAGE;
+}
+
+static size_t n_scales_of(const nb_kv_view *kv, bool key)
+{
+    return key ? nb_kv_n_scales(kv->format, kv->head_dim)
+               : nb_kv_n_value_scales(kv->format, kv->head_dim);
 }
 
 /* ---- stores ---- */
@@ -149,33 +163,62 @@ static void store_fp8(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t *va
 /* A head's values at one position, by groups of dimensions. */
 static void seal_values(const nb_kv_view *kv, uint8_t *at, int64_t p, const float *x)
 {
-    const int bits = nb_kv_bits(kv->format);
-    const int64_t n_scales = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim);
-    for (int64_t d = 0; d < n_scales; d += NB_KV_GROUP) {
+    const int bits = nb_kv_bits(kv->format), size = nb_kv_group(kv->format);
+    const int64_t padded = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim);
+    for (int64_t d = 0; d < padded; d += size) {
         nb_packed group = {0};
         uint16_t *scale = packed_scale(kv, at, false, d, p);
         const int64_t left = kv->head_dim - d;
         if (left > 0)
-            nb_pack(&group, x + d, left < NB_KV_GROUP ? left : NB_KV_GROUP, bits);
+            nb_pack(&group, x + d, left < size ? left : size, bits);
         scale[0] = group.scale;
-        scale[n_scales] = group.least;
-        for (int64_t i = 0; i < NB_KV_GROUP; i++)
+        scale[n_scales_of(kv, false)] = group.least;
+        for (int64_t i = 0; i < size; i++)
             put_packed(at, packed_value(kv, d + i, p), bits, group.code[i]);
     }
 }
 
 /* Dimension d of a head's keys at the positions of a page. */
-static void seal_channel(const nb_kv_view *kv, uint8_t *at, int64_t d, const float *x)
+static void put_channel(const nb_kv_view *kv, uint8_t *at, int64_t d, const nb_packed *channel)
 {
     const int bits = nb_kv_bits(kv->format);
-    nb_packed group = {0};
     uint16_t *scale = packed_scale(kv, at, true, d, 0);
-    if (d < kv->head_dim)
-        nb_pack(&group, x, NB_KV_PAGE, bits);
-    scale[0] = group.scale;
-    scale[nb_kv_n_scales(kv->format, kv->head_dim)] = group.least;
+    scale[0] = channel->scale;
+    scale[n_scales_of(kv, true)] = channel->least;
     for (int64_t p = 0; p < NB_KV_PAGE; p++)
-        put_packed(at, packed_key(kv, d, p), bits, group.code[p]);
+        put_packed(at, packed_key(kv, d, p), bits, channel->code[p]);
+}
+
+/* The keys of a page, from F16 cells; with `values` for the upper bits of wide ones. */
+static void seal_keys(const nb_kv_view *kv, uint8_t *keys, uint8_t *values, const uint8_t *from)
+{
+    const int64_t n = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim), head_dim = kv->head_dim;
+    float x[NB_ATTN_MAX_DIM][NB_KV_PAGE], left[NB_ATTN_MAX_DIM];
+    bool wide[NB_ATTN_MAX_DIM];
+    for (int64_t d = 0; d < n; d++) { /* with padding */
+        nb_packed channel = {0};
+        for (int64_t i = 0; i < NB_KV_PAGE && d < head_dim; i++)
+            x[d][i] = nb_float_get(from, NB_F16, d * NB_KV_PAGE + i);
+        if (d < head_dim)
+            left[d] = nb_pack(&channel, x[d], NB_KV_PAGE, nb_kv_bits(kv->format));
+        put_channel(kv, keys, d, &channel);
+    }
+    const int64_t n_wide = (int64_t)nb_kv_n_wide(kv->format, kv->head_dim);
+    for (int64_t r = 0; r < n_wide; r++)
+        for (int64_t p = 0; p < NB_KV_PAGE; p++)
+            put_packed(values, wide_key(kv, r, p), 2, 0);
+    nb_pack_wide(wide, left, head_dim, n_wide);
+    for (int64_t d = 0, r = 0; d < head_dim; d++) {
+        if (!wide[d])
+            continue;
+        nb_packed channel;
+        nb_pack(&channel, x[d], NB_KV_PAGE, 4);
+        channel.scale |= 0x8000;
+        put_channel(kv, keys, d, &channel);
+        for (int64_t p = 0; p < NB_KV_PAGE; p++)
+            put_packed(values, wide_key(kv, r, p), 2, channel.code[p] >> 2);
+        r++;
+    }
 }
 
 /* The page of `recent` that holds position p. */
@@ -189,15 +232,8 @@ static uint8_t *recent_of(const nb_kv_view *kv, size_t offset, int head, int64_t
 /* Quantizes the page whose last position is `pos`: keys by channel, values by position. */
 static void seal(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t *values, int64_t pos)
 {
-    const int64_t n = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim);
-    const uint8_t *k = recent_of(kv, kv->recent.k_offset, head, pos);
     const uint8_t *v = recent_of(kv, kv->recent.v_offset, head, pos);
-    for (int64_t d = 0; d < n; d++) { /* with padding */
-        float x[NB_KV_PAGE];
-        for (int64_t i = 0; i < NB_KV_PAGE && d < kv->head_dim; i++)
-            x[i] = nb_float_get(k, NB_F16, d * NB_KV_PAGE + i);
-        seal_channel(kv, keys, d, x);
-    }
+    seal_keys(kv, keys, values, recent_of(kv, kv->recent.k_offset, head, pos));
     for (int64_t i = 0; i < NB_KV_PAGE; i++) {
         float x[NB_ATTN_MAX_DIM];
         for (int64_t d = 0; d < kv->head_dim; d++)
@@ -269,10 +305,16 @@ static float packed(const nb_kv_view *kv, bool key, int head, int64_t p, int64_t
 {
     uint8_t *at = page_of(kv, key ? kv->k_offset : kv->v_offset, head, p);
     const uint16_t *scale = packed_scale(kv, at, key, d, p);
-    const uint16_t *least = scale + nb_kv_n_scales(kv->format, kv->head_dim);
-    const place where = key ? packed_key(kv, d, p) : packed_value(kv, d, p);
-    return fmaf(nb_f16_to_f32(*scale), (float)packed_code(at, where, nb_kv_bits(kv->format)),
-                nb_f16_to_f32(*least));
+    const float least = nb_f16_to_f32(scale[n_scales_of(kv, key)]);
+    int code = packed_code(at, key ? packed_key(kv, d, p) : packed_value(kv, d, p),
+                           nb_kv_bits(kv->format));
+    if (key && nb_kv_is_wide(*scale)) {
+        int64_t r = 0;
+        for (int64_t i = 0; i < d; i++)
+            r += nb_kv_is_wide(*packed_scale(kv, at, true, i, p));
+        code |= packed_code(page_of(kv, kv->v_offset, head, p), wide_key(kv, r, p), 2) << 2;
+    }
+    return fmaf(fabsf(nb_f16_to_f32(*scale)), (float)code, least);
 }
 
 /* Of what has not been sealed for a query. */

@@ -116,18 +116,26 @@ static inline void cache_close(check_run *run, const char *what, cache *c)
     check_free(c->q);
 }
 
-/* The same of packed codes. */
-static inline double packed_value(const nb_kv_view *kv, const uint8_t *at, bool key, int64_t i,
-                                  int64_t d)
+/* The same of packed codes; `values`, those of the page, has the upper bits of wide keys. */
+static inline double packed_value(const nb_kv_view *kv, const uint8_t *at, const uint8_t *values,
+                                  bool key, int64_t i, int64_t d)
 {
     const int bits = kv->format == NB_KV_INT2 ? 2 : 4, n = 8 / bits;
     const int64_t wide = (kv->head_dim + 16 * n - 1) / (16 * n) * (16 * n);
     const int byte = key ? at[d / n * 32 + i] : at[i * wide / n + d / (16 * n) * 16 + d % 16];
-    const int code = byte >> (bits * (int)(key ? d % n : d / 16 % n)) & ((1 << bits) - 1);
-    const int64_t scale = key ? d : d / 32 * 32 + i;
+    int code = byte >> (bits * (int)(key ? d % n : d / 16 % n)) & ((1 << bits) - 1);
+    const int64_t group = bits == 2 ? 64 : 32, n_scales = key ? wide : wide / group * 32;
+    const int64_t scale = key ? d : d / group * 32 + i;
     const uint8_t *scales = at + wide * 32 / n;
-    return (double)nb_float_get(scales, NB_F16, scale) * code +
-           (double)nb_float_get(scales, NB_F16, wide + scale);
+    const double s = (double)nb_float_get(scales, NB_F16, scale);
+    if (key && signbit(s)) { /* sign bits tell which dimensions have four bits */
+        int rank = 0;
+        for (int64_t j = 0; j < d; j++)
+            rank += signbit(nb_float_get(scales, NB_F16, j)) != 0;
+        const uint8_t *upper = values + wide * 32 / n + 4 * (wide / 64 * 32);
+        code += 4 * (upper[rank / 4 * 32 + i] >> (2 * (rank % 4)) & 3);
+    }
+    return fabs(s) * code + (double)nb_float_get(scales, NB_F16, n_scales + scale);
 }
 
 /* A cell's value for a query that sees n_sealed pages sealed, from its bytes as cells.h draws them.
@@ -158,7 +166,10 @@ static inline double cell_value(const nb_kv_view *kv, int64_t n_sealed, bool key
                  (key ? r->k_offset : r->v_offset) + (size_t)head * r->head_bytes;
             return (double)nb_float_get(at, NB_F16, float_cell);
         }
-        return packed_value(kv, at, key, i, d);
+        return packed_value(kv, at,
+                            kv->arena + (size_t)kv->table[p / 32] * kv->page_bytes + kv->v_offset +
+                                (size_t)head * kv->head_bytes,
+                            key, i, d);
     case NB_KV_INT8:
     case NB_KV_N_FORMATS:
         break;
