@@ -44,6 +44,8 @@ ROWS = [
     ("GPTAQ", "W4A16:g32,sym", "--method gptaq", "f"),
     ("Qronos", "W4A16:g32,sym", "--method qronos", "f"),
     ("AutoRound", "W4A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
+    ("AutoRound, 50 steps", "W4A16:g32,sym",
+     "--method autoround:iters=50 --calib-samples 128 --calib-len 512", "f"),
     ("AWQ, 128 x 512", "W4A16:g32,asym",
      "--method rtn:search --transform awq --calib-len 512", "f"),
     ("AWQ, 16 x 512", "W4A16:g32,asym",
@@ -73,6 +75,8 @@ ROWS = [
     ("Qronos, guided, 64 x 1024", "W2A16:g32,asym", GUIDED, "f"),
     ("Qronos, guided and distilled, 64 x 1024", "W2A16:g32,asym",
      GUIDED + " --distill 40,batch=2,len=1024,lr=0.004", "f"),
+    ("AutoRound, 200 x 8 x 256", "W2A16:g32,sym",
+     "--method autoround:len=256 --calib-samples 128 --calib-len 256", "f"),
     ("AutoRound", "W2A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
 ]
 
