@@ -37,7 +37,7 @@ static bool planted_failure(void)
     return atomic_fetch_sub(&fail_countdown, 1) == 1;
 }
 
-static header *allocate(size_t whole)
+static header *allocate(size_t whole, bool sparse)
 {
     if (planted_failure())
         return NULL;
@@ -45,7 +45,7 @@ static header *allocate(size_t whole)
         header *h = mmap(NULL, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (h == MAP_FAILED)
             return NULL;
-        (void)madvise(h, whole, MADV_HUGEPAGE);
+        (void)madvise(h, whole, sparse ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
         h->mapped = whole;
         return h;
     }
@@ -61,19 +61,29 @@ static header *allocate(size_t whole)
     return h;
 }
 
-nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err)
+static nb_status take(void **out, size_t count, size_t size, bool sparse, nb_err *err)
 {
     *out = NULL;
     size_t bytes, whole;
     if (!nb_mul_size(count, size, &bytes) || !nb_add_size(bytes, 2 * NB_CACHE_LINE, &whole))
         return nb_fail(err, NB_MEMORY, "%zu elements of %zu bytes do not fit in memory", count,
                        size);
-    header *h = allocate(bytes + NB_CACHE_LINE);
+    header *h = allocate(bytes + NB_CACHE_LINE, sparse);
     if (h == NULL)
         return nb_fail(err, NB_MEMORY, "out of memory: %zu bytes were needed", bytes);
     atomic_fetch_add(&live, 1);
     *out = (uint8_t *)h + NB_CACHE_LINE;
     return NB_OK;
+}
+
+nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err)
+{
+    return take(out, count, size, false, err);
+}
+
+nb_status nb_alloc_sparse(void **out, size_t count, size_t size, nb_err *err)
+{
+    return take(out, count, size, true, err);
 }
 
 void nb_free(void *p)
@@ -92,7 +102,7 @@ nb_status nb_arrays_alloc(const nb_array *list, int n, nb_err *err)
 {
     for (int i = 0; i < n; i++) {
         const nb_array *a = &list[i];
-        if (nb_alloc(a->out, (size_t)a->count, a->size, err) != NB_OK) {
+        if (take(a->out, (size_t)a->count, a->size, a->sparse, err) != NB_OK) {
             nb_arrays_free(list, i);
             return err->status;
         }

@@ -32,7 +32,11 @@ static inline bool nb_add_size(size_t a, size_t b, size_t *out)
 nb_status nb_alloc(void **out, size_t count, size_t size, nb_err *err);
 #define NB_ALLOC(out, count, err) nb_alloc((void **)(out), (size_t)(count), sizeof **(out), (err))
 
-/* Frees what nb_alloc gave; NULL is fine. */
+/* The same, of which only small places far from each other will be touched: those alone become
+ * resident, where a large block of nb_alloc becomes so by huge pages of 2 MiB. */
+nb_status nb_alloc_sparse(void **out, size_t count, size_t size, nb_err *err);
+
+/* Frees what these gave; NULL is fine. */
 void nb_free(void *p);
 
 /* Arrays that are allocated and freed together, and whose bytes are told before. */
@@ -40,10 +44,15 @@ typedef struct {
     void **out; /* NULL or allocated */
     int64_t count;
     size_t size; /* of an element */
+    bool sparse; /* as by nb_alloc_sparse */
 } nb_array;
 #define NB_ARRAY(pointer, n)                                                                       \
     {                                                                                              \
         .out = (void **)&(pointer), .count = (n), .size = sizeof *(pointer)                        \
+    }
+#define NB_ARRAY_SPARSE(pointer, n)                                                                \
+    {                                                                                              \
+        .out = (void **)&(pointer), .count = (n), .size = sizeof *(pointer), .sparse = true        \
     }
 
 /* All of them as by nb_alloc, or none. */

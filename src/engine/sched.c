@@ -12,7 +12,7 @@ static int64_t slots_of(const nb_sched_setup *s)
 }
 
 /* All that a scheduler allocates beside its blocks. */
-#define N_ARRAYS 7
+#define N_ARRAYS 9
 static void list_arrays(nb_sched *s, nb_array list[N_ARRAYS])
 {
     const nb_blocks_setup *b = &s->setup.blocks;
@@ -20,8 +20,10 @@ static void list_arrays(nb_sched *s, nb_array list[N_ARRAYS])
     const int64_t max_table = (b->max_positions + len - 1) / len;
     const nb_array all[N_ARRAYS] = {
         NB_ARRAY(s->seqs, s->n_slots),
-        NB_ARRAY(s->tokens, s->n_slots * b->max_positions),
-        NB_ARRAY(s->hashes, s->n_slots * max_table),
+        NB_ARRAY_SPARSE(s->tokens, s->n_slots * b->max_positions),
+        NB_ARRAY(s->short_tokens, s->n_slots * NB_SCHED_SHORT),
+        NB_ARRAY_SPARSE(s->hashes, s->n_slots * max_table),
+        NB_ARRAY(s->short_hashes, s->n_slots * (NB_SCHED_SHORT / len)),
         NB_ARRAY(s->free_slots, s->n_slots),
         NB_ARRAY(s->running, b->max_seqs),
         NB_ARRAY(s->waiting, s->n_slots),
@@ -147,9 +149,17 @@ static void end_seq(nb_sched *s, int32_t slot)
 
 /* ---- requests ---- */
 
-static nb_sip128 *hashes_of(const nb_sched *s, int64_t slot)
+/* Makes room for n tokens: past NB_SCHED_SHORT a sequence moves to its long rows. */
+static void make_room(nb_sched *s, int32_t slot, int64_t n)
 {
-    return s->hashes + slot * s->blocks.max_table;
+    nb_seq *q = &s->seqs[slot];
+    if (q->is_long || n <= NB_SCHED_SHORT)
+        return;
+    const int32_t *tokens = nb_sched_tokens(s, slot);
+    const nb_sip128 *hashes = nb_sched_hashes(s, slot);
+    q->is_long = true;
+    memcpy(nb_sched_tokens(s, slot), tokens, (size_t)q->n_tokens * sizeof *tokens);
+    memcpy(nb_sched_hashes(s, slot), hashes, (size_t)q->n_hashes * sizeof *hashes);
 }
 
 /* Hashes of the blocks that are full with n tokens. */
@@ -157,7 +167,7 @@ static void hash_blocks(nb_sched *s, int32_t slot, int64_t n)
 {
     nb_seq *q = &s->seqs[slot];
     const int64_t len = s->setup.blocks.block_len;
-    nb_sip128 *hashes = hashes_of(s, slot);
+    nb_sip128 *hashes = nb_sched_hashes(s, slot);
     if (!s->setup.blocks.share_prefixes)
         return;
     for (; (q->n_hashes + 1) * len <= n; q->n_hashes++)
@@ -235,6 +245,7 @@ nb_status nb_sched_submit(nb_sched *s, const nb_sched_request *r, nb_err *err)
                       .priority = r->priority,
                       .seq = -1,
                       .all_outputs = r->all_outputs && i == 0,
+                      .is_long = r->n_prompt > NB_SCHED_SHORT,
                       .root = nb_blocks_root(&s->blocks, r->salt, r->salt_bytes)};
         memcpy(nb_sched_tokens(s, slot), r->prompt, (size_t)r->n_prompt * sizeof *r->prompt);
         if (i == 0) {
@@ -242,7 +253,7 @@ nb_status nb_sched_submit(nb_sched *s, const nb_sched_request *r, nb_err *err)
             hash_blocks(s, slot, r->n_prompt);
         } else {
             q->n_hashes = s->seqs[first].n_hashes;
-            memcpy(hashes_of(s, slot), hashes_of(s, first),
+            memcpy(nb_sched_hashes(s, slot), nb_sched_hashes(s, first),
                    (size_t)q->n_hashes * sizeof(nb_sip128));
         }
         nb_sched_list_add(s, s->waiting, &s->n_waiting, slot);
@@ -285,6 +296,7 @@ static void take_result(nb_sched *s, const nb_step_entry *e, const nb_sched_resu
     assert(r->n_tokens >= 0 && (e->samples || r->n_tokens == 0));
     assert(guessed <= e->n_draft && r->n_tokens <= e->n_left);
     assert(!e->samples || r->n_tokens > 0 || e->n_left == 0 || r->end != NB_SEQ_GOES_ON);
+    make_room(s, e->slot, q->n_tokens + r->n_tokens);
     if (r->n_tokens > 0)
         memcpy(nb_sched_tokens(s, e->slot) + q->n_tokens, r->tokens,
                (size_t)r->n_tokens * sizeof *r->tokens);
@@ -292,7 +304,8 @@ static void take_result(nb_sched *s, const nb_step_entry *e, const nb_sched_resu
     q->n_kv = e->start + e->n + guessed;
     s->counts.n_generated_tokens += r->n_tokens;
     hash_blocks(s, e->slot, q->n_kv);
-    nb_blocks_fill(&s->blocks, q->seq, q->n_kv, nb_sched_tokens(s, e->slot), hashes_of(s, e->slot));
+    nb_blocks_fill(&s->blocks, q->seq, q->n_kv, nb_sched_tokens(s, e->slot),
+                   nb_sched_hashes(s, e->slot));
     nb_blocks_truncate(&s->blocks, q->seq, q->n_kv);
     if (q->all_outputs) {
         const int64_t out = q->n_kv < q->n_prompt ? q->n_kv : q->n_prompt;

@@ -36,6 +36,7 @@
 #define NB_SCHED_MAX_PRIORITY 1000 /* and the negative of it */
 #define NB_SCHED_MAX_DRAFT    64   /* tokens */
 #define NB_SCHED_WINDOW       64   /* waiting sequences that NB_SCHED_LPM looks at */
+#define NB_SCHED_SHORT        256  /* tokens of a sequence that lie beside those of others */
 
 /* How those who wait are ordered. None of them lets anybody wait for ever: a request is overtaken
  * by those only that arrive within a bounded time after it. */
@@ -90,6 +91,7 @@ typedef struct {
     int32_t n_preempted;
     int32_t seq; /* number of its table while it runs, else -1 */
     bool all_outputs;
+    bool is_long; /* more than NB_SCHED_SHORT tokens: they and the hashes are in the long rows */
     nb_sip128 root;
 } nb_seq;
 
@@ -107,8 +109,10 @@ typedef struct {
     nb_blocks blocks;
     nb_seq *seqs; /* [n_slots] */
     int64_t n_slots;
-    int32_t *tokens;   /* [n_slots][max_positions] */
-    nb_sip128 *hashes; /* [n_slots][max_table] */
+    /* By slot. The long rows have room for a whole context and lie pages apart: they are touched
+     * once a sequence needs them, so that a thousand short ones take a thousand short rows. */
+    int32_t *tokens, *short_tokens;   /* [max_positions], [NB_SCHED_SHORT] */
+    nb_sip128 *hashes, *short_hashes; /* [max_table], [NB_SCHED_SHORT / block_len] */
     int32_t *free_slots;
     int32_t *running;   /* slots in order, the first to be preempted last */
     int32_t *waiting;   /* slots in order of arrival or priority, the preempted too */
@@ -141,7 +145,15 @@ void nb_sched_set_draft(nb_sched *s, int32_t slot, int64_t max_draft);
 /* Tokens of a sequence: its prompt and what was generated. [n_tokens] */
 static inline int32_t *nb_sched_tokens(const nb_sched *s, int64_t slot)
 {
-    return s->tokens + slot * s->setup.blocks.max_positions;
+    return s->seqs[slot].is_long ? s->tokens + slot * s->setup.blocks.max_positions
+                                 : s->short_tokens + slot * NB_SCHED_SHORT;
+}
+/* Of its full blocks. */
+static inline nb_sip128 *nb_sched_hashes(const nb_sched *s, int64_t slot)
+{
+    return s->seqs[slot].is_long
+               ? s->hashes + slot * s->blocks.max_table
+               : s->short_hashes + slot * (NB_SCHED_SHORT / s->setup.blocks.block_len);
 }
 
 /* One sequence of a step. Positions [start, start + n) run; their tokens are `tokens`, and the

@@ -135,9 +135,8 @@ static head_start find_start(const nb_sched *s, int32_t slot)
     if (q->all_outputs)
         most = min64(most, q->n_outputs);
     head_start h = {.sibling = -1, .asked = s->setup.blocks.share_prefixes && !q->all_outputs};
-    h.n_blocks =
-        nb_blocks_find(&s->blocks, s->hashes + slot * s->blocks.max_table, nb_sched_tokens(s, slot),
-                       min64(most / len, q->n_hashes), &h.n_cached);
+    h.n_blocks = nb_blocks_find(&s->blocks, nb_sched_hashes(s, slot), nb_sched_tokens(s, slot),
+                                min64(most / len, q->n_hashes), &h.n_cached);
     h.n = h.n_blocks * len;
     for (int64_t i = 0; i < s->n_running && may_fork(s, q); i++) {
         const nb_seq *other = &s->seqs[s->running[i]];
@@ -221,8 +220,8 @@ static void admit(nb_sched *s, nb_step_plan *plan, int32_t slot, const head_star
     if (h->sibling >= 0)
         nb_blocks_fork(&s->blocks, q->seq, s->seqs[h->sibling].seq, h->n);
     else
-        nb_blocks_take(&s->blocks, q->seq, s->hashes + slot * s->blocks.max_table,
-                       nb_sched_tokens(s, slot), h->n_blocks);
+        nb_blocks_take(&s->blocks, q->seq, nb_sched_hashes(s, slot), nb_sched_tokens(s, slot),
+                       h->n_blocks);
     q->n_kv = h->n;
     if (h->asked) {
         s->counts.n_prefix_queries += q->n_tokens;

@@ -1,9 +1,12 @@
 /* The allocator: sizes that wrap, alignment, zeroing, and the failures that tests plant. */
+#define _GNU_SOURCE
 #include "support/golden.h"
 
 #include "base/alloc.h"
 
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 static void checked_arithmetic_refuses_to_wrap(void **state)
 {
@@ -97,6 +100,29 @@ static void a_planted_failure_comes_once_and_on_time(void **state)
     nb_alloc_fail_at(0);
 }
 
+/* Of a large block that is sparse, what is touched becomes resident, and not 2 MiB around it. */
+static void sparse_blocks_are_resident_by_pages(void **state)
+{
+    (void)state;
+    enum { STEP = 1 << 20, N = 32 };
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    static unsigned char in[(size_t)N * STEP / 4096 + 1];
+    nb_err err = {0};
+    uint8_t *p;
+    assert_int_equal(nb_alloc_sparse((void **)&p, N, STEP, &err), NB_OK);
+    for (size_t i = 0; i < N; i++)
+        assert_int_equal(p[i * STEP]++, 0);
+    uint8_t *from = (uint8_t *)((uintptr_t)p / page * page);
+    assert_int_equal(mincore(from, (size_t)N * STEP, in), 0);
+    size_t n = 0;
+    for (size_t i = 0; i < (size_t)N * STEP / page; i++)
+        n += in[i] & 1;
+    assert_in_range(n, N, 2 * N);
+    nb_free(p);
+    assert_int_equal(nb_alloc_sparse((void **)&p, SIZE_MAX, 2, &err), NB_MEMORY);
+    assert_int_equal(nb_alloc_live(), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -105,6 +131,7 @@ int main(void)
         cmocka_unit_test(blocks_are_aligned_and_zero),
         cmocka_unit_test(empty_blocks_have_addresses_of_their_own),
         cmocka_unit_test(a_planted_failure_comes_once_and_on_time),
+        cmocka_unit_test(sparse_blocks_are_resident_by_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -61,7 +61,7 @@ static void making_one_survives_every_allocation_failure(void **state)
         nb_sched_free(&s);
         assert_int_equal(nb_alloc_live(), 0);
     }
-    assert_int_equal(n, 8 + 7 + 3 + 1);
+    assert_int_equal(n, 8 + 9 + 3 + 1);
 }
 
 /* What can never run is refused with the numbers, and before the queue is asked. */
@@ -380,6 +380,47 @@ static void abort_works_at_any_moment(void **state)
     drop(&b);
 }
 
+/* A sequence that outgrows its short row keeps its tokens and its hashes: another prompt of the
+ * same tokens finds all its full blocks. Its neighbours' rows stay as they were. */
+static void what_gets_long_keeps_its_tokens(void **state)
+{
+    (void)state;
+    enum { START = NB_SCHED_SHORT - 5, MADE = 12, ALL = START + MADE };
+    bench b;
+    nb_sched_setup setup = setup_of(256, 600);
+    setup.blocks.max_positions = 1000;
+    make(&b, &setup);
+    int32_t text[ALL];
+    for (int32_t i = 0; i < ALL; i++)
+        text[i] = i < START ? 100 + i : 7; /* what the engine of the bench will say */
+    submit_plain(&b, 1, 8, 40);
+    const nb_sched_request r = {.id = 2, .prompt = text, .n_prompt = START, .max_new = MADE};
+    submit(&b, &r);
+    submit_plain(&b, 3, 8, 40);
+    plan(&b);
+    const int32_t slot = b.s.running[1];
+    assert_false(b.s.seqs[slot].is_long);
+    for (int i = 0; i < 3; i += 2) /* waiting or running, short ones lie side by side */
+        assert_int_equal(nb_sched_tokens(&b.s, b.s.running[i]) - b.s.short_tokens,
+                         b.s.running[i] * NB_SCHED_SHORT);
+    answer(&b);
+    commit(&b);
+    while (b.s.counts.n_finished == 0) {
+        assert_memory_equal(nb_sched_tokens(&b.s, slot), text,
+                            (size_t)b.s.seqs[slot].n_tokens * sizeof *text);
+        assert_int_equal(b.s.seqs[slot].is_long, b.s.seqs[slot].n_tokens > NB_SCHED_SHORT);
+        assert_int_equal(nb_sched_tokens(&b.s, b.s.running[0])[0], prompt_tokens[0] - 2000);
+        assert_int_equal(nb_sched_tokens(&b.s, b.s.running[2])[7], prompt_tokens[7]);
+        step(&b);
+    }
+    const nb_sched_request again = {.id = 4, .prompt = text, .n_prompt = ALL, .max_new = 1};
+    submit(&b, &again);
+    assert_true(b.s.seqs[b.s.waiting[0]].is_long);
+    step(&b);
+    assert_int_equal(b.s.counts.n_prefix_hits, (ALL - 1) / LEN * LEN);
+    drop(&b);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -390,6 +431,7 @@ int main(void)
         cmocka_unit_test(budgets_may_be_tiny),
         cmocka_unit_test(the_last_token_is_computed),
         cmocka_unit_test(samples_fork_from_the_first),
+        cmocka_unit_test(what_gets_long_keeps_its_tokens),
         cmocka_unit_test(all_outputs_are_computed),
         cmocka_unit_test(guesses_get_what_is_left),
         cmocka_unit_test(what_is_broken_is_not_kept),
