@@ -106,10 +106,6 @@ nb_status nb_choice_init(nb_choice *c, const nb_choosing *of, int64_t number, co
     const char *schema = of->options->json_schema;
     if (s == NB_OK && schema != NULL)
         s = nb_json_answer_init(&c->json, of->json, schema, strlen(schema), err);
-    if (s == NB_OK && of->penalizes)
-        s = NB_ALLOC(&c->n_seen, of->n_ids, err);
-    if (s == NB_OK && of->penalizes)
-        s = NB_ALLOC(&c->in_prompt, of->n_ids, err);
     if (s == NB_OK)
         nb_choice_prompt(c, prompt, n_prompt);
     else
@@ -121,13 +117,8 @@ void nb_choice_prompt(nb_choice *c, const int32_t *prompt, int64_t n_prompt)
 {
     assert(c->n_made == 0);
     c->position = n_prompt;
-    if (c->in_prompt == NULL)
-        return;
-    memset(c->in_prompt, 0, (size_t)c->of->n_ids);
-    for (int64_t i = 0; i < n_prompt; i++) {
-        if (prompt[i] >= 0 && prompt[i] < c->of->n_ids)
-            c->in_prompt[prompt[i]] = 1;
-    }
+    c->prompt = prompt;
+    c->n_prompt = n_prompt;
 }
 
 void nb_choice_free(nb_choice *c)
@@ -135,8 +126,7 @@ void nb_choice_free(nb_choice *c)
     nb_stoptext_free(&c->stops);
     nb_json_answer_free(&c->json);
     nb_buf_free(&c->piece);
-    nb_free(c->n_seen);
-    nb_free(c->in_prompt);
+    nb_tokens_free(&c->made);
     *c = (nb_choice){0};
 }
 
@@ -144,8 +134,9 @@ static nb_status pick(nb_choice *c, nb_sampler *s, const float *logits, int32_t 
 {
     nb_allowed allowed = {0};
     if (c->of->penalizes) {
-        s->n_made = c->n_seen;
-        s->seen = c->in_prompt;
+        nb_sampler_begin(s, c->prompt, c->n_prompt);
+        for (int64_t i = 0; i < c->made.n; i++)
+            nb_sampler_made(s, c->made.ids[i]);
     }
     if (c->n_made < c->of->options->min_tokens)
         allowed = (nb_allowed){.banned = c->of->ends, .n_banned = c->of->n_ends};
@@ -174,13 +165,14 @@ static bool ends(const nb_choosing *of, int32_t id)
     return false;
 }
 
-/* As if the tokens had been taken, or (back) no longer were. */
-static void look_ahead(nb_choice *c, const int32_t *ids, int64_t n, bool back)
+/* As if the tokens had been taken. */
+static nb_status look_ahead(nb_choice *c, const int32_t *ids, int64_t n, nb_err *err)
 {
-    c->position += back ? -n : n;
-    c->n_made += back ? -n : n;
-    for (int64_t i = 0; i < n && c->n_seen != NULL; i++)
-        c->n_seen[ids[i]] += back ? -1 : 1;
+    c->position += n;
+    c->n_made += n;
+    for (int64_t i = 0; i < n && c->of->penalizes; i++)
+        NB_TRY(nb_tokens_push(&c->made, ids[i], err));
+    return NB_OK;
 }
 
 nb_status nb_choice_foresee(nb_choice *c, nb_sampler *scratch, nb_json_walk *walk,
@@ -189,6 +181,7 @@ nb_status nb_choice_foresee(nb_choice *c, nb_sampler *scratch, nb_json_walk *wal
 {
     nb_sampler s = *scratch;
     const nb_json_walk here = c->json.walk;
+    const int64_t position = c->position, n_made = c->n_made, n_listed = c->made.n;
     const bool is_json = c->json.schema != NULL;
     if (is_json) {
         nb_json_walk_copy(walk, &here);
@@ -196,14 +189,17 @@ nb_status nb_choice_foresee(nb_choice *c, nb_sampler *scratch, nb_json_walk *wal
     }
     for (int64_t i = 0; i < n && is_json; i++)
         nb_json_answer_made(&c->json, ids[i]);
-    look_ahead(c, ids, n, false);
-    const nb_status status = pick(c, &s, logits, id, err);
+    nb_status status = look_ahead(c, ids, n, err);
+    if (status == NB_OK)
+        status = pick(c, &s, logits, id, err);
     *over = status != NB_OK || ends(c->of, *id) || c->n_made + 1 >= c->max_made;
     if (is_json && !*over) {
         nb_json_answer_made(&c->json, *id);
         *over = nb_json_answer_done(&c->json);
     }
-    look_ahead(c, ids, n, true);
+    c->position = position;
+    c->n_made = n_made;
+    c->made.n = n_listed;
     c->json.walk = here;
     return status;
 }
@@ -247,8 +243,8 @@ nb_status nb_choice_take(nb_choice *c, int32_t id, nb_err *err)
         c->over = NB_CHOICE_END_TOKEN;
         c->end_id = id;
     } else {
-        if (c->n_seen != NULL && id < c->of->n_ids)
-            c->n_seen[id]++;
+        if (c->of->penalizes)
+            NB_TRY(nb_tokens_push(&c->made, id, err));
         if (c->json.schema != NULL)
             nb_json_answer_made(&c->json, id);
         NB_TRY(take_text(c, id, err));

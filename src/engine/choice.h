@@ -52,17 +52,18 @@ typedef struct {
     int64_t position;    /* of the next token */
     int64_t n_made;      /* tokens chosen, one that ended it included */
     int64_t max_made;
-    int32_t *n_seen; /* [n_ids] what the sampler counts, and [n_ids] flags; NULL: no penalties */
-    uint8_t *in_prompt;
+    const int32_t *prompt; /* [n_prompt] borrowed, and the tokens made: for penalties. Lists, for */
+    int64_t n_prompt;      /* counts of all ids would be a row of the vocabulary for each answer */
+    nb_tokens made;        /* empty without penalties */
     nb_over over;
     int32_t end_id; /* the token that ended it; -1: the last one is part of the answer */
 } nb_choice;
 
-/* The answer number `number` to a prompt; max_made >= 1 tokens at most. */
+/* The answer number `number` to a prompt, which is borrowed; max_made >= 1 tokens at most. */
 nb_status nb_choice_init(nb_choice *c, const nb_choosing *of, int64_t number, const int32_t *prompt,
                          int64_t n_prompt, int64_t max_made, nb_err *err);
 void nb_choice_free(nb_choice *c);
-/* Another prompt than it began with, before anything is chosen. */
+/* Another prompt than it began with, borrowed as well, before anything is chosen. */
 void nb_choice_prompt(nb_choice *c, const int32_t *prompt, int64_t n_prompt);
 
 /* Chooses from logits [of->n_ids], with another's sampler for scratch; nothing is taken yet.

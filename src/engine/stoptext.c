@@ -48,6 +48,8 @@ nb_status nb_stoptext_init(nb_stoptext *st, const char *const *stops, int n, nb_
     memset(st, 0, sizeof *st);
     if (n < 0 || n > NB_MAX_STOPS)
         return nb_fail(err, NB_USAGE, "%d stop strings: there may be %d", n, NB_MAX_STOPS);
+    if (n > 0)
+        NB_TRY(NB_ALLOC(&st->stops, n, err));
     for (; st->n < n; st->n++) {
         if (init_one(&st->stops[st->n], stops[st->n], err) != NB_OK) {
             nb_stoptext_free(st);
@@ -61,6 +63,7 @@ void nb_stoptext_free(nb_stoptext *st)
 {
     for (int i = 0; i < st->n; i++)
         nb_free(st->stops[i].fail);
+    nb_free(st->stops);
     nb_buf_free(&st->held);
     memset(st, 0, sizeof *st);
 }

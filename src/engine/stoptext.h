@@ -20,7 +20,7 @@ typedef struct {
 /* `{0}` finds nothing and holds nothing back. */
 typedef struct {
     int n;
-    nb_stop stops[NB_MAX_STOPS];
+    nb_stop *stops; /* [n]: most answers have none */
     nb_buf held;
     int found; /* which string ended the text, once one did */
 } nb_stoptext;
