@@ -5,6 +5,8 @@ readers that vanish, a thousand streams, and more work than it can do.
     nibble serve MODEL --port 8000 --max-seqs 16 --max-queue 64 &
     scripts/serve_torture.py http://127.0.0.1:8000 --pid $!
 
+For `streams` to be open all at once the server needs `--max-queue 1000`.
+
     --only NAME     one of: idle slow malformed vanish streams overload
     --scale X       fewer (0.1) or more of everything (1)
 
@@ -199,6 +201,23 @@ def vanish(t):
     check(took is not None and took < 10, "requests of clients that left still run")
 
 
+def hold_streams(t, n):
+    """n streams that do not end: how many were open at once, and bytes that each of the second half
+    took. What the engine touches once, however many there are, is of the first half."""
+    body, open_ones, resident = {"prompt": "Once", "max_tokens": 200, "ignore_eos": True}, [], []
+    for i in range(n):
+        if i in (n // 2, n - 1):
+            time.sleep(1)
+            resident.append(t.resident())
+        open_ones.append(t.connect())
+        open_ones[-1].sendall(t.request("/v1/completions", body, stream=True))
+    held = t.metric("vllm:num_requests_running") + t.metric("vllm:num_requests_waiting")
+    for c in open_ones:
+        c.close()
+    t.quiet()
+    return held, (resident[-1] - resident[0]) / max(1, n - n // 2)
+
+
 def read_streams(t, n, body, seconds):
     """n streams at once, read to their ends: bytes of each."""
     selector, got, over = selectors.DefaultSelector(), {}, 0
@@ -224,15 +243,16 @@ def read_streams(t, n, body, seconds):
 
 
 def streams(t):
-    n, before = t.n(1000), t.resident()
+    n = t.n(1000)
+    held, each = hold_streams(t, n)
     answers, worst = read_streams(t, n, {"prompt": "Once", "max_tokens": 16, "ignore_eos": True},
                                   600)
     whole = sum(a.count(b"data: [DONE]\n\n") for a in answers)
     refused = sum(status(a) == 429 for a in answers)
-    print("streams: %d opened, %d whole, %d told to come again, /health at most %.1f ms, "
-          "memory %+.1f KiB each" % (n, whole, refused, worst * 1000,
-                                     (t.resident() - before) / 1024 / n))
+    print("streams: %d held open, %.1f KiB each; %d read, %d whole, %d told to come again, /health "
+          "at most %.1f ms" % (held, each / 1024, n, whole, refused, worst * 1000))
     check(whole + refused == n, "%d streams were neither whole nor refused" % (n - whole - refused))
+    check(each < 16384, "an open stream takes 16 KiB")
     check(worst < 1, "/health takes a second beside streams")
 
 

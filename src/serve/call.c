@@ -18,6 +18,10 @@ nb_call *nb_call_new(nb_server *s, struct MHD_Connection *connection, int fd)
     nb_err err;
     if (NB_ALLOC(&c, 1, &err) != NB_OK)
         return NULL;
+    if (NB_ALLOC(&c->head, 1, &err) != NB_OK) {
+        nb_free(c);
+        return NULL;
+    }
     c->server = s;
     c->connection = connection;
     c->fd = fd;
@@ -45,6 +49,7 @@ void nb_call_unref(nb_call *c)
     nb_buf_free(&c->body);
     nb_wire_free(&c->out);
     nb_free(c->parts);
+    nb_free(c->head);
     pthread_mutex_destroy(&c->lock);
     nb_free(c);
 }
@@ -77,13 +82,13 @@ static nb_reject reason_of(const nb_problem *why)
 
 void nb_call_refuse(nb_call *c)
 {
-    assert(c->why.http >= 400);
-    nb_metrics_reject(&c->server->metrics, reason_of(&c->why));
-    c->http = c->why.http;
+    assert(c->head->why.http >= 400);
+    nb_metrics_reject(&c->server->metrics, reason_of(&c->head->why));
+    c->http = c->head->why.http;
     c->type = "application/json";
     c->is_static = false;
     nb_wire_clear(&c->out);
-    nb_problem_write(&c->why, &c->out);
+    nb_problem_write(&c->head->why, &c->out);
 }
 
 void nb_call_cancel(nb_call *c)
@@ -227,18 +232,18 @@ static void on_release(void *context)
 nb_status nb_call_submit(nb_call *c)
 {
     nb_ask *ask = &c->ask;
-    nb_err *err = &c->why.err;
-    NB_TRY(nb_problem_settle(&c->why,
+    nb_err *err = &c->head->why.err;
+    NB_TRY(nb_problem_settle(&c->head->why,
                              nb_reply_init(&c->reply, ask, c->server->setup.max_unread, err)));
     c->has_reply = true;
-    NB_TRY(nb_problem_settle(&c->why, NB_ALLOC(&c->parts, ask->n_prompts, err)));
+    NB_TRY(nb_problem_settle(&c->head->why, NB_ALLOC(&c->parts, ask->n_prompts, err)));
     if (ask->no_answer && !ask->prompt_logprobs && ask->pooling == NB_POOL_NONE) {
         pthread_mutex_lock(&c->lock);
         nb_reply_end(&c->reply, NB_FINISH_LENGTH, NULL); /* an echo, no more */
         pthread_mutex_unlock(&c->lock);
     }
     nb_status s;
-    while (submit_next(c, &c->why, &s))
+    while (submit_next(c, &c->head->why, &s))
         ;
     if (s != NB_OK) {
         nb_call_cancel(c);
@@ -258,7 +263,7 @@ void nb_call_write(nb_call *c)
 {
     const nb_served *m = c->server->served;
     nb_wire_clear(&c->out);
-    if (nb_reply_failed(&c->reply, &c->why) != NB_OK) {
+    if (nb_reply_failed(&c->reply, &c->head->why) != NB_OK) {
         nb_call_refuse(c);
         return;
     }

@@ -67,17 +67,20 @@ static nb_status check_framing(nb_call *c, struct MHD_Connection *connection, co
     *length = 0;
     c->close_after = true;
     if (f.n_fields > 100)
-        return nb_refuse(&c->why, 431, NULL, "%d header fields: there may be 100", f.n_fields);
+        return nb_refuse(&c->head->why, 431, NULL, "%d header fields: there may be 100",
+                         f.n_fields);
     if (f.n_hosts > 1)
-        return nb_refuse(&c->why, 400, NULL, "more than one Host");
+        return nb_refuse(&c->head->why, 400, NULL, "more than one Host");
     if (f.n_lengths > 1 || f.n_encodings > 1 || (f.n_lengths > 0 && f.n_encodings > 0))
-        return nb_refuse(&c->why, 400, NULL,
+        return nb_refuse(&c->head->why, 400, NULL,
                          "Content-Length and Transfer-Encoding may come once, and not both");
     if (f.n_encodings > 0 && (f.encoding == NULL || strcasecmp(f.encoding, "chunked") != 0 ||
                               strcmp(version, MHD_HTTP_VERSION_1_1) != 0))
-        return nb_refuse(&c->why, 400, NULL, "Transfer-Encoding other than chunked, in HTTP/1.1");
+        return nb_refuse(&c->head->why, 400, NULL,
+                         "Transfer-Encoding other than chunked, in HTTP/1.1");
     if (f.n_lengths > 0 && !read_length(f.length, length))
-        return nb_refuse(&c->why, 400, NULL, "Content-Length is no number that a body can have");
+        return nb_refuse(&c->head->why, 400, NULL,
+                         "Content-Length is no number that a body can have");
     c->close_after = false;
     return NB_OK;
 }
@@ -110,33 +113,34 @@ static nb_status check_head(nb_call *c, struct MHD_Connection *connection, const
     nb_server *s = c->server;
     NB_TRY(check_framing(c, connection, version, length));
     const size_t n = strlen(url);
-    if (n >= sizeof c->path)
-        return nb_refuse(&c->why, 404, NULL, "there is no such path");
-    memcpy(c->path, url, n + 1);
+    if (n >= sizeof c->head->path)
+        return nb_refuse(&c->head->why, 404, NULL, "there is no such path");
+    memcpy(c->head->path, url, n + 1);
     const bool preflight = strcmp(method, "OPTIONS") == 0;
     c->is_options = preflight;
-    c->route = nb_route_find(method, c->path, &c->tail, allow, &c->why);
+    c->route = nb_route_find(method, c->head->path, &c->tail, allow, &c->head->why);
     if (preflight && *allow != NULL) {
-        c->why = (nb_problem){0};
+        c->head->why = (nb_problem){0};
         return NB_OK;
     }
     if (c->route == NULL)
         return NB_DATA;
     if (!c->route->open && !nb_keys_allow(s->setup.keys, header(connection, "Authorization")))
-        return nb_refuse(&c->why, 401, NULL, "an API key is needed: 'Authorization: Bearer KEY'");
+        return nb_refuse(&c->head->why, 401, NULL,
+                         "an API key is needed: 'Authorization: Bearer KEY'");
     if (c->route->post != NULL && !origin_may_ask(s, connection))
-        return nb_refuse(&c->why, 403, NULL, "pages of other sites may not ask");
+        return nb_refuse(&c->head->why, 403, NULL, "pages of other sites may not ask");
     const int state = atomic_load(&s->state);
     if (!c->route->always &&
         (state == NB_SERVER_LOADING || (state == NB_SERVER_DRAINING && c->route->post != NULL))) {
-        c->why.retry_after_s = 1;
+        c->head->why.retry_after_s = 1;
         c->close_after = state == NB_SERVER_DRAINING;
-        return nb_refuse(&c->why, 503, NULL, "%s",
+        return nb_refuse(&c->head->why, 503, NULL, "%s",
                          state == NB_SERVER_LOADING ? "the model is being loaded"
                                                     : "the server is stopping");
     }
     if (*length > s->setup.max_body)
-        return nb_refuse(&c->why, 413, NULL, "a body of %llu bytes: up to %zu are possible",
+        return nb_refuse(&c->head->why, 413, NULL, "a body of %llu bytes: up to %zu are possible",
                          (unsigned long long)*length, s->setup.max_body);
     return NB_OK;
 }
@@ -200,8 +204,8 @@ static enum MHD_Result answer(nb_call *c, struct MHD_Connection *connection, con
         add(r, c->page->headers[i].name, c->page->headers[i].value);
     if (c->page == NULL)
         add(r, "Content-Type", c->type);
-    if (c->why.retry_after_s > 0) {
-        snprintf(seconds, sizeof seconds, "%d", c->why.retry_after_s);
+    if (c->head->why.retry_after_s > 0) {
+        snprintf(seconds, sizeof seconds, "%d", c->head->why.retry_after_s);
         add(r, "Retry-After", seconds);
     }
     if (c->http == 401)
@@ -224,6 +228,9 @@ static enum MHD_Result start_stream(nb_call *c, struct MHD_Connection *connectio
         MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 512, nb_call_read, c, NULL);
     if (r == NULL)
         return MHD_NO;
+    nb_free(c->head);
+    c->head = NULL;
+    c->tail = NULL;
     add(r, "Content-Type", "text/event-stream");
     add(r, "Cache-Control", "no-cache");
     add(r, "X-Accel-Buffering", "no"); /* a proxy that gathers would undo what streaming is for */
@@ -266,7 +273,7 @@ static enum MHD_Result begin(nb_server *s, struct MHD_Connection *connection, co
     const char *allow = NULL;
     uint64_t length;
     (void)check_head(c, connection, url, method, version, &allow, &length);
-    const bool refused = c->why.http != 0;
+    const bool refused = c->head->why.http != 0;
     if (refused && (c->close_after || length > s->setup.max_body + DRAIN_BYTES ||
                     header(connection, "Expect") != NULL)) {
         c->close_after = true;
@@ -287,22 +294,22 @@ static enum MHD_Result gather(nb_call *c, const char *data, size_t n)
     }
     if (c->n_body > s->setup.max_body + DRAIN_BYTES)
         return MHD_NO; /* too much even to refuse politely */
-    if (c->why.http != 0 || c->is_options || c->route->get != NULL)
+    if (c->head->why.http != 0 || c->is_options || c->route->get != NULL)
         return MHD_YES; /* not wanted */
     if (c->n_body > s->setup.max_body) {
-        nb_refuse(&c->why, 413, NULL, "a body of more than %zu bytes", s->setup.max_body);
+        nb_refuse(&c->head->why, 413, NULL, "a body of more than %zu bytes", s->setup.max_body);
         return MHD_YES;
     }
     const size_t before = c->body.cap;
-    if (nb_buf_put(&c->body, data, n, &c->why.err) != NB_OK) {
-        nb_problem_settle(&c->why, NB_MEMORY);
+    if (nb_buf_put(&c->body, data, n, &c->head->why.err) != NB_OK) {
+        nb_problem_settle(&c->head->why, NB_MEMORY);
         return MHD_YES;
     }
     const long long all = atomic_fetch_add(&s->body_bytes, (long long)(c->body.cap - before)) +
                           (long long)(c->body.cap - before);
     if (all > (long long)s->setup.max_bodies) {
-        c->why.retry_after_s = 1;
-        nb_refuse(&c->why, 503, NULL, "too many bodies are being received");
+        c->head->why.retry_after_s = 1;
+        nb_refuse(&c->head->why, 503, NULL, "too many bodies are being received");
         atomic_fetch_sub(&s->body_bytes, (long long)c->body.cap);
         nb_buf_free(&c->body);
     }
@@ -348,11 +355,11 @@ static enum MHD_Result complete(nb_call *c, struct MHD_Connection *connection, c
     nb_server *s = c->server;
     const char *allow = NULL;
     set_link(s, connection, NB_LINK_ANSWER);
-    if (c->why.http == 405 || c->is_options) {
+    if (c->head->why.http == 405 || c->is_options) {
         nb_problem again = {0};
         (void)nb_route_find(method, url, &c->tail, &allow, &again);
     }
-    if (c->why.http != 0)
+    if (c->head->why.http != 0)
         return refuse(c, connection, allow);
     if (c->is_options) {
         c->http = 204;
@@ -372,8 +379,8 @@ static enum MHD_Result complete(nb_call *c, struct MHD_Connection *connection, c
     if (nb_desk_put(s, c))
         return MHD_YES;
     pthread_mutex_lock(&c->lock);
-    c->why.retry_after_s = 1;
-    nb_refuse(&c->why, 503, NULL, "too many requests wait to be read");
+    c->head->why.retry_after_s = 1;
+    nb_refuse(&c->head->why, 503, NULL, "too many requests wait to be read");
     nb_call_refuse(c);
     c->state = NB_CALL_READY;
     nb_call_wake(c);

@@ -29,10 +29,11 @@ static void forget_body(nb_call *c)
 static nb_status work_on(nb_call *c)
 {
     if (c->body.len == 0)
-        return nb_refuse(&c->why, 400, NULL, "the body is empty: JSON is expected");
+        return nb_refuse(&c->head->why, 400, NULL, "the body is empty: JSON is expected");
     json_t *body = NULL;
-    const nb_status s = nb_json_parse(&body, (const char *)c->body.data, c->body.len, &c->why.err);
-    NB_TRY(nb_problem_settle(&c->why, s));
+    const nb_status s =
+        nb_json_parse(&body, (const char *)c->body.data, c->body.len, &c->head->why.err);
+    NB_TRY(nb_problem_settle(&c->head->why, s));
     forget_body(c);
     return c->route->post(c, body);
 }
@@ -45,7 +46,7 @@ static void serve(nb_call *c)
     const nb_status s = wanted ? work_on(c) : NB_OK;
     pthread_mutex_lock(&c->lock);
     if (s != NB_OK) {
-        nb_problem_settle(&c->why, s);
+        nb_problem_settle(&c->head->why, s);
         nb_call_refuse(c);
     }
     /* Until here the engine's thread woke nobody, so that what this one works on is its own. */

@@ -90,8 +90,9 @@ static void write_vector(const nb_ask *ask, const nb_choice *c, float *room, nb_
 void nb_embeddings_write(const nb_ask *ask, const nb_served *m, const nb_reply *r, nb_wire *out)
 {
     float *room = NULL;
+    nb_err err;
     if (out->status == NB_OK)
-        out->status = NB_ALLOC(&room, ask->dimensions, &out->err);
+        out->status = NB_ALLOC(&room, ask->dimensions, &err);
     if (out->status != NB_OK)
         return;
     int64_t n_tokens = 0;

@@ -103,15 +103,16 @@ static void write_text(const nb_ask *ask, const nb_served *m, const nb_choice *c
     const nb_prompt *prompt = &ask->prompts[p];
     nb_buf both = {0};
     nb_decoder decoder = {0};
+    nb_err err;
     if (out->status != NB_OK)
         return;
     if (prompt->text != NULL)
-        out->status = nb_buf_put(&both, prompt->text, prompt->len, &out->err);
+        out->status = nb_buf_put(&both, prompt->text, prompt->len, &err);
     else
         out->status = nb_tokenizer_decode(m->tokenizer, &decoder, prompt->tokens.ids,
-                                          prompt->tokens.n, true, true, &both, &out->err);
+                                          prompt->tokens.n, true, true, &both, &err);
     if (out->status == NB_OK && len > 0)
-        out->status = nb_buf_put(&both, text, len, &out->err);
+        out->status = nb_buf_put(&both, text, len, &err);
     nb_wire_string(out, (const char *)both.data, both.len);
     nb_buf_free(&both);
 }
@@ -241,11 +242,12 @@ static void write_chat_choice(const nb_ask *ask, const nb_served *m, const nb_re
 void nb_openai_write(const nb_ask *ask, const nb_served *m, nb_reply *r, nb_wire *out)
 {
     const bool chat = ask->shape == NB_ASK_CHAT;
+    nb_err err;
     write_head(ask, m, chat ? "chat.completion" : "text_completion", out);
     for (int64_t i = 0; i < r->n_choices; i++) {
         nb_wire_raw(out, i > 0 ? "," : "");
         if (out->status == NB_OK)
-            out->status = nb_choice_part(&r->choices[i], &out->err);
+            out->status = nb_choice_part(&r->choices[i], &err);
         if (chat)
             write_chat_choice(ask, m, r, i, "message", out);
         else
@@ -287,10 +289,11 @@ static void write_news(const nb_ask *ask, const nb_served *m, nb_reply *r, int64
     nb_choice *c = &r->choices[i];
     const bool chat = ask->shape == NB_ASK_CHAT, over = c->finish != NB_NOT_FINISHED;
     size_t n_content;
+    nb_err err;
     if (c->ended)
         return;
     if (out->status == NB_OK)
-        out->status = nb_choice_part(c, &out->err);
+        out->status = nb_choice_part(c, &err);
     (void)content_of(c, &n_content);
     const bool news =
         n_content > 0 || has_new_calls(c) || (ask->options.logprobs && c->rows.n > c->rows_taken);

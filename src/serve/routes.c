@@ -33,8 +33,8 @@ static nb_status get_ready(nb_call *c)
     const int state = atomic_load(&c->server->state);
     if (state == NB_SERVER_SERVING)
         return answer_static(c, 200, "text/plain; charset=utf-8", "ready\n", 6);
-    c->why.retry_after_s = 1;
-    return nb_refuse(&c->why, 503, NULL, "%s",
+    c->head->why.retry_after_s = 1;
+    return nb_refuse(&c->head->why, 503, NULL, "%s",
                      state == NB_SERVER_LOADING ? "the model is being loaded"
                                                 : "the server is stopping");
 }
@@ -64,9 +64,9 @@ static nb_status get_version(nb_call *c)
 
 static nb_status get_page(nb_call *c)
 {
-    c->page = nb_page_find(c->path);
+    c->page = nb_page_find(c->head->path);
     if (c->page == NULL)
-        return nb_refuse(&c->why, 404, NULL, "there is no page");
+        return nb_refuse(&c->head->why, 404, NULL, "there is no page");
     const char *known =
         MHD_lookup_connection_value(c->connection, MHD_HEADER_KIND, "If-None-Match");
     if (nb_page_same(c->page, known))
@@ -79,7 +79,7 @@ static nb_status get_report(nb_call *c)
 {
     const nb_served *m = c->server->served;
     if (m->report == NULL)
-        return nb_refuse(&c->why, 404, NULL, "the model has no nibble-report.json");
+        return nb_refuse(&c->head->why, 404, NULL, "the model has no nibble-report.json");
     return answer_static(c, 200, "application/json", m->report, m->report_len);
 }
 
@@ -134,11 +134,11 @@ static bool unescape(const char *from, char *to, size_t size)
 
 static nb_status get_model(nb_call *c)
 {
-    char name[sizeof c->path];
+    char name[sizeof c->head->path];
     const nb_served *m = c->server->served;
     if (!unescape(c->tail, name, sizeof name) || !nb_served_is(m, name)) {
-        c->why.code = "model_not_found";
-        return nb_refuse(&c->why, 404, "model",
+        c->head->why.code = "model_not_found";
+        return nb_refuse(&c->head->why, 404, "model",
                          "the model '%.200s' does not exist: '%.200s' is "
                          "served",
                          c->tail, m->name);
@@ -166,7 +166,7 @@ static nb_status get_model_info(nb_call *c)
 
 static nb_status post_tokenize(nb_call *c, json_t *body)
 {
-    const nb_status s = nb_tokenize(body, c->server->served, &c->out, &c->why);
+    const nb_status s = nb_tokenize(body, c->server->served, &c->out, &c->head->why);
     json_decref(body);
     c->http = 200;
     return s;
@@ -174,7 +174,7 @@ static nb_status post_tokenize(nb_call *c, json_t *body)
 
 static nb_status post_detokenize(nb_call *c, json_t *body)
 {
-    const nb_status s = nb_detokenize(body, c->server->served, &c->out, &c->why);
+    const nb_status s = nb_detokenize(body, c->server->served, &c->out, &c->head->why);
     json_decref(body);
     c->http = 200;
     return s;
@@ -187,7 +187,7 @@ typedef nb_status reader(nb_ask *ask, const nb_served *m, nb_problem *why);
 static nb_status generate(nb_call *c, json_t *body, nb_ask_shape shape, reader *read)
 {
     nb_ask_init(&c->ask, shape, body);
-    NB_TRY(read(&c->ask, c->server->served, &c->why));
+    NB_TRY(read(&c->ask, c->server->served, &c->head->why));
     return nb_call_submit(c);
 }
 

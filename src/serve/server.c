@@ -18,7 +18,7 @@
 #define SPARE_DESCRIPTORS 32
 /* Of the head of a request, its fields' descriptions included, and of what is written at a time.
  * After its first request a connection has touched all of it, and holds it while it is idle. */
-#define CONNECTION_BYTES ((size_t)12 << 10)
+#define CONNECTION_BYTES ((size_t)8 << 10)
 
 /* Paths and queries stay as they were sent: no route has anything escaped in it. */
 static size_t leave_escaped(void *context, struct MHD_Connection *connection, char *text)

@@ -14,7 +14,7 @@
 typedef struct nb_call nb_call;
 typedef struct nb_route nb_route;
 
-enum { NB_N_DESKS = 2, NB_DESK_QUEUE = 256 };
+enum { NB_N_DESKS = 2, NB_DESK_QUEUE = 1024 };
 
 /* ---- a connection ---- */
 
@@ -53,6 +53,12 @@ typedef struct {
     uint64_t id; /* the engine's */
 } nb_call_part;
 
+/* What only the way to an answer needs; a stream that has begun, and may last, is without. */
+typedef struct {
+    nb_problem why;
+    char path[512];
+} nb_call_head;
+
 struct nb_call {
     nb_server *server;
     nb_call *prev, *next; /* among the active */
@@ -76,12 +82,11 @@ struct nb_call {
 
     /* One thread at a time: the socket's, then the desk's, then the socket's again. */
     const nb_route *route;
-    const char *tail; /* of the path, behind a route that ends with a slash; in `path` */
-    char path[512];
+    nb_call_head *head;
+    const char *tail; /* of the path, behind a route that ends with a slash */
     bool close_after, is_options;
     nb_buf body;
     size_t n_body;
-    nb_problem why;
     int http;
     const char *type;
     const nb_page *page; /* whose headers go with the answer; NULL: none */

@@ -9,8 +9,9 @@
 
 void nb_wire_bytes(nb_wire *w, const void *json, size_t len)
 {
+    nb_err err;
     if (w->status == NB_OK)
-        w->status = nb_buf_put(&w->buf, json, len, &w->err);
+        w->status = nb_buf_put(&w->buf, json, len, &err);
 }
 
 void nb_wire_raw(nb_wire *w, const char *json)

@@ -13,7 +13,6 @@
 typedef struct {
     nb_buf buf;
     nb_status status;
-    nb_err err;
 } nb_wire;
 
 void nb_wire_raw(nb_wire *w, const char *json);

@@ -176,6 +176,31 @@ class Serve(lib.Case):
             self.assertTrue(s.wait_for('nibble:kv_blocks{model_name="tiny.gguf",engine="0",'
                                        'state="used"}', 0))
 
+    def test_an_open_stream_takes_little(self):
+        """Nothing that it holds is as long as the context, or as the vocabulary."""
+        with open(lib.BINARY, "rb") as f:
+            if b"__asan_init" in f.read():
+                self.skipTest("sanitizers keep memory of their own")
+        s = self.serve("--max-seqs", "2", "--max-queue", "600", endless=True)
+        body = json.dumps({"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True,
+                           "repetition_penalty": 1.1, "stop": ["never"]}).encode()
+        fds, resident = [], []
+        for n in (200, 600):
+            for _ in range(n - len(fds)):
+                fds.append(socket.create_connection(("127.0.0.1", s.port)))
+                fds[-1].sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\n"
+                                b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            for _ in range(400):
+                if s.metric("vllm:num_requests_running") + \
+                        s.metric("vllm:num_requests_waiting") > n - 40:
+                    break
+                time.sleep(0.02)
+            with open("/proc/%d/statm" % s.process.pid) as f:
+                resident.append(int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE"))
+        self.assertLess((resident[1] - resident[0]) / 400, 16 << 10)
+        for fd in fds:
+            fd.close()
+
     def test_it_stops_when_told(self):
         s = self.serve("--grace", "0", endless=True)
         body = b'{"prompt":"a","max_tokens":250,"n":32,"stream":true,"ignore_eos":true}'
