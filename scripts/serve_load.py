@@ -36,7 +36,7 @@ class Server:
             if self.process.poll() is not None:
                 sys.exit(f"serve_load.py: {' '.join(self.command)} ended")
             try:
-                urllib.request.urlopen(self.url + "/health", timeout=5).read()
+                urllib.request.urlopen(self.url + "/v1/models", timeout=5).read()
                 return self
             except OSError:
                 time.sleep(0.1)
