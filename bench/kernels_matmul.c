@@ -33,18 +33,29 @@ static void run_strip(void *context)
     nb_matmul_rows(&p->b->k, &p->job, p->packed, p->scratch);
 }
 
-static void matmul_line(const bench *b, int64_t m, int64_t n, int64_t depth, int form, bool strip)
+enum { A_BY_COLUMNS = 1, B_BY_COLUMNS = 2, STRIP = 4, PAIRS = 8 };
+
+static float *random_elements(int64_t n, bool pairs)
+{
+    float *x = bench_alloc(n, sizeof *x);
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = bench_random();
+        if (pairs)
+            nb_bf16_put(x + i, x[i], bench_random());
+    }
+    return x;
+}
+
+static void matmul_line(const bench *b, int64_t m, int64_t n, int64_t columns, int form)
 {
     product p = {.b = b, .pool = b->pool};
-    float *a = bench_alloc(m * depth, sizeof *a), *w = bench_alloc(depth * n, sizeof *w);
-    for (int64_t i = 0; i < m * depth; i++)
-        a[i] = bench_random();
-    for (int64_t i = 0; i < depth * n; i++)
-        w[i] = bench_random();
-    p.job = (nb_matmul_job){.ldc = n, .m = m, .n = n, .depth = depth};
+    const bool strip = form & STRIP, pairs = form & PAIRS;
+    const int64_t depth = pairs ? columns / 2 : columns;
+    float *a = random_elements(m * depth, pairs), *w = random_elements(depth * n, pairs);
+    p.job = (nb_matmul_job){.ldc = n, .m = m, .n = n, .depth = depth, .pairs = pairs};
     p.job.c = bench_alloc(m * n, sizeof(float));
-    p.job.a = form & 1 ? (nb_view){a, 1, m} : (nb_view){a, depth, 1};
-    p.job.b = form & 2 ? (nb_view){w, 1, depth} : (nb_view){w, n, 1};
+    p.job.a = form & A_BY_COLUMNS ? (nb_view){a, 1, m} : (nb_view){a, depth, 1};
+    p.job.b = form & B_BY_COLUMNS ? (nb_view){w, 1, depth} : (nb_view){w, n, 1};
     p.job.add = strip;
     p.packed = bench_alloc(nb_matmul_packed_floats(n, depth), sizeof(float));
     nb_matmul_pack(p.packed, &p.job.b, n, depth, 0, n);
@@ -52,11 +63,12 @@ static void matmul_line(const bench *b, int64_t m, int64_t n, int64_t depth, int
                                 nb_matmul_scratch_bytes(m, n, depth, nb_pool_n_threads(b->pool)),
                             1);
     char what[80];
-    snprintf(what, sizeof what, "%lld x %lld x %lld, %s%s", (long long)m, (long long)depth,
-             (long long)n, form & 1 ? "aT " : "a ", form & 2 ? "bT" : "b");
+    snprintf(what, sizeof what, "%lld x %lld x %lld, %s%s%s", (long long)m, (long long)columns,
+             (long long)n, form & A_BY_COLUMNS ? "aT " : "a ", form & B_BY_COLUMNS ? "bT" : "b",
+             pairs ? ", bf16" : "");
     const double bytes = 4.0 * (double)(m * depth + depth * n + m * n);
     const work work = {
-        .fma_ops = 2.0 * (double)(m * n * depth), .bytes = bytes, .footprint = bytes};
+        .fma_ops = 2.0 * (double)(m * n * columns), .bytes = bytes, .footprint = bytes};
     bench_line(b, strip ? &b->one : &b->all, strip ? "strip" : "matmul", what,
                bench_time(strip ? run_strip : run_matmul, &p), &work);
     nb_free(a);
@@ -158,11 +170,14 @@ static void algebra_lines(const bench *b, int64_t n)
 void bench_matmul(const bench *b)
 {
     for (int form = 0; form < 4; form++)
-        matmul_line(b, 512, 4096, 1536, form, false);
+        matmul_line(b, 512, 4096, 1536, form);
     for (int form = 0; form < 4; form++)
-        matmul_line(b, 4096, 1536, 576, form, false);
-    matmul_line(b, 32, 4096, 128, 0, true);
-    matmul_line(b, 256, 4096, 128, 0, true);
+        matmul_line(b, 4096, 1536, 576, form);
+    matmul_line(b, 4096, 1536, 576, PAIRS); /* the backward pass of a block */
+    matmul_line(b, 1536, 576, 4096, A_BY_COLUMNS | PAIRS);
+    matmul_line(b, 1536, 576, 4096, A_BY_COLUMNS);
+    matmul_line(b, 32, 4096, 128, STRIP);
+    matmul_line(b, 256, 4096, 128, STRIP);
     algebra_lines(b, 576);
     algebra_lines(b, 1536);
 }
