@@ -215,10 +215,11 @@ static int64_t n_judges(int64_t n_seq)
     return n_seq < N_JUDGES ? n_seq : N_JUDGES;
 }
 
-double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq)
+double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq, unsigned isa)
 {
     const int64_t batch = o->batch < n_seq ? o->batch : n_seq;
-    return 3 * (double)o->iters * (double)batch + (double)n_seq + 2 * (double)n_judges(n_seq);
+    return (isa & NB_ISA_BF16 ? 2 : 3) * (double)o->iters * (double)batch + (double)n_seq +
+           2 * (double)n_judges(n_seq);
 }
 
 /* The loss of n sequences, evenly apart: each one's in out[n]. */

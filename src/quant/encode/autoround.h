@@ -70,8 +70,8 @@ void nb_autoround_bytes(const nb_config *c, const nb_autoround_options *o, int n
                         int64_t *least, int64_t *most);
 
 /* Forward passes over a sequence, of o->len tokens at most, that tuning a block with n_seq of them
- * takes; one backward counts as two. */
-double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq);
+ * takes; one backward counts as two, or as one where `isa` has the dot products of bfloat16. */
+double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq, unsigned isa);
 
 nb_status nb_autoround(const nb_block_job *job, const nb_autoround_options *o,
                        nb_block_result *result, nb_err *err);

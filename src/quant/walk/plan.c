@@ -46,8 +46,8 @@ static nb_status estimate_tuning(nb_walker *w, int64_t longest, double block_flo
     const nb_method *method = w->job->tune != NULL ? w->job->tune : w->method;
     NB_TRY(nb_autoround_options_parse(&o, method, w->job->tune != NULL, err));
     const double len = (double)(o.len < longest ? o.len : longest);
-    w->plan.tuning_flops =
-        nb_autoround_passes(&o, w->job->n_seqs) * len * block_flops * (double)w->config.n_layers;
+    w->plan.tuning_flops = nb_autoround_passes(&o, w->job->n_seqs, w->job->kernels->isa) * len *
+                           block_flops * (double)w->config.n_layers;
     w->plan.flops += w->plan.tuning_flops;
     int64_t least, most;
     nb_autoround_bytes(&w->config, &o, nb_pool_n_threads(w->job->pool), &least, &most);
