@@ -70,8 +70,10 @@ typedef struct {
     int threads;         /* 0: all processors this process may run on; at most 256 */
     const char *isa;     /* "scalar", "avx2", "avx512", "amx", "neon"; NULL or "auto": the best */
     const char *compute; /* "f", "i8", "i16"; NULL or "auto": what the model's formats say */
-    const char *kv;      /* "f16", "f32", "bf16", "int8", "fp8", "int4", "int2"; NULL: f16 */
-    int64_t n_ctx;       /* tokens a session can hold; 0: the model's own, at most 8192 */
+    const char *kv; /* "f16", "f32", "bf16", "int8", "fp8", "int4", "int2"; NULL or "auto": what
+                       the model says, else f16. fp8 takes the model's scales if it has some;
+                       "fp8:dynamic" finds its own */
+    int64_t n_ctx;  /* tokens a session can hold; 0: the model's own, at most 8192 */
 } nb_lm_options;
 
 /* Opens a .gguf file or a Hugging Face folder and loads its weights. NB_DATA and NB_UNSUPPORTED

@@ -420,6 +420,34 @@ void nb_outfile_abort(nb_outfile *out)
     *out = NB_OUTFILE_CLOSED;
 }
 
+static nb_status amend(int fd, const char *path, int64_t offset, const uint8_t *p, size_t n,
+                       nb_err *err)
+{
+    while (n > 0) {
+        const ssize_t put = planted_failure() ? -1 : pwrite(fd, p, n, (off_t)offset);
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0)
+            return nb_fail_errno(err, errno, "%s: writing", path);
+        p += put;
+        offset += put;
+        n -= (size_t)put;
+    }
+    if (planted_failure() || fsync(fd) != 0)
+        return nb_fail_errno(err, errno, "%s: syncing", path);
+    return NB_OK;
+}
+
+nb_status nb_file_amend(const char *path, int64_t offset, const void *bytes, size_t n, nb_err *err)
+{
+    const int fd = open(path, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
+        return nb_fail_errno(err, errno, "%s: opening", path);
+    const nb_status s = amend(fd, path, offset, bytes, n, err);
+    close(fd);
+    return s;
+}
+
 /* A stream over an open folder, from its start; the descriptor stays the caller's. */
 static DIR *list_folder(int folder_fd)
 {

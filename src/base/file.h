@@ -59,6 +59,8 @@ nb_status nb_outfile_write(nb_outfile *out, const void *bytes, size_t n, nb_err 
 nb_status nb_outfile_commit(nb_outfile *out, nb_err *err);
 /* Removes the temporary; fine on a closed or committed one. */
 void nb_outfile_abort(nb_outfile *out);
+/* Other bytes in the middle of a file that stands, on the disk when this returns. */
+nb_status nb_file_amend(const char *path, int64_t offset, const void *bytes, size_t n, nb_err *err);
 
 /* An output folder: a locked temporary folder beside the target, renamed at the end. */
 typedef struct {

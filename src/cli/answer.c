@@ -110,15 +110,16 @@ void nb_answering_plan(nb_answering *a)
     const nb_model *m = &a->o.model;
     const nb_sampling *how = &a->options.sampling;
     const int64_t n_ctx = m->n_ctx;
-    const int64_t kv = nb_kv_pages_for(n_ctx) * NB_KV_PAGE *
-                           nb_config_kv_bytes(&m->config, nb_kv_option(a->args)) +
-                       nb_config_kv_recent_bytes(&m->config, nb_kv_option(a->args));
+    const nb_kv_format format = nb_kv_option(a->args, &m->config);
+    const int64_t kv =
+        nb_kv_pages_for(n_ctx) * NB_KV_PAGE * nb_config_kv_bytes(&m->config, format) +
+        nb_config_kv_recent_bytes(&m->config, format);
     nb_out_note(
         a->out, "%s: %s, %s parameters; mode %s, %s, threads: %d; KV %s, %s at %lld tokens; %s",
         nb_path_label(nb_args_operand(a->args, 0), label, sizeof label),
         nb_human_bytes(nb_store_file_bytes(a->o.store)).text, nb_human_count(m->n_params).text,
         nb_model_compute_name(m), nb_isa_name(a->rt.kernels.isa), nb_pool_n_threads(a->rt.pool),
-        nb_args_text(a->args, "kv"), nb_human_bytes(kv).text, (long long)n_ctx,
+        nb_kv_label(a->args, &m->config), nb_human_bytes(kv).text, (long long)n_ctx,
         how->temperature > 0 ? "sampling" : "greedy");
     if (a->guessing.has_draft) {
         const nb_model *d = &a->guessing.draft.model;
@@ -249,7 +250,7 @@ nb_status nb_answering_open(nb_answering *a, const nb_args *args, nb_out *out, n
                                       .tokenizer = a->o.tokenizer,
                                       .draft =
                                           a->guessing.has_draft ? &a->guessing.draft.model : NULL,
-                                      .kv = nb_kv_option(args)};
+                                      .kv = nb_kv_option(args, &a->o.model.config)};
     return nb_generator_init(&a->generator, &setup, err);
 }
 
@@ -378,7 +379,7 @@ json_t *nb_answering_json(const nb_answering *a, const nb_generation *r, int64_t
         (json_int_t)how->seed, "temperature", how->temperature, "logits_hash", hash,
         "prefill_tok_s", json_rate(r->n_prefilled, r->prefill_s), "decode_tok_s",
         json_rate(r->n_steps + r->n_accepted, r->decode_s), "compute",
-        nb_model_compute_name(&a->o.model), "kv", nb_args_text(a->args, "kv"), "isa",
+        nb_model_compute_name(&a->o.model), "kv", nb_kv_name(a->args, &a->o.model.config), "isa",
         nb_isa_name(a->rt.kernels.isa), "threads", nb_pool_n_threads(a->rt.pool), "ctx",
         (json_int_t)a->generator.setup.n_ctx, "dropped_turns", (json_int_t)n_dropped);
     if (a->options.n_guess > 0) {

@@ -12,8 +12,8 @@
 
 const char *const nb_isa_choices[] = {"auto", "scalar", "avx2", "avx512", "amx", "neon", NULL};
 const char *const nb_compute_choices[] = {"auto", "f", "i8", "i16", NULL};
-const char *const nb_kv_choices[] = {"f16",      "f32",  "bf16",       "int8", "fp8",
-                                     "fp8_e4m3", "int4", "int4_plain", "int2", NULL};
+const char *const nb_kv_choices[] = {"auto",        "f16",      "f32",  "bf16",       "int8", "fp8",
+                                     "fp8:dynamic", "fp8_e4m3", "int4", "int4_plain", "int2", NULL};
 
 /* One option as typed (or its preset). */
 typedef struct {
@@ -423,6 +423,11 @@ static const given *lookup(const nb_args *args, const char *name, nb_opt_kind ki
         kind == NB_OPT_TEXT && (o->kind == NB_OPT_PATH || o->kind == NB_OPT_CHOICE);
     assert(o->kind == kind || is_text || (kind == NB_OPT_INT && o->kind == NB_OPT_SIZE));
     return find_given(args, o);
+}
+
+bool nb_args_known(const nb_args *args, const char *name)
+{
+    return find_option(args->verb->options, name, strlen(name)) != NULL;
 }
 
 bool nb_args_given(const nb_args *args, const char *name)

@@ -82,9 +82,10 @@ extern const char *const nb_isa_choices[], *const nb_compute_choices[], *const n
 #define NB_OPT_ROW_KV                                                                              \
     {                                                                                              \
         .name = "kv", .kind = NB_OPT_CHOICE, .value = "TYPE", .choices = nb_kv_choices,            \
-        .preset = "f16",                                                                           \
-        .help = "number type of the key-value cache; int8 and fp8 halve its bytes"                 \
-                ", int4 and int2 save more and cost more"                                          \
+        .preset = "auto",                                                                          \
+        .help = "number type of the key-value cache; int8 and fp8 halve its bytes, int4 and int2 " \
+                "save more and cost more; auto: fp8 where the model says so, else f16; fp8 takes " \
+                "the model's scales if it has some, fp8:dynamic finds its own"                     \
     }
 #define NB_OPT_ROW_CTX                                                                             \
     {                                                                                              \
@@ -108,6 +109,8 @@ nb_status nb_args_parse(nb_args **out, const nb_verb *verb, int argc, char *cons
                         nb_err *err);
 void nb_args_free(nb_args *args); /* NULL is fine */
 
+/* Does the verb have this option? */
+bool nb_args_known(const nb_args *args, const char *name);
 /* Was the option typed? Asking for a name or a kind that the table lacks is an assert. */
 bool nb_args_given(const nb_args *args, const char *name);
 /* The value typed, else the preset, else false, 0, 0.0 or NULL. */

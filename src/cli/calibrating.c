@@ -26,6 +26,22 @@ static nb_status read_tune(nb_calibrating_flags *f, const nb_args *args, nb_err 
     return NB_OK;
 }
 
+/* E4M3 has as many digits far below its largest number as there, so a range that clips nothing
+ * costs nothing: the observer is minmax, unless another one is asked for. */
+static nb_status read_kv(nb_calibrating_flags *f, const nb_args *args, nb_err *err)
+{
+    f->kv = nb_args_text(args, "kv");
+    f->kv_observing = f->observing;
+    if (f->observer == NULL)
+        NB_TRY(nb_observing_parse(&f->kv_observing, "minmax", err));
+    if (f->kv == NULL || f->set.options.n_paths > 0)
+        return NB_OK;
+    return nb_fail(err, NB_USAGE,
+                   "--kv %s: scales of the KV cache are chosen from a text: --calib FILE names one "
+                   "(or more)",
+                   f->kv);
+}
+
 /* "64" or "64,lr=0.002": steps, and other options. */
 static nb_status read_distill(nb_calibrating_flags *f, const nb_args *args, nb_err *err)
 {
@@ -61,6 +77,7 @@ nb_status nb_calibrating_flags_read(nb_calibrating_flags *f, const nb_args *args
     f->observer = nb_args_text(args, "observer");
     NB_TRY(nb_observing_parse(&f->observing, f->observer != NULL ? f->observer : DEFAULT_OBSERVER,
                               err));
+    NB_TRY(read_kv(f, args, err));
     NB_TRY(read_tune(f, args, err));
     NB_TRY(read_distill(f, args, err));
     const char *transform = nb_args_text(args, "transform");
@@ -137,11 +154,11 @@ static nb_status check_observer(const nb_calibrating_flags *flags, const nb_plan
             err, NB_USAGE,
             "static scales of activations are chosen from a text: --calib FILE names one "
             "(or more)");
-    if (!waits(plan) && flags->observer != NULL)
+    if (!waits(plan) && flags->kv == NULL && flags->observer != NULL)
         return nb_fail(
             err, NB_USAGE,
             "--observer chooses static scales of activations, and no layer here gets any "
-            "(as in W8A8:static, FP8:static)");
+            "(as in W8A8:static, FP8:static), nor does the KV cache (--kv fp8)");
     return NB_OK;
 }
 
@@ -229,20 +246,22 @@ static nb_status open_idle(nb_calibrating *c, const nb_calibrating_flags *flags,
                            const nb_plan *plan, nb_store *store, const nb_method *method, bool dry,
                            nb_out *out, nb_err *err)
 {
-    const bool text = flags->set.options.n_paths > 0, checks = text && flags->check > 0;
+    const bool text = flags->set.options.n_paths > 0;
+    const bool checks = text && flags->check > 0 && plan->n_quantized > 0;
     if (flags->given_flow)
         nb_out_note(out, "--calib-flow has no effect: nothing here learns from a text");
     if (!text && flags->given_check)
         nb_out_note(out, "--check has no effect: it takes its text from --calib");
-    if (text && plan->n_quantized > 0 && !flags->mixes)
+    if (text && flags->kv == NULL && plan->n_quantized > 0 && !flags->mixes)
         nb_out_note(
             out, "--calib: method %s chooses codes without a text%s; %s", method->quantizer->name,
             strcmp(method->quantizer->name, "rtn") == 0 ? " (rtn:search learns from one)" : "",
             checks ? "this one only serves to check the output" : "it has no effect");
-    if (!checks || plan->n_quantized == 0)
+    if (!checks && flags->kv == NULL)
         return NB_OK;
     NB_TRY(nb_calibrating_read_set(&c->set, &c->score, flags, store, out, err));
-    c->checks = true;
+    c->checks = checks;
+    c->serves = flags->kv != NULL;
     return dry ? NB_OK : nb_model_digest(nb_store_path(store), c->model_sha256, err);
 }
 

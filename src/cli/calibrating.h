@@ -28,6 +28,8 @@ typedef struct {
     bool mixes;                   /* a mixture is found with the text */
     nb_observing observing;
     const char *observer; /* as it was given; NULL: it was not */
+    const char *kv; /* "fp8", "fp8:head": the output gets scales of the KV cache; NULL: none */
+    nb_observing kv_observing;
 } nb_calibrating_flags;
 
 typedef struct {
@@ -39,7 +41,8 @@ typedef struct {
     nb_walk_result result;
     char model_sha256[NB_SHA256_HEX];
     bool wanted; /* whether there is anything to calibrate */
-    bool checks; /* else: whether there is a set, to check the output with */
+    bool checks; /* else: whether there is a set, to check the output with, */
+    bool serves; /* or to find scales of the KV cache by */
     bool guided;
     const char *observer; /* of static scales of activations; NULL: there are none */
 } nb_calibrating;

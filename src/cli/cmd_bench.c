@@ -186,10 +186,11 @@ static nb_status open_shape(nb_store **out, const nb_args *args, nb_scheme *sche
 
 /* Before anything is read: memory for the weights, the longest context, and its RoPE table. Packed,
  * weights take what they take in a file; while one is packed, it is there twice. */
-static nb_status check_memory(nb_store *store, int64_t n_ctx, nb_kv_format kv, nb_err *err)
+static nb_status check_memory(nb_store *store, int64_t n_ctx, const nb_args *args, nb_err *err)
 {
     nb_config c;
     NB_TRY(nb_config_read(store, &c, err));
+    const nb_kv_format kv = nb_kv_option(args, &c);
     int64_t weights = 0, largest = 0;
     for (int64_t i = 0; i < nb_store_n_weights(store); i++) {
         weights += nb_store_weight(store, i)->bytes;
@@ -224,7 +225,7 @@ static nb_status open_model(nb_bench *b, const nb_args *args, nb_scheme *scheme,
     } else {
         NB_TRY(nb_store_open(&store, nb_args_operand(args, 0), err));
     }
-    const nb_status s = check_memory(store, b->wants.n_ctx, nb_kv_option(args), err);
+    const nb_status s = check_memory(store, b->wants.n_ctx, args, err);
     if (s != NB_OK) {
         nb_store_close(store);
         return s;
@@ -251,14 +252,14 @@ static nb_status run_open(nb_bench *b, const nb_args *args, nb_out *out, nb_err 
                        : nb_path_label(nb_args_operand(args, 0), label, sizeof label);
     NB_TRY(open_model(b, args, &scheme, err));
     nb_opened_warn(&b->o, out);
-    NB_TRY(nb_bench_prepare(b, nb_kv_option(args), err));
+    NB_TRY(nb_bench_prepare(b, nb_kv_option(args, &b->o.model.config), err));
     NB_TRY(nb_bench_check(b, err));
     NB_TRY(nb_bench_measure(b, out, err));
     b->peak_rss = nb_peak_rss();
     NB_TRY(measure_limits(b, err));
     if (nb_interrupted())
         return nb_fail_interrupted(err);
-    return nb_bench_print(b, nb_args_text(args, "kv"), out, err);
+    return nb_bench_print(b, nb_kv_name(args, &b->o.model.config), out, err);
 }
 
 static nb_status run_bench(const nb_args *args, nb_out *out, nb_err *err)

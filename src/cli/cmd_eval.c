@@ -102,6 +102,10 @@ static nb_status open_models(eval_run *run, const nb_protocol *p, nb_err *err)
         nb_opened *o = &run->models[i];
         NB_TRY(nb_opened_open(o, &run->rt, path, nb_compute_option(args), p->n_ctx, true, err));
         nb_opened_warn(o, run->out);
+        if (strcmp(nb_args_text(args, "kv"), "auto") == 0 &&
+            nb_config_kv_format(&o->model.config) != NB_KV_F16)
+            nb_out_note(run->out, "%s: KV %s, as its config says (--kv f16 would not)", path,
+                        nb_kv_label(args, &o->model.config));
         if (i < nb_args_n_values(args, "name"))
             snprintf(run->labels[i], sizeof run->labels[i], "%s", nb_args_value(args, "name", i));
         else
@@ -184,7 +188,7 @@ static nb_status print_score_json(eval_run *run, int i, const nb_protocol *p, co
         nb_json_any_text(run->labels[i], strlen(run->labels[i])), "protocol", p->name, "n_windows",
         (json_int_t)r->n_windows, "n_tokens", (json_int_t)r->n_tokens, "bytes",
         (json_int_t)nb_store_file_bytes(o->store), "compute", nb_model_compute_name(&o->model),
-        "kv", nb_args_text(run->args, "kv"), "logits_hash", hash);
+        "kv", nb_kv_name(run->args, &o->model.config), "logits_hash", hash);
     bool fine = j != NULL;
     for (size_t k = 0; fine && k < sizeof numbers / sizeof *numbers; k++) {
         const bool known = (r->has_base || !numbers[k].needs_base) && isfinite(numbers[k].value);
@@ -255,7 +259,8 @@ static nb_status score_text(eval_run *run, const nb_protocol *p, nb_err *err)
                     (long long)tokens.n_left_out, path);
     for (int i = 0; i < run->n_models; i++) {
         NB_TRY_GOTO(s, nb_scorer_init(&scorers[i], &run->models[i].model, &run->rt.kernels,
-                                      run->rt.pool, p, nb_kv_option(run->args), err));
+                                      run->rt.pool, p,
+                                      nb_kv_option(run->args, &run->models[i].model.config), err));
         scorers[i].name = nb_args_operand(run->args, i);
     }
     const bool with_base = run->base.store != NULL;
@@ -298,7 +303,7 @@ static nb_status score_task(eval_run *run, const nb_task *task, nb_err *err)
         const double start = nb_clock();
         nb_progress_begin(run->out, &run->progress, name, "items", task->n_items);
         s = nb_task_run(task, &run->models[i].model, o->tokenizer, &run->rt.kernels, run->rt.pool,
-                        nb_kv_option(run->args), on_progress, run, NULL, &r, err);
+                        nb_kv_option(run->args, &o->model.config), on_progress, run, NULL, &r, err);
         nb_progress_end(run->out, &run->progress);
         if (s != NB_OK)
             return s == NB_DATA ? nb_context(err, "%s", nb_args_operand(run->args, i)) : s;

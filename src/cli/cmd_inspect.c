@@ -1,7 +1,9 @@
 /* nibble inspect: what is inside a model, tensor by tensor, and the memory it takes. */
 #include "cli/runtime.h"
 #include "cli/verbs.h"
+#include "model/kv_scales.h"
 #include "model/model.h"
+#include "numeric/minifloat.h"
 #include "store/store.h"
 #include "text/tokenizer.h"
 
@@ -36,7 +38,7 @@ typedef struct {
 
 static int64_t weight_params(const nb_weight *w)
 {
-    return w->n_rows * w->n_cols;
+    return nb_weight_is_kv_scale(w) ? 0 : w->n_rows * w->n_cols;
 }
 
 static double bits_per_weight(int64_t bytes, int64_t n_params)
@@ -155,14 +157,45 @@ static nb_status list_tensors(nb_store *store, bool check, nb_table *table, nb_o
     return s;
 }
 
+/* What the model says of the key-value cache. */
+typedef struct {
+    bool is_static;
+    float keys[2], values[2]; /* least and greatest scale */
+} cache_scales;
+
+static void find_range(const uint16_t *scales, int64_t n, float range[2])
+{
+    range[0] = range[1] = nb_f16_to_f32(scales[0]);
+    for (int64_t i = 1; i < n; i++) {
+        const float s = nb_f16_to_f32(scales[i]);
+        range[0] = s < range[0] ? s : range[0];
+        range[1] = s > range[1] ? s : range[1];
+    }
+}
+
+static nb_status find_scales(nb_store *store, const nb_config *c, cache_scales *out, nb_err *err)
+{
+    nb_arena arena = {0};
+    nb_kv_scales scales;
+    *out = (cache_scales){0};
+    const nb_status s = nb_kv_scales_read(&scales, store, c, &arena, err);
+    if (s == NB_OK && scales.k != NULL) {
+        out->is_static = true;
+        find_range(scales.k, c->n_layers * c->n_kv_heads, out->keys);
+        find_range(scales.v, c->n_layers * c->n_kv_heads, out->values);
+    }
+    nb_arena_free(&arena);
+    return s;
+}
+
 static const char *container_name(const nb_store *store)
 {
     return nb_store_kind_of(store) == NB_STORE_GGUF ? "gguf" : "hf";
 }
 
 static nb_status print_summary_json(nb_out *out, const nb_store *store, const nb_config *c,
-                                    const totals *sum, int64_t ctx, const char *kv,
-                                    int64_t kv_bytes, nb_err *err)
+                                    const totals *sum, const cache_scales *cache, int64_t ctx,
+                                    const char *kv, int64_t kv_bytes, nb_err *err)
 {
     const char *path = nb_store_path(store);
     json_t *line = json_pack(
@@ -185,10 +218,18 @@ static nb_status print_summary_json(nb_out *out, const nb_store *store, const nb
         line = NULL;
     }
     json_decref(more);
+    if (line != NULL && cache->is_static) {
+        json_object_set_new(line, "k_scales",
+                            json_pack("[f, f]", (double)cache->keys[0], (double)cache->keys[1]));
+        json_object_set_new(
+            line, "v_scales",
+            json_pack("[f, f]", (double)cache->values[0], (double)cache->values[1]));
+    }
     return nb_out_json(out, line, err);
 }
 
-static void print_config(nb_out *out, const nb_store *store, const nb_config *c)
+static void print_config(nb_out *out, const nb_store *store, const nb_config *c,
+                         const cache_scales *cache)
 {
     nb_out_text(out, "architecture   %s (%s)\n", c->arch->name, container_name(store));
     nb_out_text(out, "layers         %lld\n", (long long)c->n_layers);
@@ -197,8 +238,16 @@ static void print_config(nb_out *out, const nb_store *store, const nb_config *c)
     nb_out_text(out, "d_model, d_ff  %lld, %lld\n", (long long)c->d_model, (long long)c->d_ff);
     nb_out_text(out, "vocabulary     %lld%s\n", (long long)c->vocab_size,
                 c->tied_head ? ", one matrix for embedding and output" : "");
-    nb_out_text(out, "context        %lld, rope theta %g, eps %g\n\n", (long long)c->n_ctx,
+    nb_out_text(out, "context        %lld, rope theta %g, eps %g\n", (long long)c->n_ctx,
                 c->rope.base, (double)c->rms_eps);
+    if (cache->is_static)
+        nb_out_text(out,
+                    "kv cache       fp8, static scales: keys %.4g to %.4g, values %.4g to %.4g\n",
+                    (double)cache->keys[0], (double)cache->keys[1], (double)cache->values[0],
+                    (double)cache->values[1]);
+    else if (c->kv_scheme != NB_KV_SCHEME_NONE)
+        nb_out_text(out, "kv cache       fp8, dynamic scales\n");
+    nb_out_text(out, "\n");
 }
 
 static void print_totals(nb_out *out, const nb_store *store, const totals *sum, int64_t ctx,
@@ -223,25 +272,27 @@ static nb_status inspect(nb_store *store, const nb_args *args, nb_out *out, nb_e
     NB_TRY(nb_config_read(store, &c, err));
     NB_TRY(nb_model_check(store, &c, err));
     NB_TRY(nb_tokenizer_check(store, out, err));
-    const char *kv = nb_args_text(args, "kv");
+    const nb_kv_format format = nb_kv_option(args, &c);
+    const char *kv = nb_kv_name(args, &c);
     const int64_t ctx = nb_args_given(args, "ctx") ? nb_args_int(args, "ctx") : c.n_ctx;
-    const int64_t cell = nb_config_kv_bytes(&c, nb_kv_option(args));
+    const int64_t cell = nb_config_kv_bytes(&c, format);
     int64_t kv_bytes;
     if (__builtin_mul_overflow(ctx, cell, &kv_bytes) ||
-        __builtin_add_overflow(kv_bytes, nb_config_kv_recent_bytes(&c, nb_kv_option(args)),
-                               &kv_bytes))
+        __builtin_add_overflow(kv_bytes, nb_config_kv_recent_bytes(&c, format), &kv_bytes))
         return nb_fail(err, NB_LIMIT, "%s: a cache of %lld tokens is past all memory",
                        nb_store_path(store), (long long)ctx);
     totals sum = {0};
+    cache_scales cache;
+    NB_TRY(find_scales(store, &c, &cache, err));
     nb_table table = {0};
     if (!out->json)
         NB_TRY(nb_table_begin(&table, heads, 6, err));
     nb_status s = list_tensors(store, strcmp(nb_args_text(args, "nonfinite"), "check") == 0, &table,
                                out, &sum, err);
     if (s == NB_OK && out->json) {
-        s = print_summary_json(out, store, &c, &sum, ctx, kv, kv_bytes, err);
+        s = print_summary_json(out, store, &c, &sum, &cache, ctx, kv, kv_bytes, err);
     } else if (s == NB_OK) {
-        print_config(out, store, &c);
+        print_config(out, store, &c, &cache);
         s = nb_table_print(&table, out, err);
         print_totals(out, store, &sum, ctx, kv, kv_bytes);
     }

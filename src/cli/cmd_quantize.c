@@ -4,6 +4,7 @@
 #include <string.h>
 
 static const char *const nonfinite_choices[] = {"refuse", "zero", NULL};
+static const char *const kv_choices[] = {"fp8", "fp8:head", NULL};
 static const char *const flow_choices[] = {"auto", "original", "quantized", NULL};
 
 static const nb_opt quantize_options[] = {
@@ -50,8 +51,16 @@ static const nb_opt quantize_options[] = {
     {.name = "observer",
      .kind = NB_OPT_TEXT,
      .value = "OBSERVER",
-     .help = "how static scales of activations (W8A8:static, FP8:static) follow from the values of "
-             "the calibration text: minmax, average, percentile=99.99, entropy, mse (default)"},
+     .help =
+         "how static scales of activations (W8A8:static, FP8:static) and of the KV cache (--kv) "
+         "follow from the values of the calibration text: minmax (default of --kv), average, "
+         "percentile=99.99, entropy, mse (default)"},
+    {.name = "kv",
+     .kind = NB_OPT_CHOICE,
+     .value = "TYPE",
+     .choices = kv_choices,
+     .help = "give the output static scales for an FP8 key-value cache, from the calibration text: "
+             "fp8 (one for the keys and one for the values of a layer) or fp8:head (of each head)"},
     {.name = "guide",
      .kind = NB_OPT_FLAG,
      .help = "let tokens of the calibration text count by what their errors do to the model's "
@@ -112,8 +121,11 @@ static nb_status run_quantize(const nb_args *args, nb_out *out, nb_err *err)
     if (s == NB_OK)
         s = nb_calibrating_flags_read(&flags, args, err);
     flags.mixes = recipes.mix != NB_MIX_NONE;
+    const nb_kv_scales_kind kv = flags.kv == NULL               ? NB_KV_SCALES_NONE
+                                 : strcmp(flags.kv, "fp8") == 0 ? NB_KV_SCALES_LAYER
+                                                                : NB_KV_SCALES_HEAD;
     if (s == NB_OK)
-        s = nb_rewriting_run(args, (nb_plan_request){0}, &recipes, &method, &flags,
+        s = nb_rewriting_run(args, (nb_plan_request){.kv = kv}, &recipes, &method, &flags,
                              zero ? NB_NONFINITE_ZERO : NB_NONFINITE_REFUSE, out, err);
     nb_calibrating_flags_free(&flags);
     nb_recipe_flags_free(&recipes);
@@ -134,8 +146,8 @@ const nb_verb nb_verb_quantize = {
              "method, group_size, n_tensors, n_quantized, n_requantized, n_rounded, n_params,\n"
              "source_bytes, bytes (of the tensor files), side_bytes, weight_bytes, bpw,\n"
              "linear_bpw, memory_bytes, notes; then rms_error, max_error, rounding_rms_error,\n"
-             "rounding_max_error, zeroed, seconds, peak_rss_bytes; or, with --dry-run,\n"
-             "dry_run, seconds, and tensors with name, shape, from, format, how, bytes.",
+             "rounding_max_error, zeroed, seconds, peak_rss_bytes, and kv_cache with --kv; or, with\n"
+             "--dry-run, dry_run, seconds, and tensors with name, shape, from, format, how, bytes.",
     .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, 1, 1}, {0}},
     .options = quantize_options,
     .run = run_quantize,

@@ -252,7 +252,7 @@ static nb_engine_setup engine_setup(const serving *v)
                              .tokenizer = v->o.tokenizer,
                              .draft = v->guessing.has_draft ? &v->guessing.draft.model : NULL,
                              .n_guess = v->guessing.n,
-                             .kv = nb_kv_option(args),
+                             .kv = nb_kv_option(args, &v->o.model.config),
                              .kv_bytes = nb_args_int(args, "kv-memory"),
                              .step_tokens = nb_args_int(args, "step-tokens"),
                              .max_seqs = nb_args_int(args, "max-seqs"),
@@ -320,7 +320,7 @@ static nb_status open_model(serving *v, nb_err *err)
                 v->served.name, nb_model_compute_name(&v->o.model), nb_isa_name(v->rt.kernels.isa),
                 nb_pool_n_threads(v->rt.pool), nb_human_bytes(m->total).text,
                 nb_human_bytes(m->weights).text, nb_human_bytes(m->cache).text,
-                nb_args_text(args, "kv"), (long long)m->n_blocks, NB_KV_PAGE, recent,
+                nb_kv_label(args, &v->o.model.config), (long long)m->n_blocks, NB_KV_PAGE, recent,
                 nb_human_bytes(m->work).text, nb_human_bytes(m->sequences).text, draft);
     return NB_OK;
 }

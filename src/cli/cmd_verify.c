@@ -42,7 +42,7 @@ static const nb_opt verify_options[] = {
     {.name = "kv",
      .kind = NB_OPT_CHOICE,
      .value = "TYPE",
-     .choices = nb_kv_choices,
+     .choices = &nb_kv_choices[1], /* without auto: all are what it does anyway */
      .preset = "f16",
      .help = "only this number type of the key-value cache (default: all)"},
     {.name = "threads",
@@ -159,7 +159,9 @@ static void choose_rest(verify_run *run)
         if (!nb_kv_format_named(nb_kv_choices[i], &format) ||
             strcmp(nb_kv_choices[i], nb_kv_format_name(format)) != 0)
             continue; /* another name for one that comes, too */
-        if (!nb_args_given(args, "kv") || nb_kv_option(args) == format)
+        nb_kv_format wanted = NB_KV_F16;
+        (void)nb_kv_format_named(nb_args_text(args, "kv"), &wanted); /* one of the choices */
+        if (!nb_args_given(args, "kv") || wanted == format)
             run->kvs[run->n_kvs++] = format;
     }
 }

@@ -7,6 +7,7 @@
 #include "cli/checking_tasks.h"
 #include "cli/mixing.h"
 #include "cli/verbs.h"
+#include "quant/pass/kv_ranges.h"
 #include "quant/plan/target.h"
 #include "quant/write/finite.h"
 #include "quant/write/rewrite.h"
@@ -54,10 +55,11 @@ typedef struct {
     nb_finite finite; /* what of the source is read as zeros while something learns from it */
     char sha256[NB_SHA256_HEX]; /* of the output */
     int64_t bytes;              /* of the tensor files */
-    double seconds;
+    double seconds, kv_seconds;
     nb_rewrite_result result;
     nb_task_check tasks;                  /* that original and output answer */
     nb_check_plan check_plan, tasks_plan; /* zero: none */
+    nb_kv_ranges_plan kv_plan;            /* zero: no scales of the cache are found */
     json_t *evaluation;                   /* checking.h, checking_tasks.h; NULL: none */
     bool dry_run;
     bool again;          /* an output was made before, of other rules: less is told of this one */
@@ -82,6 +84,16 @@ nb_status nb_rewriting_publish(nb_rewriting *r, nb_err *err);
 void nb_rewriting_drop(nb_rewriting *r, bool clear);
 nb_status nb_rewriting_dry_run(nb_rewriting *r, nb_out *out, nb_err *err);
 nb_status nb_rewriting_settle_nonfinite(nb_rewriting *r, nb_err *err);
+
+/* ---- scales of the KV cache: rewriting_kv.c; nothing where none are asked for ---- */
+
+/* What finding them takes, into r->kv_plan; and of a dry run how long. */
+nb_status nb_rewriting_plan_kv(nb_rewriting *r, double *seconds, nb_err *err);
+/* Finds them by the output, which is whole, and puts them into it. */
+nb_status nb_rewriting_find_kv(nb_rewriting *r, nb_out *out, nb_err *err);
+void nb_rewriting_print_kv(const nb_rewriting *r, nb_out *out);
+/* For the report. NULL: no memory. */
+json_t *nb_rewriting_kv_json(const nb_rewriting *r);
 
 /* ---- records: rewriting_record.c ---- */
 

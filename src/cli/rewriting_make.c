@@ -67,6 +67,7 @@ static nb_status prepare(nb_rewriting *r, nb_out *out, nb_err *err)
     nb_buf_free(&folder);
     NB_TRY(s);
     NB_TRY(plan_check(r, out, err));
+    NB_TRY(nb_rewriting_plan_kv(r, &r->kv_seconds, err));
     NB_TRY(nb_task_check_estimate(&r->tasks_plan, &r->tasks, nb_store_file_bytes(r->store),
                                   r->bytes, r->flags->memory, &r->runtime, r->dry_run, err));
     const int64_t limit = r->flags->memory, needed = nb_rewriting_memory(r);
@@ -180,6 +181,7 @@ static nb_status make(nb_rewriting *r, nb_out *out, nb_err *err)
     NB_TRY(calibrate(r, out, err));
     nb_finite_lift(&r->finite);
     NB_TRY(write_weights(r, out, err));
+    NB_TRY(nb_rewriting_find_kv(r, out, err));
     r->seconds += nb_clock() - start;
     if (r->plan.request.scheme == NULL)
         return NB_OK;
@@ -220,6 +222,7 @@ void nb_rewriting_drop(nb_rewriting *r, bool clear)
     nb_plan_free(&r->plan);
     r->result = (nb_rewrite_result){0};
     r->check_plan = r->tasks_plan = (nb_check_plan){0};
+    r->kv_plan = (nb_kv_ranges_plan){0};
 }
 
 /* ---- a mixture ---- */
@@ -342,7 +345,7 @@ nb_status nb_rewriting_dry_run(nb_rewriting *r, nb_out *out, nb_err *err)
     NB_TRY(prepare(r, out, err));
     NB_TRY(nb_rewrite_estimate(&r->plan, r->method, nb_pool_n_threads(r->runtime.pool), &writing,
                                err));
-    r->seconds = r->calibrating.seconds + r->check_plan.seconds + writing;
+    r->seconds = r->calibrating.seconds + r->check_plan.seconds + r->kv_seconds + writing;
     if (r->mixing.f != NULL) /* the mixture, its rival, and the better of them once more */
         r->seconds = r->mixing.plan.seconds + 2 * r->seconds + writing;
     r->seconds += r->tasks_plan.seconds;

@@ -36,7 +36,7 @@ int64_t nb_rewriting_memory(const nb_rewriting *r)
     const int64_t writing =
         nb_rewrite_memory(&r->plan, text_bytes, nb_pool_n_threads(r->runtime.pool));
     const int64_t others[] = {r->calibrating.plan.memory, r->check_plan.memory,
-                              r->tasks_plan.memory, r->mixing.plan.memory};
+                              r->tasks_plan.memory, r->mixing.plan.memory, r->kv_plan.memory};
     int64_t most = writing;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         most = others[i] > most ? others[i] : most;
@@ -248,6 +248,7 @@ void nb_rewriting_print_end(const nb_rewriting *r, nb_out *out)
             nb_out_text(out, "  %lld rows got new codes, because their scales do not fit\n",
                         (long long)r->result.n_requantized);
     }
+    nb_rewriting_print_kv(r, out);
     nb_out_text(out,
                 "%s: %lld bytes (%s), %.3f bits per weight (%.3f in the linear layers), in %s\n",
                 r->output, (long long)r->bytes, nb_human_bytes(r->bytes).text, nb_plan_bpw(plan),
@@ -354,7 +355,7 @@ static int add_results(json_t *line, const nb_rewriting *r)
 static int add_calibration(json_t *line, const nb_rewriting *r)
 {
     const nb_calibrating *c = &r->calibrating;
-    if (!c->wanted && !c->checks)
+    if (!c->wanted && !c->checks && !c->serves)
         return 0;
     return json_object_set_new(line, "calibration", nb_calibrating_line(c));
 }
@@ -366,6 +367,8 @@ static json_t *whole_json(const nb_rewriting *r)
         return NULL;
     int bad = r->dry_run ? add_dry(line, r) : add_results(line, r);
     bad |= add_calibration(line, r);
+    if (!r->dry_run && r->plan.request.kv != NB_KV_SCALES_NONE)
+        bad |= json_object_set_new(line, "kv_cache", nb_rewriting_kv_json(r));
     if (r->evaluation != NULL)
         bad |= json_object_set(line, "evaluation", r->evaluation);
     if (!r->dry_run && r->sha256[0] != 0)
@@ -490,7 +493,7 @@ nb_status nb_rewriting_write_report(const nb_rewriting *r, nb_err *err)
     nb_buf path = {0}, text = {0};
     json_t *calibration = NULL, *report = whole_json(r), *method = NULL;
     nb_status s = report != NULL ? NB_OK : nb_fail(err, NB_MEMORY, "no memory for the report");
-    if (s == NB_OK && (r->calibrating.wanted || r->calibrating.checks))
+    if (s == NB_OK && (r->calibrating.wanted || r->calibrating.checks || r->calibrating.serves))
         s = nb_calibrating_json(&r->calibrating, &calibration, err);
     if (s == NB_OK)
         s = add_recipe(report, r, err);

@@ -9,7 +9,8 @@
 
 #define MAX_REPORT_BYTES ((size_t)256 << 20)
 
-static const char *const endings[] = {".nibble-work", ".nibble-work-uniform", ".nibble-mix"};
+static const char *const endings[] = {".nibble-work", ".nibble-work-uniform", ".nibble-mix",
+                                      ".nibble-kv"};
 #define N_ENDINGS (sizeof endings / sizeof *endings)
 
 nb_status nb_rewriting_beside(const nb_rewriting *r, const char *ending, nb_buf *path, nb_err *err)
@@ -143,6 +144,7 @@ json_t *nb_rewriting_choices(const nb_rewriting *r)
         {"guide_outputs", json_boolean(f->guide_outputs)},
         {"flow", json_string(flows[f->flow])},
         {"observer", any_text(f->observer)},
+        {"kv", any_text(f->kv)},
         {"seed", json_integer((json_int_t)f->set.options.seed)},
         {"nonfinite", json_string(r->nonfinite == NB_NONFINITE_ZERO ? "zero" : "refuse")},
         {"calib", calib_json(&f->set.options)},

@@ -28,6 +28,8 @@ nb_status nb_runtime_open(nb_runtime *rt, const nb_args *args, nb_err *err)
     int64_t threads = nb_args_int(args, "threads");
     if (threads == 0) /* auto */
         threads = n_processors();
+    rt->dynamic_kv = nb_args_known(args, "kv") && nb_args_text(args, "kv") != NULL &&
+                     strcmp(nb_args_text(args, "kv"), NB_KV_FP8_DYNAMIC) == 0;
     nb_kernels_init(&rt->kernels, mask);
     NB_TRY(nb_pool_open(&rt->pool, (int)threads, err));
     nb_pool_back_off(rt->pool, true);
@@ -59,6 +61,8 @@ nb_status nb_opened_load(nb_opened *o, const nb_runtime *rt, nb_store *store,
     const double start = nb_clock();
     nb_status s =
         nb_model_open(&o->model, o->store, &(nb_model_options){compute, n_ctx}, rt->pool, err);
+    if (rt->dynamic_kv)
+        nb_model_forget_kv_scales(&o->model);
     if (s == NB_OK && with_tokenizer)
         s = nb_tokenizer_open(&o->tokenizer, o->store, err);
     o->load_seconds = nb_clock() - start;
@@ -111,13 +115,26 @@ nb_compute_choice nb_compute_option(const nb_args *args)
                                       : NB_COMPUTE_AUTO;
 }
 
-nb_kv_format nb_kv_option(const nb_args *args)
+nb_kv_format nb_kv_option(const nb_args *args, const nb_config *c)
 {
-    nb_kv_format format = NB_KV_F16;
-    const bool known = nb_kv_format_named(nb_args_text(args, "kv"), &format);
+    nb_kv_format format = nb_config_kv_format(c);
+    const char *text = nb_args_text(args, "kv");
+    const bool known = strcmp(text, "auto") == 0 || nb_kv_format_named(text, &format);
     assert(known); /* nb_kv_choices lists the formats */
     (void)known;
     return format;
+}
+
+const char *nb_kv_name(const nb_args *args, const nb_config *c)
+{
+    const char *text = nb_args_text(args, "kv");
+    return strcmp(text, "auto") == 0 ? nb_kv_format_name(nb_config_kv_format(c)) : text;
+}
+
+const char *nb_kv_label(const nb_args *args, const nb_config *c)
+{
+    const bool given = nb_kv_option(args, c) == NB_KV_FP8 && c->k_scales != NULL;
+    return given ? "fp8 with the model's scales" : nb_kv_name(args, c);
 }
 
 double nb_opened_bpw(const nb_opened *o)

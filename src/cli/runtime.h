@@ -11,6 +11,7 @@
 typedef struct {
     nb_pool *pool;
     nb_kernels kernels;
+    bool dynamic_kv; /* --kv fp8:dynamic: of models that are opened with it */
 } nb_runtime;
 
 /* The verb's table must have the rows THREADS and ISA. `{0}` is a valid empty runtime. */
@@ -40,9 +41,13 @@ nb_status nb_tokenizer_check(nb_store *store, nb_out *out, nb_err *err);
 /* Prints what was ignored while the model was opened, if anything was. */
 void nb_opened_warn(const nb_opened *o, nb_out *out);
 
-/* Values of --compute and --kv. */
+/* Values of --compute, and of --kv, which depends on what the model says. */
 nb_compute_choice nb_compute_option(const nb_args *args);
-nb_kv_format nb_kv_option(const nb_args *args);
+nb_kv_format nb_kv_option(const nb_args *args, const nb_config *c);
+/* What it is called: as it was asked for, and what auto comes to. */
+const char *nb_kv_name(const nb_args *args, const nb_config *c);
+/* The same with where its scales come from, if they are the model's, which is open. */
+const char *nb_kv_label(const nb_args *args, const nb_config *c);
 
 /* Bits per weight of all tensors of the files. */
 double nb_opened_bpw(const nb_opened *o);

@@ -78,8 +78,8 @@ static nb_status open_lm(nb_lm *lm, const char *path, const nb_lm_options *o, nb
                                                 NB_COMPUTE_ALL_I8, NB_COMPUTE_ALL_I16};
     int compute;
     NB_TRY(find_word("compute", o->compute, computes, &compute, err));
-    lm->kv = NB_KV_F16;
-    if (o->kv != NULL && !nb_kv_format_named(o->kv, &lm->kv))
+    const bool kv_given = o->kv != NULL && strcmp(o->kv, "auto") != 0;
+    if (kv_given && !nb_kv_format_named(o->kv, &lm->kv))
         return nb_fail(err, NB_USAGE, "the option kv has no value '%s'", o->kv);
     if (o->n_ctx < 0 || o->n_ctx > (1 << 24))
         return nb_fail(err, NB_USAGE, "a context of %lld tokens: there may be 1 to %d",
@@ -88,6 +88,10 @@ static nb_status open_lm(nb_lm *lm, const char *path, const nb_lm_options *o, nb
     NB_TRY(nb_store_open(&lm->store, path, err));
     const nb_model_options options = {choices[compute], o->n_ctx};
     NB_TRY(nb_model_open(&lm->model, lm->store, &options, lm->pool, err));
+    if (kv_given && strcmp(o->kv, NB_KV_FP8_DYNAMIC) == 0)
+        nb_model_forget_kv_scales(&lm->model);
+    if (!kv_given)
+        lm->kv = nb_config_kv_format(&lm->model.config);
     NB_TRY(nb_tokenizer_open(&lm->tokenizer, lm->store, err));
     NB_TRY(open_template(lm, err));
     return nb_sampling_read(lm->store, &lm->sampling, err);

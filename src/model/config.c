@@ -500,6 +500,7 @@ nb_status nb_config_read(nb_store *store, nb_config *out, nb_err *err)
         const bool folder = nb_store_kind_of(store) == NB_STORE_HF;
         return nb_context(err, "%s%s", nb_store_path(store), folder ? "/config.json" : "");
     }
+    c.kv_scheme = nb_store_kv_scheme(store);
     *out = c;
     return NB_OK;
 }

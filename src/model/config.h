@@ -43,14 +43,23 @@ typedef struct {
     bool qkv_bias;  /* biases on q, k, v */
     bool o_bias;    /* bias on the attention output */
     bool mlp_bias;
-    bool qk_norm;      /* RMSNorm on each head of q and k */
-    int64_t bos, eos;  /* -1: none */
+    bool qk_norm;           /* RMSNorm on each head of q and k */
+    int64_t bos, eos;       /* -1: none */
+    nb_kv_scheme kv_scheme; /* what the folder says of the key-value cache, */
+    /* and its static scales, which a model that is open has: F16 [n_layers][n_kv_heads], the
+     * model's own; NULL: an FP8 cache finds its own */
+    const uint16_t *k_scales, *v_scales;
     char warning[128]; /* what was ignored, to be shown to the user; "": nothing */
 } nb_config;
 
 /* Reads and checks. NB_DATA names the key; NB_UNSUPPORTED names what nibble does not do. */
 nb_status nb_config_read(nb_store *store, nb_config *out, nb_err *err);
 
+/* The format of the cache where nobody asks for one: what the folder says, else F16. */
+static inline nb_kv_format nb_config_kv_format(const nb_config *c)
+{
+    return c->kv_scheme != NB_KV_SCHEME_NONE ? NB_KV_FP8 : NB_KV_F16;
+}
 /* Bytes of KV cache for one position: 2 * n_layers * n_kv_heads * head_dim * bytes of a cell. */
 int64_t nb_config_kv_bytes(const nb_config *c, nb_kv_format cell);
 /* Of one sequence besides: what packed formats keep of recent positions, at most, between two

@@ -8,6 +8,8 @@ bool nb_kv_format_named(const char *name, nb_kv_format *out)
 {
     if (strcmp(name, "fp8_e4m3") == 0) /* what other engines call it where they have two */
         name = nb_kv_format_name(NB_KV_FP8);
+    if (strcmp(name, NB_KV_FP8_DYNAMIC) == 0)
+        name = nb_kv_format_name(NB_KV_FP8);
     for (int f = 0; f < NB_KV_N_FORMATS; f++) {
         if (strcmp(name, nb_kv_format_name((nb_kv_format)f)) == 0) {
             *out = (nb_kv_format)f;
@@ -173,6 +175,7 @@ nb_kv_view nb_kv_seq_view(const nb_kv_seq *seq, int64_t layer)
     const nb_config *c = seq->pool->config;
     const size_t half = half_layer_bytes(c, seq->pool->cell);
     const size_t recent_half = half_layer_bytes(c, NB_KV_F16);
+    const bool given = seq->pool->cell == NB_KV_FP8 && c->k_scales != NULL;
     return (nb_kv_view){.recent = {.arena = seq->pool->recent,
                                    .page_bytes = seq->pool->recent_bytes,
                                    .k_offset = 2 * recent_half * (size_t)layer,
@@ -187,5 +190,7 @@ nb_kv_view nb_kv_seq_view(const nb_kv_seq *seq, int64_t layer)
                         .format = seq->pool->cell,
                         .head_bytes = nb_kv_head_bytes(seq->pool->cell, (int)c->head_dim),
                         .n_kv_heads = (int)c->n_kv_heads,
-                        .head_dim = (int)c->head_dim};
+                        .head_dim = (int)c->head_dim,
+                        .k_scales = given ? c->k_scales + layer * c->n_kv_heads : NULL,
+                        .v_scales = given ? c->v_scales + layer * c->n_kv_heads : NULL};
 }

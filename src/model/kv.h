@@ -8,6 +8,8 @@
 
 /* The format of that name ("fp8_e4m3" is "fp8"); false if there is none. */
 bool nb_kv_format_named(const char *name, nb_kv_format *out);
+/* FP8 whose scales the cache finds itself, also where the model has static ones. */
+#define NB_KV_FP8_DYNAMIC "fp8:dynamic"
 
 typedef struct {
     const nb_config *config;
@@ -74,7 +76,8 @@ nb_status nb_kv_seq_reserve(nb_kv_seq *seq, int64_t n, nb_err *err);
 void nb_kv_seq_truncate(nb_kv_seq *seq, int64_t n);
 void nb_kv_seq_free(nb_kv_seq *seq);
 
-/* The kernels' view of one layer of a sequence. */
+/* The kernels' view of one layer of a sequence; with the config's static scales, where the cache is
+ * FP8 and there are some. */
 nb_kv_view nb_kv_seq_view(const nb_kv_seq *seq, int64_t layer);
 
 #endif

@@ -2,6 +2,7 @@
 #include "model/model.h"
 
 #include "base/fpenv.h"
+#include "model/kv_scales.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -257,6 +258,16 @@ static nb_status load_rest(loader *l, nb_err *err)
     return s == NB_OK ? s : nb_context(err, "%s", nb_store_path(l->store));
 }
 
+static nb_status load_kv_scales(loader *l, nb_err *err)
+{
+    nb_config *c = &l->m->config;
+    nb_kv_scales scales;
+    NB_TRY(nb_kv_scales_read(&scales, l->store, c, l->only_check ? NULL : &l->m->arena, err));
+    c->k_scales = scales.k;
+    c->v_scales = scales.v;
+    return NB_OK;
+}
+
 static nb_status load(loader *l, nb_err *err)
 {
     nb_model *m = l->m;
@@ -274,6 +285,7 @@ static nb_status load(loader *l, nb_err *err)
         NB_TRY(load_layer_linears(l, &m->layers[i], i, err));
         NB_TRY(load_layer_norms(l, &m->layers[i], i, err));
     }
+    NB_TRY(load_kv_scales(l, err));
     return load_rest(l, err);
 }
 

@@ -75,6 +75,12 @@ typedef struct {
 nb_status nb_model_open(nb_model *m, nb_store *store, const nb_model_options *options,
                         nb_pool *pool, nb_err *err);
 void nb_model_close(nb_model *m);
+/* Static scales of the key-value cache are not used: FP8 caches find their own. Call it before any
+ * cache is made. */
+static inline void nb_model_forget_kv_scales(nb_model *m)
+{
+    m->config.k_scales = m->config.v_scales = NULL;
+}
 /* The checks of names and shapes that opening makes, without reading a tensor. */
 nb_status nb_model_check(nb_store *store, const nb_config *config, nb_err *err);
 

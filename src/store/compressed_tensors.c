@@ -3,6 +3,7 @@
 
 #include "store/ct_pack.h"
 #include "store/fp8.h"
+#include "store/kv_scheme.h"
 
 #include <string.h>
 
@@ -82,12 +83,13 @@ static nb_status parse(nb_ct *ct, nb_arena *arena, const json_t *config, int64_t
     if (status != NULL && strcmp(status, "compressed") != 0)
         return nb_fail(err, NB_UNSUPPORTED,
                        "quantization_status '%.50s' is not supported (compressed is)", status);
-    if (nb_json_given(config, "kv_cache_scheme"))
-        return nb_fail(err, NB_UNSUPPORTED, "kv_cache_scheme is not supported");
+    NB_TRY(nb_kv_scheme_parse(&ct->kv, config, false, err));
     NB_TRY(must_be_empty(config, "sparsity_config", err));
     NB_TRY(must_be_empty(config, "transform_config", err));
     NB_TRY(nb_json_object(config, "config_groups", true, &groups, err));
     NB_TRY(nb_json_array(config, "ignore", false, &ignore, err));
+    if (ct->kv != NB_KV_SCHEME_NONE && json_object_size(groups) == 0)
+        return NB_OK; /* of the cache alone; what the format is called then depends on the writer */
     if (strcmp(format, "mixed-precision") != 0) { /* else each group brings its own */
         nb_ct_layout layout;
         NB_TRY(nb_ct_layout_parse(&layout, format, err));

@@ -13,6 +13,7 @@ typedef struct {
     nb_ct_group *groups;
     int64_t n_groups;
     nb_ct_targets targets, ignore;
+    nb_kv_scheme kv;
 } nb_ct;
 
 /* Parses a quantization_config for a folder of at most n_modules modules (which bounds the work

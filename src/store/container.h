@@ -37,6 +37,7 @@ struct nb_store {
     nb_weight *weights;
     int64_t n_weights;
     int64_t file_bytes;
+    nb_kv_scheme kv_scheme;                                /* hf */
     json_t *config, *generation_config, *tokenizer_config; /* hf */
     nb_gguf *gguf;
     nb_buf template_text; /* of chat_template.jinja, once asked for */
@@ -54,6 +55,8 @@ typedef struct {
     nb_status (*put)(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err);
     /* Writes what is still missing; *path is where all of it lies now. */
     nb_status (*finish)(nb_sink *sink, const char **path, nb_err *err);
+    /* NULL: outputs of this kind stay as they were written. */
+    nb_status (*amend)(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err);
     nb_status (*commit)(nb_sink *sink, nb_err *err);
     void (*abort)(nb_sink *sink); /* removes what was written, if not committed; frees the state */
 } nb_sink_kind;

@@ -1,6 +1,7 @@
 /* The quantization_config that describes a plan (formats.md 4.1, 4.2, 4.5): exactly the keys that
  * readers of any age know, because the reference reader refuses others. */
 #include "store/compressed_tensors.h"
+#include "store/kv_scheme.h"
 #include "store/store.h"
 
 #include <string.h>
@@ -265,7 +266,7 @@ static int fill_targets(json_t *const *lists, const ct_groups *groups, const nb_
 
 static json_t *config_json(const ct_groups *groups, const nb_weight *plan, int64_t n)
 {
-    const char *format = format_of(&groups->keys[0]);
+    const char *format = groups->n > 0 ? format_of(&groups->keys[0]) : "dense";
     bool mixed = false, surprising = false;
     for (int i = 0; i < groups->n; i++) {
         const ct_key *key = &groups->keys[i];
@@ -276,9 +277,9 @@ static json_t *config_json(const ct_groups *groups, const nb_weight *plan, int64
         format = "mixed-precision";
 
     json_t *config =
-        json_pack("{s:s,s:s,s:s,s:{},s:[],s:n,s:n}", "quant_method", "compressed-tensors", "format",
+        json_pack("{s:s,s:s,s:s,s:{},s:[],s:o,s:n}", "quant_method", "compressed-tensors", "format",
                   format, "quantization_status", "compressed", "config_groups", "ignore",
-                  "kv_cache_scheme", "global_compression_ratio");
+                  "kv_cache_scheme", nb_kv_scheme_json(plan, n), "global_compression_ratio");
     json_t *all = json_object_get(config, "config_groups");
     json_t *targets[MAX_GROUPS];
     int bad = config == NULL;
@@ -306,7 +307,10 @@ nb_status nb_ct_config(json_t **out, const nb_weight *plan, int64_t n_weights, n
     ct_groups groups = {0};
     if (find_groups(&groups, plan, n_weights, err) != NB_OK)
         return nb_context(err, "quantization_config");
-    if (groups.n == 0)
+    bool any = groups.n > 0;
+    for (int64_t i = 0; i < n_weights; i++)
+        any = any || nb_weight_is_kv_scale(&plan[i]);
+    if (!any)
         return NB_OK;
     *out = config_json(&groups, plan, n_weights);
     return *out != NULL

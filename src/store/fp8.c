@@ -1,6 +1,8 @@
 /* See fp8.h. */
 #include "store/fp8.h"
 
+#include "store/kv_scheme.h"
+
 #include <string.h>
 
 #define MAX_BLOCK 65536
@@ -24,7 +26,7 @@ static nb_status parse_block(nb_ct_group *group, const json_t *config, nb_err *e
     return NB_OK;
 }
 
-nb_status nb_fp8_parse(nb_ct_group *group, const json_t *config, nb_err *err)
+nb_status nb_fp8_parse(nb_ct_group *group, nb_kv_scheme *kv, const json_t *config, nb_err *err)
 {
     const char *scheme = "dynamic";
     *group = (nb_ct_group){
@@ -36,6 +38,8 @@ nb_status nb_fp8_parse(nb_ct_group *group, const json_t *config, nb_err *err)
                     "activation_scheme '%.50s' is not supported (dynamic and static are)", scheme);
     if (s == NB_OK)
         s = parse_block(group, config, err);
+    if (s == NB_OK)
+        s = nb_kv_scheme_parse(kv, config, true, err);
     if (s != NB_OK)
         return nb_context(err, "quantization_config");
     const bool blocks = group->strategy == NB_CT_BLOCK && !is_static;

@@ -11,8 +11,9 @@
 
 #include "store/compressed_tensors.h"
 
-/* Parses a quantization_config with quant_method "fp8" into a group that stands for all modules. */
-nb_status nb_fp8_parse(nb_ct_group *group, const json_t *config, nb_err *err);
+/* Parses a quantization_config with quant_method "fp8" into a group that stands for all modules,
+ * and what it says of the key-value cache. */
+nb_status nb_fp8_parse(nb_ct_group *group, nb_kv_scheme *kv, const json_t *config, nb_err *err);
 
 /* Checks dtypes and shapes, and fills in the float-coded fields of the weight, whose n_rows and
  * n_cols are set. */

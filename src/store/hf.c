@@ -6,6 +6,7 @@
 #include "store/fp8.h"
 #include "store/hf.h"
 #include "store/hqq.h"
+#include "store/kv_scheme.h"
 
 #include <string.h>
 #include <sys/stat.h>
@@ -247,13 +248,15 @@ static nb_status parse_quantization(nb_store *store, nb_err *err)
     if (s == NB_OK && method != NULL && (strcmp(method, "gptq") == 0 || strcmp(method, "awq") == 0))
         s = nb_qweight_parse(&hf->qweight, q, err);
     else if (s == NB_OK && method != NULL && strcmp(method, "fp8") == 0)
-        s = nb_fp8_parse(&hf->fp8, q, err);
+        s = nb_fp8_parse(&hf->fp8, &store->kv_scheme, q, err);
     else if (s == NB_OK && method != NULL && strcmp(method, "bitsandbytes") == 0)
         s = nb_bnb_parse(&hf->is_bitsandbytes, q, err);
     else if (s == NB_OK && method != NULL && strcmp(method, "hqq") == 0)
         hf->is_hqq = true; /* each module says itself what it is */
     else if (s == NB_OK && q != NULL && !json_is_null(q))
         s = nb_ct_parse(&hf->ct, &store->arena, q, hf->n_tensors, err);
+    if (s == NB_OK && hf->fp8.name == NULL)
+        store->kv_scheme = hf->ct.kv;
     return s == NB_OK ? NB_OK : nb_context(err, "%s/config.json", store->path);
 }
 
@@ -511,10 +514,14 @@ static nb_status add_tensor(nb_store *store, int64_t i, nb_err *err)
     const bool hqq = hf->is_hqq && ends_with(name, ".W_q");
     const bool float_weight = ends_with(name, ".weight") && !int8 && !floats;
     const char *dot = strrchr(name, '.');
+    size_t prefix;
+    const bool kv_scale = nb_hf_has_kv_scales(store) && nb_kv_scale_part(name, &prefix) != NULL;
     const bool hqq_part = hf->is_hqq && dot != NULL && nb_hqq_is_part(dot + 1);
-    if (!packed && !turned && (is_part_name(name) || hqq_part))
+    if (!packed && !turned && !kv_scale && (is_part_name(name) || hqq_part))
         return NB_OK; /* looked for by name; whether it was is asked at the end */
     hf->used[i] = true;
+    if (kv_scale)
+        return nb_hf_add_kv_scale(store, at, err);
     if (!packed && !int8 && !turned && !floats && !hqq && (!float_weight || hf->ct.n_groups == 0))
         return add_plain(store, at, err);
 

@@ -57,6 +57,11 @@ nb_status nb_hf_read_floats(const nb_hf_recipe *r, const nb_weight *w, nb_loaded
 nb_status nb_hf_add_hqq(nb_store *store, nb_located at, const char *module, nb_err *err);
 nb_status nb_hf_read_hqq(const nb_hf_recipe *r, const nb_weight *w, nb_loaded *out, nb_err *err);
 
+/* hf_kv.c: whether the folder may have static scales of the key-value cache; and the one at `at`,
+ * whose name nb_kv_scale_part knows, as the next weight of the store. */
+bool nb_hf_has_kv_scales(const nb_store *store);
+nb_status nb_hf_add_kv_scale(nb_store *store, nb_located at, nb_err *err);
+
 /* Reads weight i (nb_container). */
 nb_status nb_hf_read(nb_store *store, int64_t i, nb_loaded *out, nb_err *err);
 /* Where its rows are (nb_container). */

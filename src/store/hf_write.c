@@ -490,6 +490,26 @@ static nb_status hf_finish(nb_sink *sink, const char **path, nb_err *err)
     return NB_OK;
 }
 
+static nb_status hf_amend(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err)
+{
+    const hf_out *hf = sink->state;
+    char name[NAME_BYTES];
+    nb_buf path = {0};
+    const int64_t t = hf->first_part[index]; /* the only one, of plain numbers */
+    int64_t s = 0;
+    while (t >= hf->shards[s].first + hf->shards[s].n)
+        s++;
+    const nb_st_tensor *tensor = &hf->tensors[t];
+    nb_status status =
+        nb_buf_format(&path, err, "%s/%s", hf->dir.temporary, shard_name(hf, s, name));
+    if (status == NB_OK)
+        status = nb_file_amend((const char *)path.data,
+                               (int64_t)hf->shards[s].header.len + tensor->begin, mat->codes,
+                               (size_t)tensor->bytes, err);
+    nb_buf_free(&path);
+    return status;
+}
+
 static nb_status hf_commit(nb_sink *sink, nb_err *err)
 {
     hf_out *hf = sink->state;
@@ -509,7 +529,7 @@ static void hf_abort(nb_sink *sink)
 }
 
 static const nb_sink_kind hf_sink = {
-    .put = hf_put, .finish = hf_finish, .commit = hf_commit, .abort = hf_abort};
+    .put = hf_put, .finish = hf_finish, .amend = hf_amend, .commit = hf_commit, .abort = hf_abort};
 
 static nb_status open_all(nb_sink *sink, const char *path, bool force, const nb_side_file *side,
                           int64_t n_side, int64_t shard_bytes, nb_err *err)
@@ -545,12 +565,25 @@ nb_status nb_sink_open_hf(nb_sink **out, const char *path, bool force, const nb_
 
 nb_status nb_hf_quantization(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err)
 {
+    bool kv = false;
+    for (int64_t i = 0; i < n_weights; i++)
+        kv = kv || nb_weight_is_kv_scale(&plan[i]);
     for (int64_t i = 0; i < n_weights; i++) {
-        if (plan[i].fmt == &nb_format_nf4)
+        const bool nf4 = plan[i].fmt == &nb_format_nf4;
+        const bool turned = plan[i].fmt->affine && nb_qweight_is(plan[i].layout);
+        if (kv && (nf4 || plan[i].float_zeros || turned))
+            return nb_fail(err, NB_UNSUPPORTED,
+                           "static scales of the KV cache go into folders of compressed-tensors, "
+                           "and '%.200s' is laid out as %s",
+                           plan[i].name,
+                           nf4                   ? "by bitsandbytes"
+                           : plan[i].float_zeros ? "by HQQ"
+                                                 : "by GPTQ or AWQ");
+        if (nf4)
             return nb_bnb_config(out, plan, n_weights, err);
         if (plan[i].float_zeros)
             return nb_hqq_config(out, plan, n_weights, err);
-        if (plan[i].fmt->affine && nb_qweight_is(plan[i].layout))
+        if (turned)
             return nb_qweight_config(out, plan, n_weights, err);
     }
     return nb_ct_config(out, plan, n_weights, err);

@@ -141,6 +141,11 @@ const nb_weight *nb_store_find(const nb_store *store, const char *name)
     return found == NULL ? NULL : &store->weights[found->value];
 }
 
+nb_kv_scheme nb_store_kv_scheme(const nb_store *store)
+{
+    return store->kv_scheme;
+}
+
 int64_t nb_store_file_bytes(const nb_store *store)
 {
     return store->file_bytes;
@@ -411,13 +416,8 @@ nb_status nb_sink_new(nb_sink **out, const nb_sink_kind *kind, const nb_weight *
     return NB_OK;
 }
 
-static nb_status check_put(const nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err)
+static nb_status check_as_planned(const nb_weight *w, const nb_mat *mat, nb_err *err)
 {
-    if (sink->failed || index != sink->n_put || index >= sink->n_weights)
-        return nb_fail(err, NB_USAGE, "weight %lld of %lld is put after %lld others%s",
-                       (long long)index, (long long)sink->n_weights, (long long)sink->n_put,
-                       sink->failed ? ", one of which failed" : "");
-    const nb_weight *w = &sink->plan[index];
     int64_t row_bytes;
     if (mat->fmt != w->fmt || mat->n_rows != w->n_rows || mat->n_cols != w->n_cols)
         return nb_fail(err, NB_USAGE,
@@ -450,7 +450,13 @@ static nb_status check_put(const nb_sink *sink, int64_t index, const nb_mat *mat
 
 nb_status nb_sink_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err)
 {
-    nb_status s = check_put(sink, index, mat, err);
+    nb_status s;
+    if (sink->failed || index != sink->n_put || index >= sink->n_weights)
+        s = nb_fail(err, NB_USAGE, "weight %lld of %lld is put after %lld others%s",
+                    (long long)index, (long long)sink->n_weights, (long long)sink->n_put,
+                    sink->failed ? ", one of which failed" : "");
+    else
+        s = check_as_planned(&sink->plan[index], mat, err);
     if (s == NB_OK)
         s = sink->kind->put(sink, index, mat, err);
     if (s == NB_OK)
@@ -471,6 +477,19 @@ nb_status nb_sink_finish(nb_sink *sink, const char **path, nb_err *err)
     }
     *path = sink->finished;
     return NB_OK;
+}
+
+nb_status nb_sink_amend(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err)
+{
+    if (sink->finished == NULL || index < 0 || index >= sink->n_weights ||
+        sink->plan[index].fmt->affine || sink->kind->amend == NULL)
+        return nb_fail(err, NB_USAGE, "weight %lld of %lld cannot be amended", (long long)index,
+                       (long long)sink->n_weights);
+    nb_status s = check_as_planned(&sink->plan[index], mat, err);
+    if (s == NB_OK)
+        s = sink->kind->amend(sink, index, mat, err);
+    sink->failed = sink->failed || s != NB_OK;
+    return s;
 }
 
 nb_status nb_sink_commit(nb_sink *sink, nb_err *err)

@@ -41,6 +41,10 @@ typedef enum {
     NB_LAYOUT_HQQ
 } nb_layout;
 
+/* What a Hugging Face folder says about the key-value cache: nothing; E4M3 with scales that are
+ * weights of the folder; E4M3 with scales that the cache finds itself. */
+typedef enum { NB_KV_SCHEME_NONE, NB_KV_SCHEME_STATIC, NB_KV_SCHEME_DYNAMIC } nb_kv_scheme;
+
 #define NB_MAX_DIMS 4
 
 /* One weight, described. Also the plan of a weight to be written. */
@@ -74,6 +78,10 @@ int64_t nb_store_n_weights(const nb_store *store);
 const nb_weight *nb_store_weight(const nb_store *store, int64_t i);
 const nb_weight *nb_store_find(const nb_store *store, const char *name); /* NULL: none */
 int64_t nb_store_file_bytes(const nb_store *store); /* size of the tensor files */
+nb_kv_scheme nb_store_kv_scheme(const nb_store *store);
+/* Whether a weight is no weight but a static scale of the cache (kv_scheme.h), which is listed as
+ * model.layers.N.self_attn.k_scale, v_scale, or kv_scale for both. */
+bool nb_weight_is_kv_scale(const nb_weight *w);
 
 /* Hugging Face folders: parsed JSON files, NULL when the folder has none. Borrowed. */
 const json_t *nb_store_config(const nb_store *store);
@@ -136,6 +144,9 @@ nb_status nb_sink_put(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *e
 /* All weights were put: *path, which the sink owns, is the whole output under a temporary name. It
  * can be read there, and a folder can be given further files, until it is committed or aborted. */
 nb_status nb_sink_finish(nb_sink *sink, const char **path, nb_err *err);
+/* Other values for a weight of plain numbers that was put, once the output is whole: what can only
+ * be known from it. A folder's only. */
+nb_status nb_sink_amend(nb_sink *sink, int64_t index, const nb_mat *mat, nb_err *err);
 /* All weights were put: sync, rename, close. Frees the sink also on failure. */
 nb_status nb_sink_commit(nb_sink *sink, nb_err *err);
 void nb_sink_abort(nb_sink *sink); /* NULL is fine */
@@ -143,8 +154,8 @@ void nb_sink_abort(nb_sink *sink); /* NULL is fine */
 int64_t nb_sink_planned_bytes(const nb_sink *sink);
 
 /* The quantization_config that describes the plan, in the words of the weights' layout, which is
- * one for all: NULL in *out when no weight is affine. NB_UNSUPPORTED says what it has no words for.
- */
+ * one for all: NULL in *out when no weight is affine and none is a scale of the cache.
+ * NB_UNSUPPORTED says what it has no words for. */
 nb_status nb_hf_quantization(json_t **out, const nb_weight *plan, int64_t n_weights, nb_err *err);
 /* The same of compressed-tensors. Weights sharing (bits, group, symmetry, activations) share a
  * config group; unquantized 2-D linears go to `ignore`, embeddings are never named. Free with

@@ -75,7 +75,8 @@ class Usage(lib.Case):
              "inspect: --ctx needs a value: --ctx N (write --option=-x for one that starts with "
              "a dash)"),
             (("inspect", "m", "--kv", "int3"),
-             "inspect: --kv 'int3': must be one of f16, f32, bf16, int8, fp8, fp8_e4m3, int4, int4_plain, int2"),
+             "inspect: --kv 'int3': must be one of auto, f16, f32, bf16, int8, fp8, fp8:dynamic, fp8_e4m3, "
+             "int4, int4_plain, int2"),
             (("report", "r", "-o", ""), "report: --output '': an empty path"),
             (("report", "r", "-o"), "report: --output needs a value: --output PATH"),
         ]:

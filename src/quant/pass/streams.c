@@ -389,6 +389,8 @@ static nb_status sweep_piece(nb_streams *s, const piece *p, void *context, nb_er
         norm(s, layer->attn_norm, p->n);
     NB_TRY(add_stats(s, NB_AT_ATTN, job->stats[NB_AT_ATTN], p, w->h, NULL, err));
     NB_TRY(run_part(s, job->i, p, NB_PART_ATTEND, err));
+    if (s->see_heads != NULL)
+        NB_TRY(s->see_heads(s->heads_context, w->k, w->v, p->n, p->begin + p->n == p->seq->n, err));
     NB_TRY(add_stats(s, NB_AT_O, job->stats[NB_AT_O], p, w->att, NULL, err));
     NB_TRY(run_part(s, job->i, p, NB_PART_O, err));
     if (job->stats[NB_AT_FFN] != NULL)

@@ -18,6 +18,11 @@
  * NB_INTERRUPTED. */
 typedef bool nb_streams_progress(void *context, double flops);
 
+/* Told of the keys, after RoPE, and the values of n tokens of a sequence,
+ * [n][n_kv_heads][head_dim]; `last`: these are its last. */
+typedef nb_status nb_streams_heads(void *context, const float *k, const float *v, int64_t n,
+                                   bool last, nb_err *err);
+
 typedef struct {
     nb_spill x[2], att, act;
     uint64_t hash; /* of what the block wrote so far */
@@ -35,10 +40,12 @@ typedef struct {
     int64_t *first_row; /* of each sequence in the files */
     int n_streams;
     nb_stream stream[2];
-    float *other;          /* [max_rows]: stream 1 at a point, until stream 0 is there too */
-    const nb_guide *guide; /* what tokens count in statistics; NULL: all alike */
-    float *weights;        /* [max_rows] */
-    int64_t layer;         /* reads x[layer % 2], writes the other */
+    float *other;                /* [max_rows]: stream 1 at a point, until stream 0 is there too */
+    const nb_guide *guide;       /* what tokens count in statistics; NULL: all alike */
+    float *weights;              /* [max_rows] */
+    int64_t layer;               /* reads x[layer % 2], writes the other */
+    nb_streams_heads *see_heads; /* in sweeps; NULL: nobody */
+    void *heads_context;
     nb_streams_progress *progress;
     void *context;
 } nb_streams;

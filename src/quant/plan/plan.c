@@ -3,6 +3,7 @@
 
 #include "quant/plan/bytes.h"
 #include "quant/plan/fallback.h"
+#include "quant/plan/kv.h"
 #include "quant/plan/rope.h"
 #include "quant/plan/target.h"
 #include "quant/plan/weight.h"
@@ -32,7 +33,8 @@ typedef struct {
     int64_t n_affine;    /* weights in codes of an affine format */
     int64_t n_unblocked; /* weights whose rows are no whole blocks, and the first of them */
     const nb_weight *first_unblocked;
-    bool plain_ends; /* embedding or head is q8_0 because its rows are no blocks of 256 */
+    int64_t n_dropped_kv; /* scales of the cache that do not stay */
+    bool plain_ends;      /* embedding or head is q8_0 because its rows are no blocks of 256 */
 } planner;
 
 const char *nb_how_name(nb_how how)
@@ -424,6 +426,14 @@ static nb_status left_out(planner *p, const nb_weight *w, bool *out, nb_err *err
     const bool gguf = p->plan->request.to == NB_STORE_GGUF;
     const bool from_hf = nb_store_kind_of(p->store) == NB_STORE_HF;
     *out = true;
+    if (nb_plan_drops_kv(&p->plan->request, w)) {
+        if (p->n_dropped_kv++ > 0 || p->plan->request.kv != NB_KV_SCALES_NONE)
+            return NB_OK;
+        return note(p->plan, err, "static scales of the KV cache are left out: %s",
+                    p->plan->request.scheme != NULL
+                        ? "they are not of the new weights; --kv fp8 finds some that are"
+                        : "the output has no place for them, and finds its own as it runs");
+    }
     if (!gguf && strcmp(w->name, "rope_freqs.weight") == 0)
         return NB_OK; /* config.json says it */
     if (gguf && from_hf && n > end && strcmp(w->name + n - end, inverse) == 0)
@@ -450,8 +460,10 @@ static nb_status add(planner *p, int64_t i, nb_err *err)
     *to = *from;
     to->reordered = false;
     *how = NB_HOW_COPY;
-    NB_TRY(plan->request.scheme != NULL ? quantize(p, i, from, to, how, err)
-                                        : convert(p, from, to, how, err));
+    const bool kv_scale = nb_weight_is_kv_scale(from); /* stays what it is */
+    if (!kv_scale)
+        NB_TRY(plan->request.scheme != NULL ? quantize(p, i, from, to, how, err)
+                                            : convert(p, from, to, how, err));
     if (to->fmt->affine && (nb_target_turns(to->layout) || nb_target_turns(plan->request.layout)))
         to->layout = plan->request.layout;
     p->n_affine += to->fmt->affine;
@@ -461,7 +473,7 @@ static nb_status add(planner *p, int64_t i, nb_err *err)
     }
     to->bytes = nb_planned_bytes(to);
     plan->n_rounded += *how == NB_HOW_ROUND;
-    plan->n_params += to->n_rows * to->n_cols;
+    plan->n_params += kv_scale ? 0 : to->n_rows * to->n_cols;
     plan->bytes += to->bytes;
     plan->n++;
     return NB_OK;
@@ -504,13 +516,15 @@ static nb_status make(planner *p, nb_err *err)
 {
     nb_plan *plan = p->plan;
     const int64_t n = nb_store_n_weights(p->store);
+    NB_TRY(nb_plan_check_kv(&plan->request, err));
     NB_TRY(nb_config_read(p->store, &plan->config, err));
     NB_TRY(nb_roles_check(p->store, &plan->config, err));
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->weights, n + 1, err));
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->from, n + 1, err));
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->how, n + 1, err));
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->rule, n + 1, err));
-    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->wanted, n + 1, err));
+    const int64_t room = n + 1 + nb_plan_n_kv(plan);
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->weights, room, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->from, room, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->how, room, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->rule, room, err));
+    NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->wanted, room, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->notes, MAX_NOTES, err));
     p->is_f32 = nb_store_find(p->store, "model.embed_tokens.weight")->fmt == &nb_format_f32;
     NB_TRY(find_main_type(p, err));
@@ -519,6 +533,7 @@ static nb_status make(planner *p, nb_err *err)
     for (int64_t i = 0; i < n; i++)
         NB_TRY(add(p, i, err));
     NB_TRY(nb_plan_add_rope(plan, err));
+    NB_TRY(nb_plan_add_kv(plan, err));
     NB_TRY(NB_ARENA_ALLOC(&plan->arena, &plan->index, plan->n, err));
     for (int64_t i = 0; i < plan->n; i++)
         plan->index[i] = (nb_name){.name = plan->weights[i].name, .value = i};

@@ -24,6 +24,10 @@ const char *nb_how_name(nb_how how);
  * KEEP refuses the rest. */
 typedef enum { NB_DTYPE_AUTO, NB_DTYPE_KEEP, NB_DTYPE_F32, NB_DTYPE_F16, NB_DTYPE_BF16 } nb_dtype;
 
+/* New static scales for an FP8 key-value cache: one for the keys and one for the values of a layer,
+ * or of each of its KV heads. */
+typedef enum { NB_KV_SCALES_NONE, NB_KV_SCALES_LAYER, NB_KV_SCALES_HEAD } nb_kv_scales_kind;
+
 typedef struct {
     nb_store_kind to;
     nb_layout layout;               /* of a folder's quantized weights */
@@ -31,6 +35,7 @@ typedef struct {
     const nb_recipe *recipe;        /* quantize: by rules; `scheme` is that of nb_recipe_main */
     const struct nb_preset *preset; /* whose rules these are; NULL: nobody's */
     nb_dtype dtype;                 /* convert */
+    nb_kv_scales_kind kv;
     bool requantize; /* convert: where codes cannot be carried over, choose new ones */
 } nb_plan_request;
 
@@ -50,8 +55,10 @@ typedef struct {
     int64_t n_requantized;   /* of those, the ones whose source has codes already */
     int64_t n_rounded;       /* NB_HOW_ROUND */
     int64_t n_params, bytes; /* of all weights */
-    float *rope_factors;     /* rope_freqs.weight of NB_HOW_MAKE: [rot_dim / 2] */
-    char **notes;            /* what a user should know, one line each */
+    float *kv_scales;        /* of the weights from first_kv on (plan/kv.h); NULL: none are new */
+    int64_t first_kv;
+    float *rope_factors; /* rope_freqs.weight of NB_HOW_MAKE: [rot_dim / 2] */
+    char **notes;        /* what a user should know, one line each */
     int n_notes;
     char *warning; /* what other programs cannot do with the output; NULL: nothing is known */
     nb_arena arena;

@@ -2,6 +2,8 @@
 #define _DEFAULT_SOURCE
 #include "quant/write/rewrite.h"
 
+#include "quant/plan/kv.h"
+
 #include "quant/weight/room.h"
 
 #include <string.h>
@@ -231,6 +233,17 @@ static nb_status put_rope_factors(rewriter *w, int64_t i, nb_err *err)
     return nb_sink_put(w->sink, i, &m, err);
 }
 
+static nb_status put_kv_scales(rewriter *w, int64_t i, nb_err *err)
+{
+    const nb_weight *to = &w->plan->weights[i];
+    const nb_mat m = {.fmt = to->fmt,
+                      .n_rows = to->n_rows,
+                      .n_cols = 1,
+                      .codes = (void *)(uintptr_t)nb_plan_kv_scales(w->plan, i), /* read only */
+                      .row_bytes = sizeof(float)};
+    return nb_sink_put(w->sink, i, &m, err);
+}
+
 /* Large buffers are not kept for the smaller weights that follow. */
 static void trim(rewriter *w)
 {
@@ -248,7 +261,8 @@ static nb_status put_all(rewriter *w, nb_err *err)
     NB_TRY(NB_ALLOC(&w->errs, nb_pool_n_threads(w->pool), err));
     for (int64_t i = 0; i < w->plan->n; i++) {
         if (w->plan->how[i] == NB_HOW_MAKE) {
-            NB_TRY(put_rope_factors(w, i, err));
+            NB_TRY(nb_plan_kv_scales(w->plan, i) != NULL ? put_kv_scales(w, i, err)
+                                                         : put_rope_factors(w, i, err));
             continue;
         }
         const bool made = w->options->made != NULL && w->options->made[i];
