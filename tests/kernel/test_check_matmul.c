@@ -419,7 +419,7 @@ static void test_matmul(void **state)
             const int64_t *s = shapes[i];
             const bool small = s[0] * s[1] * s[2] < 100000;
             for (int kind = 0; kind < CHECK_N_KINDS; kind++)
-                if (small || kind == form % 8)
+                if ((small && form < 8) || kind == form % 8)
                     matmul_case(&run, s[0], s[1], s[2], form, (check_kind)kind);
         }
     check_finish(&run);
