@@ -6,21 +6,34 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include <utf8proc.h>
 
+/* Within this time a second signal is the first one again: timeout(1) and some supervisors send
+ * theirs to the process and then to its group. */
+#define SAME_SIGNAL_NS ((long long)500 * 1000 * 1000)
+
 static volatile sig_atomic_t caught_signal;
+static atomic_llong caught_at; /* of the monotonic clock, ns */
 
 /* The first signal asks politely. A second one means that the user will not wait: outputs have
  * temporary names until they are whole, so leaving now is safe. */
 static void on_signal(int number)
 {
-    if (caught_signal != 0)
+    struct timespec t = {0};
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    const long long now = (long long)t.tv_sec * 1000000000 + t.tv_nsec;
+    if (caught_signal == 0) {
+        atomic_store(&caught_at, now);
+        caught_signal = number;
+    } else if (now - atomic_load(&caught_at) > SAME_SIGNAL_NS) {
         _exit(5);
-    caught_signal = number;
+    }
 }
 
 bool nb_interrupted(void)

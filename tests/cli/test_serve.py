@@ -209,6 +209,9 @@ class Serve(lib.Case):
             fd.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: %d\r\n\r\n"
                        % len(body) + body)
             self.assertIn(b"200 OK", fd.recv(100))
+            for _ in range(3):  # as timeout(1) does, which signals the process and its group
+                s.process.send_signal(signal.SIGTERM)
+                time.sleep(0.01)
             code, _ = s.stop()
             rest = b""
             with contextlib.suppress(ConnectionError):
