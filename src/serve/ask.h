@@ -62,8 +62,9 @@ typedef struct {
     const char *stops[NB_ASK_MAX_STOPS];
     int32_t stop_ids[NB_ASK_MAX_STOP_IDS];
     nb_logit_bias *bias;
-    const char *json_schema; /* the answer is JSON as it allows; NULL: any text */
-    char *schema;            /* what that points to when it is no borrowed text */
+    const char *json_schema;  /* the answer is JSON as it allows; NULL: any text */
+    char *schema;             /* what that points to when it is no borrowed text */
+    const char *schema_field; /* of the request, that it comes from */
 
     const json_t *tools;      /* that the template is told of, borrowed; NULL: none */
     nb_tool_style tool_style; /* how the answer may call them; NB_TOOLS_NONE: it is text */

@@ -154,10 +154,7 @@ static nb_status submit_part(nb_call *c, int64_t p, nb_problem *why)
         why->retry_after_s = 1;
     } else if (ask->json_schema != NULL && s != NB_MEMORY) {
         /* All else was looked at before. */
-        snprintf(why->param, sizeof why->param, "%s",
-                 ask->shape == NB_ASK_GENERATE ? "sampling_params.json_schema"
-                 : ask->must_call              ? "tools"
-                                               : "response_format");
+        snprintf(why->param, sizeof why->param, "%s", ask->schema_field);
     } else if (s == NB_LIMIT) {
         why->code = "context_length_exceeded";
     }

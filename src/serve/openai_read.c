@@ -2,6 +2,7 @@
 #include "serve/openai.h"
 #include "serve/tools.h"
 
+#include <stdio.h>
 #include <string.h>
 
 /* ---- what both routes have ---- */
@@ -28,6 +29,7 @@ static nb_status read_format(nb_ask *ask, const nb_fields *f)
     const nb_fields inner = {format, "response_format.", f->why};
     const char *type = NULL;
     size_t len = 0;
+    ask->schema_field = "response_format";
     NB_TRY(nb_field_text(&inner, "type", &type, &len));
     if (type == NULL)
         return nb_field_refuse(&inner, "type", "is missing");
@@ -53,6 +55,49 @@ static nb_status read_format(nb_ask *ask, const nb_fields *f)
     return nb_ask_schema(ask, &deeper, "schema", schema);
 }
 
+/* vLLM's older and newer names. What cannot be held to is refused: an answer that looks as if it
+ * had been would be worse. */
+static nb_status read_guided(nb_ask *ask, const nb_fields *f)
+{
+    static const char *const OTHERS[] = {"regex", "choice", "grammar", "structural_tag"};
+    json_t *outputs = NULL;
+    NB_TRY(nb_field_object(f, "structured_outputs", &outputs));
+    const nb_fields inner = {outputs, "structured_outputs.", f->why};
+    for (size_t i = 0; i < sizeof OTHERS / sizeof *OTHERS; i++) {
+        char old[40];
+        snprintf(old, sizeof old, "guided_%s", OTHERS[i]);
+        if (nb_field(f, old) != NULL)
+            return nb_field_refuse(f, old, "is given: an answer can be held to JSON alone");
+        if (outputs != NULL && nb_field(&inner, OTHERS[i]) != NULL)
+            return nb_field_refuse(&inner, OTHERS[i],
+                                   "is given: an answer can be held to JSON alone");
+    }
+    const bool is_new = outputs != NULL && nb_field(&inner, "json") != NULL;
+    const json_t *schema = is_new ? nb_field(&inner, "json") : nb_field(f, "guided_json");
+    bool any = false;
+    if (outputs != NULL)
+        NB_TRY(nb_field_bool(&inner, "json_object", &any));
+    if (schema == NULL && !any)
+        return NB_OK;
+    const char *name = is_new || any ? "structured_outputs" : "guided_json";
+    if (ask->json_schema != NULL || (is_new && nb_field(f, "guided_json") != NULL) ||
+        (schema != NULL && any))
+        return nb_field_refuse(f, name, "is given beside another schema");
+    ask->schema_field = name;
+    if (any) {
+        ask->json_schema = "{\"type\":\"object\"}";
+        return NB_OK;
+    }
+    if (json_is_object(schema))
+        return nb_ask_schema(ask, f, name, schema);
+    if (!json_is_string(schema))
+        return nb_field_wrong(f, name, schema, "a schema, or one as a string");
+    if (json_string_length(schema) > NB_ASK_MAX_SCHEMA)
+        return nb_field_refuse(f, name, "has more than %zu bytes", NB_ASK_MAX_SCHEMA);
+    ask->json_schema = json_string_value(schema);
+    return NB_OK;
+}
+
 static nb_status read_common(nb_ask *ask, const nb_fields *f, const nb_served *m)
 {
     NB_TRY(nb_ask_model(f, m));
@@ -60,6 +105,7 @@ static nb_status read_common(nb_ask *ask, const nb_fields *f, const nb_served *m
     NB_TRY(nb_ask_seed(ask, f, "seed"));
     NB_TRY(read_stream(ask, f));
     NB_TRY(read_format(ask, f));
+    NB_TRY(read_guided(ask, f));
     NB_TRY(nb_ask_salt(ask, f));
     NB_TRY(nb_field_bool(f, "include_stop_str_in_output", &ask->include_stop));
     NB_TRY(

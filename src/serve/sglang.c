@@ -31,6 +31,7 @@ static nb_status read_params(nb_ask *ask, const nb_fields *f, const nb_served *m
     if (json_string_length(schema) > NB_ASK_MAX_SCHEMA)
         return nb_field_refuse(f, "json_schema", "has more than %zu bytes", NB_ASK_MAX_SCHEMA);
     ask->json_schema = json_string_value(schema);
+    ask->schema_field = "sampling_params.json_schema";
     return NB_OK;
 }
 

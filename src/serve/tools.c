@@ -190,13 +190,14 @@ static nb_status require_call(nb_ask *ask, const nb_fields *f, const json_t *too
     const char *key = ask->tool_style == NB_TOOLS_LLAMA3 ? "parameters" : "arguments";
     json_t *schema = NULL;
     if (ask->json_schema != NULL)
-        return nb_field_refuse(f, "response_format", "is given, and a call of a tool, too");
+        return nb_field_refuse(f, ask->schema_field, "is given, and a call of a tool, too");
     nb_status s = choice.kind == CHOICE_NAMED ? call_schema(json_array_get(tools, choice.named),
                                                             key, "", &schema, &f->why->err)
                                               : any_schema(tools, key, &schema, &f->why->err);
     nb_problem_settle(f->why, s);
     if (s == NB_OK)
         s = nb_ask_schema(ask, f, "tools", schema);
+    ask->schema_field = "tools";
     json_decref(schema);
     return s;
 }

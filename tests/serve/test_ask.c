@@ -130,6 +130,13 @@ static const struct {
      "null|{\"type\":\"text\"}|{\"type\":\"json_object\"}|"
      "{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"a\",\"schema\":{}}}",
      "1|\"json_object\"|[]"},
+    {"guided_json", OPENAI, false, "null|{}|\"{}\"", "1|[]|true"},
+    {"guided_regex", OPENAI, false, "null", "\"a\"|1"},
+    {"guided_choice", OPENAI, false, "null", "[\"a\"]|1"},
+    {"guided_grammar", OPENAI, false, "null", "\"a\"|1"},
+    {"structured_outputs", OPENAI, false,
+     "null|{}|{\"json\":{}}|{\"json\":\"{}\"}|{\"json_object\":true}|{\"regex\":null}",
+     "1|[]|{\"json\":1}|{\"json\":{},\"json_object\":true}"},
     {"cache_salt", OPENAI, false, "\"a\"|null", "\"\"|1|true"},
     {"include_stop_str_in_output", OPENAI, false, "true|false|null", "1|\"true\""},
     {"priority", OPENAI, false, "0|-1000|1000|null", "1001|-1001|1.0|\"1\"|true"},
