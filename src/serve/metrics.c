@@ -3,6 +3,7 @@
 #include "serve/metrics.h"
 
 #include "base/clock.h"
+#include "text/unicode.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -44,14 +45,29 @@ const char *nb_alert_name(nb_alert_rule rule)
     return NAMES[rule];
 }
 
-/* A label value: backslash, quote and newline are escaped, and cut before the room ends. */
+/* A label value: backslash, quote and newline are escaped, bytes that are no UTF-8 become U+FFFD
+ * (or Prometheus would take nothing of the page), and whole characters are cut before the room
+ * ends. */
 static void escape_label(const char *text, char *out, size_t size)
 {
+    const size_t len = strlen(text);
     size_t n = 0;
-    for (const char *p = text; *p != 0 && n + 3 < size; p++) {
-        if (*p == '\\' || *p == '"' || *p == '\n')
-            out[n++] = '\\';
-        out[n++] = *p == '\n' ? 'n' : *p;
+    for (size_t i = 0; i < len;) {
+        int32_t c;
+        const char *from = text + i;
+        size_t k = nb_utf8_next((const uint8_t *)from, len - i, &c);
+        i += k;
+        if (c < 0) {
+            from = "\xEF\xBF\xBD";
+            k = 3;
+        } else if (c == '\\' || c == '"' || c == '\n') {
+            from = c == '\n' ? "\\n" : c == '"' ? "\\\"" : "\\\\";
+            k = 2;
+        }
+        if (n + k >= size)
+            break;
+        memcpy(out + n, from, k);
+        n += k;
     }
     out[n] = 0;
 }

@@ -6,6 +6,7 @@
 #include "base/clock.h"
 #include "serve/alerts.h"
 #include "serve/layer_errors.h"
+#include "text/unicode.h"
 
 #include <arpa/inet.h>
 #include <ctype.h>
@@ -68,6 +69,11 @@ static int check_page(const char *text)
     int n = 0;
     char *copy = strdup(text), *rest = copy;
     assert_non_null(copy);
+    for (size_t i = 0, len = strlen(text); i < len;) {
+        int32_t c;
+        i += nb_utf8_next((const uint8_t *)text + i, len - i, &c);
+        assert_true(c >= 0);
+    }
     assert_int_equal(text[strlen(text) - 1], '\n');
     for (char *line; (line = strsep(&rest, "\n")) != NULL;) {
         if (*line == 0)
@@ -117,7 +123,7 @@ static void the_page_is_well_formed(void **state)
     scene_open_parts(&s, NULL);
     static nb_metrics m;
     memset(&m, 0, sizeof m);
-    const nb_layer_error errors[] = {{"0", "self_attn.q\"\\\n", 0.25}, {"", "head", 1e-9}};
+    const nb_layer_error errors[] = {{"0", "self_attn.q\"\\\n", 0.25}, {"", "he\xff\xd0", 1e-9}};
     nb_metrics_init(&m, &s.served);
     m.errors = errors;
     m.n_errors = 2;
@@ -145,6 +151,16 @@ static void the_page_is_well_formed(void **state)
     assert_true(value_of(page, "vllm:kv_cache_usage_perc") == 0.25);
     assert_true(value_of(page, "nibble:http_rejects_total{model_name=\"fa\\\"ke\\n\\\\\",engine="
                                "\"0\",reason=\"overload\"}") == 1);
+    free(page);
+    /* A name as a path may be, which is cut: at no place inside a character. */
+    char name[802] = "\xfe";
+    for (int i = 1; i < 801; i += 2)
+        memcpy(name + i, i % 100 == 1 ? "\\\"" : "\xd0\xb4", 3);
+    s.served.name = name;
+    nb_metrics_init(&m, &s.served);
+    page = page_of(&m, s.engine);
+    (void)check_page(page);
+    assert_non_null(strstr(page, "model_name=\"\xEF\xBF\xBD"));
     free(page);
     scene_close(&s);
 }
