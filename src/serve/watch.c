@@ -62,7 +62,8 @@ static void bury(nb_server *s)
 void nb_watch_hang_up(nb_server *s, nb_call *c)
 {
     pthread_mutex_lock(&c->lock);
-    const bool over = c->submitted && c->reply.n_unfinished == 0;
+    /* An answer that was handed over whole may have been read before anybody here knows. */
+    const bool over = c->submitted ? c->reply.n_unfinished == 0 : c->state == NB_CALL_WRITING;
     const bool first = !over && !c->gone && !c->cancelled;
     if (!over) {
         c->gone = true;

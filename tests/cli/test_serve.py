@@ -176,6 +176,13 @@ class Serve(lib.Case):
             self.assertTrue(s.wait_for('nibble:kv_blocks{model_name="tiny.gguf",engine="0",'
                                        'state="used"}', 0))
 
+    def test_who_leaves_with_an_answer_has_not_left(self):
+        s = self.serve()
+        for _ in range(100):
+            self.assertEqual(s.post("/tokenize", prompt="a")[0], 200)
+            self.assertEqual(s.post("/tokenize", prompt=1)[0], 400)
+        self.assertEqual(s.metric("nibble:client_disconnects_total"), 0)
+
     def test_an_open_stream_takes_little(self):
         """Nothing that it holds is as long as the context, or as the vocabulary."""
         with open(lib.BINARY, "rb") as f:
