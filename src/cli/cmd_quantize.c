@@ -137,17 +137,18 @@ const nb_verb nb_verb_quantize = {
     .summary = "write a model with fewer bits per weight",
     .example = "nibble quantize model-folder -o model-w4 --scheme W4A16\n"
                "nibble quantize model.gguf -o model-q4.gguf --scheme Q4_0 --dry-run",
-    .about = "W schemes quantize the linear layers of the blocks and write a Hugging Face\n"
-             "folder in the layout of compressed-tensors, or of GPTQ or AWQ (--to), and with\n"
-             "zero=float of HQQ; Q schemes write a GGUF, embeddings included. By default\n"
-             "8-bit weights share a scale per row, narrower ones per group of 128, or of 64\n"
-             "or 32 where 128 does not divide every row.\n\n"
-             "--json prints one object: source, source_container, output, container, scheme,\n"
-             "method, group_size, n_tensors, n_quantized, n_requantized, n_rounded, n_params,\n"
-             "source_bytes, bytes (of the tensor files), side_bytes, weight_bytes, bpw,\n"
-             "linear_bpw, memory_bytes, notes; then rms_error, max_error, rounding_rms_error,\n"
-             "rounding_max_error, zeroed, seconds, peak_rss_bytes, and kv_cache with --kv; or, with\n"
-             "--dry-run, dry_run, seconds, and tensors with name, shape, from, format, how, bytes.",
+    .about =
+        "W schemes quantize the linear layers of the blocks and write a Hugging Face\n"
+        "folder in the layout of compressed-tensors, or of GPTQ or AWQ (--to), and with\n"
+        "zero=float of HQQ; Q schemes write a GGUF, embeddings included. By default\n"
+        "8-bit weights share a scale per row, narrower ones per group of 128, or of 64\n"
+        "or 32 where 128 does not divide every row.\n\n"
+        "--json prints one object: source, source_container, output, container, scheme,\n"
+        "method, group_size, n_tensors, n_quantized, n_requantized, n_rounded, n_params,\n"
+        "source_bytes, bytes (of the tensor files), side_bytes, weight_bytes, bpw,\n"
+        "linear_bpw, memory_bytes, notes; then rms_error, max_error, rounding_rms_error,\n"
+        "rounding_max_error, zeroed, seconds, peak_rss_bytes, and kv_cache with --kv; or, with\n"
+        "--dry-run, dry_run, seconds, and tensors with name, shape, from, format, how, bytes.",
     .operands = (const nb_operand[]){{"MODEL", NB_MODEL_HELP, 1, 1}, {0}},
     .options = quantize_options,
     .run = run_quantize,
