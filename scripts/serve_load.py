@@ -88,7 +88,8 @@ def prefix(a, server, seed):
 
 
 def waste(a, server, seed):
-    """The largest share of the cells of taken blocks that hold nothing, with requests of 400 tokens."""
+    """The largest share of the cells of taken blocks that hold nothing, with prompts of 400
+    tokens and 64 more."""
     seen, over = [], threading.Event()
 
     def look():
@@ -97,7 +98,7 @@ def waste(a, server, seed):
 
     watcher = threading.Thread(target=look)
     watcher.start()
-    Load(a, server.url, seed, concurrency=16, requests=32, input_len=336, output_len=64).run()
+    Load(a, server.url, seed, concurrency=16, requests=32, input_len=400, output_len=64).run()
     over.set()
     watcher.join()
     return statistics.mean(seen), max(seen)
@@ -185,7 +186,7 @@ def main():
                  "%.1f %%" % (100 * median([prefix(a, server, a.seed + r) for r in range(a.rounds)])), "", "")
         if wanted("waste"):
             mean, most = waste(a, server, a.seed + 1000)
-            line("cells of taken blocks that hold nothing, requests of 400 tokens",
+            line("cells of taken blocks that hold nothing, prompts of 400 tokens",
                  "%.1f %%" % (100 * mean), "at most %.1f %%" % (100 * most), "")
         if wanted("overload"):
             full = Load(a, server.url, a.seed + 2000, concurrency=64, requests=192, input_len=PROMPT,
