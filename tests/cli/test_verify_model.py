@@ -1,7 +1,6 @@
 """The bit matrix on the real model: floats and integers, a cache format with each, every instruction
-set of this machine, with 16 tokens for scalar code and 64 otherwise. Not every format in every mode,
-which would take ten times as long: a format and a mode meet in attention alone, and a tiny model has
-them all in test_verify.py."""
+set of this machine, 32 tokens. Not every format in every mode, which would take ten times as long: a
+format and a mode meet in attention alone, and a tiny model has them all in test_verify.py."""
 
 import os
 
@@ -12,11 +11,11 @@ MODEL = os.environ.get("NIBBLE_MODEL")
 
 class RealModel(lib.Case):
     def check(self, *args):
-        result = lib.json_lines(self.ok("verify", MODEL, "--json", "-q", *args, timeout=800))[0]
+        result = lib.json_lines(self.ok("verify", MODEL, "--json", "-q", "-n", "32", *args, timeout=800))[0]
         self.assertIsNone(result["mismatch"])
         self.assertEqual(result["threads"], [1, 2, 3, 8])
         for isa in result["isas"]:
-            self.assertEqual(isa["n_tokens"], 16 if isa["isa"] == "scalar" else 64)
+            self.assertEqual(isa["n_tokens"], 32)
         for h in result["hashes"]:
             print("%-3s %-4s %s, %d ways" % (h["compute"], h["kv"], h["logits_hash"], h["n_ways"]))
         return {(h["compute"], h["kv"]): h["logits_hash"] for h in result["hashes"]}
