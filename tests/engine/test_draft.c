@@ -362,10 +362,12 @@ static void company_changes_nothing(void **state)
             client c[N_TEXTS] = {0};
             bench_open_draft(&b, path, drafts[d], setups[s]);
             for (int round = 0; round < (s == 0 ? 2 : 1); round++) {
+                hold(&b.desk, true);
                 for (int i = 0; i < N_TEXTS; i++) {
                     const nb_generate_options o = guessing(i);
                     must_ask(&b, &c[i], texts[i], &o, 1);
                 }
+                hold(&b.desk, false);
                 wait_for_all(&b);
                 for (int i = 0; i < N_TEXTS; i++) {
                     same(&c[i], 0, &want[i]);

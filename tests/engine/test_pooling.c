@@ -24,6 +24,7 @@ static const char *const texts[N_TEXTS] = {
 };
 
 typedef struct {
+    pthread_mutex_t gate; /* who has it holds up the next event */
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     int n_open;
@@ -40,6 +41,8 @@ typedef struct {
 static bool hear(void *context, const nb_engine_event *e)
 {
     client *c = context;
+    pthread_mutex_lock(&c->desk->gate);
+    pthread_mutex_unlock(&c->desk->gate);
     pthread_mutex_lock(&c->desk->mutex);
     c->n_events++;
     c->finish = e->finish;
@@ -116,6 +119,7 @@ static void bench_open(bench *b, nb_engine_setup setup)
         setup.draft = &b->o.model; /* of itself: every guess is right */
         setup.n_guess = -setup.n_guess;
     }
+    pthread_mutex_init(&b->desk.gate, NULL);
     pthread_mutex_init(&b->desk.mutex, NULL);
     pthread_cond_init(&b->desk.changed, NULL);
     b->desk.n_open = 0;
@@ -200,11 +204,13 @@ static void pooled_states_do_not_depend_on_company(void **state)
     for (size_t s = 0; s < sizeof setups / sizeof *setups; s++) {
         bench b;
         bench_open(&b, setups[s]);
+        pthread_mutex_lock(&b.desk.gate);
         for (int i = 0; i < N_TEXTS; i++) {
             must_ask(&b, &embeds[0][i], texts[i], NB_POOL_MEAN);
             must_ask(&b, &others[i], texts[i], NB_POOL_NONE);
             must_ask(&b, &embeds[1][i], texts[i], NB_POOL_LAST);
         }
+        pthread_mutex_unlock(&b.desk.gate);
         wait_for_all(&b);
         for (int i = 0; i < N_TEXTS; i++) {
             for (int k = 0; k < 2; k++) {
