@@ -199,7 +199,7 @@ static void the_reference_is_near_the_truth(void **state)
     nb_kernels_init(&ref, NB_ISA_SCALAR);
     check_run run = {.name = "attention"};
     double want[256], bound[256];
-    for (uint64_t seed = 1; seed <= 250; seed++) {
+    for (uint64_t seed = 1; seed <= (uint64_t)check_cases(250); seed++) {
         scene s = random_scene(seed);
         s.kind = seed % 4 ? CHECK_RANDOM : CHECK_INTEGERS; /* with infinities there is no bound */
         if (s.cell == NB_KV_INT4) /* test_packed_cells.c has what is rotated */

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -116,6 +117,14 @@ void check_fill(float *x, int64_t n, check_kind kind, uint64_t seed)
             break;
         }
     }
+}
+
+int64_t check_cases(int64_t n)
+{
+    const char *one_in = getenv("NIBBLE_CHECK_ONE_IN");
+    const int64_t share = one_in == NULL ? 1 : atoll(one_in);
+    assert_true(share >= 1 && share <= 100);
+    return (n + share - 1) / share;
 }
 
 int64_t check_pick(uint64_t seed, uint64_t index, int64_t n)

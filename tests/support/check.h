@@ -32,6 +32,9 @@ typedef enum {
 } check_kind;
 const char *check_kind_name(check_kind kind);
 void check_fill(float *x, int64_t n, check_kind kind, uint64_t seed);
+/* How many of n random cases to try: all, or one in $NIBBLE_CHECK_ONE_IN of them, for emulators and
+ * sanitizers. */
+int64_t check_cases(int64_t n);
 /* Uniform in [0, n), from (seed, index). */
 int64_t check_pick(uint64_t seed, uint64_t index, int64_t n);
 

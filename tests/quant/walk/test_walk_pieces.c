@@ -12,7 +12,7 @@ static const walk_world_how wide = {
     .n_seqs = 2,
     .length = 140,
     .model = {
-        .n_layers = 2, .d_model = 128, .n_heads = 2, .n_kv_heads = 1, .d_ff = 512, .biases = true}};
+        .n_layers = 1, .d_model = 128, .n_heads = 2, .n_kv_heads = 1, .d_ff = 512, .biases = true}};
 
 #define SEARCH "awq:grid=2,duo=off"
 
