@@ -86,12 +86,7 @@ static nb_status find(nb_rewriting *r, nb_kv_ranges_job *job, const nb_workdir *
 static nb_status amend(nb_rewriting *r, nb_err *err)
 {
     for (int64_t i = r->plan.first_kv; i < r->plan.first_kv + nb_plan_n_kv(&r->plan); i++) {
-        const nb_weight *w = &r->plan.weights[i];
-        const nb_mat m = {.fmt = w->fmt,
-                          .n_rows = w->n_rows,
-                          .n_cols = 1,
-                          .codes = (void *)(uintptr_t)nb_plan_kv_scales(&r->plan, i), /* read */
-                          .row_bytes = sizeof(float)};
+        const nb_mat m = nb_plan_kv_mat(&r->plan, i);
         NB_TRY(nb_sink_amend(r->sink, i, &m, err));
     }
     return NB_OK;

@@ -103,9 +103,11 @@ static void widen_packed_values(float *out, const uint8_t *page, const nb_kv_vie
     const uint16_t *scales = (const uint16_t *)(const void *)(page + at);
     const int64_t padded = (int64_t)nb_kv_n_scales(kv->format, kv->head_dim);
     if (nb_kv_bits(kv->format) == 2)
-        widen_packed_values_as(out, page, scales, padded, begin, end, d0, 2, 64);
+        widen_packed_values_as(out, page, scales, padded, begin, end, d0, 2,
+                               nb_kv_group(NB_KV_INT2));
     else
-        widen_packed_values_as(out, page, scales, padded, begin, end, d0, 4, 32);
+        widen_packed_values_as(out, page, scales, padded, begin, end, d0, 4,
+                               nb_kv_group(NB_KV_INT4));
 }
 
 /* Whether the values of a position are finite: those of a group are where its scale is, and NaN has

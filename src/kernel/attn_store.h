@@ -273,10 +273,10 @@ static void store_packed(const nb_kv_view *kv, int head, uint8_t *keys, uint8_t 
     if (nb_kv_bits(kv->format) == 2) {
         seal_keys(kv, keys, recent_keys, left, 2);
         widen_keys_again(kv, keys, values, recent_keys, left);
-        seal_values(kv, values, recent_values, 2, 64);
+        seal_values(kv, values, recent_values, 2, nb_kv_group(NB_KV_INT2));
     } else {
         seal_keys(kv, keys, recent_keys, left, 4);
-        seal_values(kv, values, recent_values, 4, 32);
+        seal_values(kv, values, recent_values, 4, nb_kv_group(NB_KV_INT4));
     }
 }
 

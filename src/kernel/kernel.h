@@ -13,9 +13,7 @@
 #include "kernel/back.h"
 #include "kernel/cells.h"
 #include "kernel/cpu.h"
-#include "numeric/format.h"
-
-#include <string.h>
+#include "numeric/minifloat.h"
 
 /* ---- A2, A3: matrix products on packed weights ---- */
 
@@ -163,25 +161,19 @@ typedef void nb_axpy_d_fn(double *y, double a, const double *x, int64_t n);
 
 /* ---- A10: products in bfloat16 (matmul.h) ---- */
 
-/* The bfloat16 nearest to the number of these bits, ties to even; a NaN stays one, made quiet. What
- * is below 2^-50 becomes +0: products and sums of products are then multiples of 2^-114, and none
- * is denormal, which processors treat differently in this format. */
+/* The bfloat16 nearest to the number of these bits (nb_bf16_from_f32); but what is below 2^-50
+ * becomes +0: products and sums of products are then multiples of 2^-114, and none is denormal,
+ * which processors treat differently in this format. */
 #define NB_BF16_SMALL 0x26800000u /* 2^-50 in binary32 */
 static inline uint32_t nb_bf16_near(uint32_t u)
 {
-    const uint32_t size = u & 0x7fffffff;
-    return size < NB_BF16_SMALL ? 0
-           : size > 0x7f800000  ? u >> 16 | 0x40
-                                : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    return (u & 0x7fffffff) < NB_BF16_SMALL ? 0 : nb_bf16_from_f32(nb_f32_from_bits(u));
 }
 /* A pair lies in the place of a binary32 number, which it is not: `low` in the low half. */
 static inline void nb_bf16_put(float *pair, float low, float high)
 {
-    uint32_t l, h;
-    memcpy(&l, &low, sizeof l);
-    memcpy(&h, &high, sizeof h);
-    l = nb_bf16_near(l) | nb_bf16_near(h) << 16;
-    memcpy(pair, &l, sizeof l);
+    *pair =
+        nb_f32_from_bits(nb_bf16_near(nb_f32_bits(low)) | nb_bf16_near(nb_f32_bits(high)) << 16);
 }
 /* y[i] = the pair (low[i], high[i]), i < n. y overlaps neither, or is one of them. */
 typedef void nb_bf16_pairs_fn(float *y, const float *low, const float *high, int64_t n);

@@ -18,35 +18,6 @@
 enum { SUB_COLS_D = SUB_VECS * VD_LANES };
 static_assert(NB_MM_COLS_D % SUB_COLS_D == 0, "a panel is cut into whole tiles");
 
-/* T rows by SUB_COLS columns. */
-INLINE void chains(vf *sum, const float *a, const float *b, int64_t depth, const int T)
-{
-    UNROLL
-    for (int i = 0; i < T * SUB_VECS; i++)
-        sum[i] = vf_zero();
-    for (int64_t k = 0; k < depth; k++, a += NB_MM_ROWS, b += NB_MM_COLS) {
-        vf bk[SUB_VECS];
-        UNROLL
-        for (int v = 0; v < SUB_VECS; v++)
-            bk[v] = vf_load(b + v * VF_LANES);
-        UNROLL
-        for (int t = 0; t < T; t++) {
-            const vf at = vf_set1(a[t]);
-            UNROLL
-            for (int v = 0; v < SUB_VECS; v++)
-                sum[t * SUB_VECS + v] = vf_fma(at, bk[v], sum[t * SUB_VECS + v]);
-        }
-    }
-}
-
-INLINE void tile(float *c, int64_t ldc, int64_t n, const float *a, const float *b, int64_t depth,
-                 bool add, const int T)
-{
-    vf sum[SUB_SUMS];
-    chains(sum, a, b, depth, T);
-    put_tile(c, ldc, n, sum, add, T);
-}
-
 INLINE void tile_widen(double *c, const int64_t *row_at, int64_t n, const float *a, const float *b,
                        int64_t depth, const int T)
 {
@@ -56,7 +27,7 @@ INLINE void tile_widen(double *c, const int64_t *row_at, int64_t n, const float 
             for (int j = 0; j < SUB_COLS; j += 8)
                 __builtin_prefetch(c + row_at[t] + j, 1);
     vf sum[SUB_SUMS];
-    chains(sum, a, b, depth, T);
+    chains(sum, a, b, depth, false, T);
     if (n >= SUB_COLS) {
         UNROLL
         for (int i = 0; i < T * SUB_VECS; i++)
@@ -115,8 +86,6 @@ INLINE void tile_sub_d(double *c, int64_t ldc, int64_t n, const double *a, const
             c[t * ldc + j] = rest[t * SUB_COLS_D + j];
 }
 
-typedef void tile_fn(float *c, int64_t ldc, int64_t n, const float *a, const float *b,
-                     int64_t depth, bool add);
 typedef void tile_widen_fn(double *c, const int64_t *row_at, int64_t n, const float *a,
                            const float *b, int64_t depth);
 typedef void tile_sub_d_fn(double *c, int64_t ldc, int64_t n, const double *a, const double *b,
@@ -125,7 +94,7 @@ typedef void tile_sub_d_fn(double *c, int64_t ldc, int64_t n, const double *a, c
     static void tile_##T(float *c, int64_t ldc, int64_t n, const float *a, const float *b,         \
                          int64_t depth, bool add)                                                  \
     {                                                                                              \
-        tile(c, ldc, n, a, b, depth, add, T);                                                      \
+        tile(c, ldc, n, a, b, depth, add, false, T);                                               \
     }                                                                                              \
     static void tile_widen_##T(double *c, const int64_t *row_at, int64_t n, const float *a,        \
                                const float *b, int64_t depth)                                      \
@@ -152,9 +121,7 @@ static tile_sub_d_fn *const tiles_sub_d[SUB_ROWS] = {FOR_EACH_T(X)};
 static void mm(float *c, int64_t ldc, int64_t m, int64_t n, const float *a, const float *b,
                int64_t depth, bool add)
 {
-    for (int64_t j = 0; j < n; j += SUB_COLS)
-        for (int64_t i = 0; i < m; i += SUB_ROWS)
-            tiles[rows_of(m - i) - 1](c + i * ldc + j, ldc, n - j, a + i, b + j, depth, add);
+    all_tiles(tiles, c, ldc, m, n, a, b, depth, add);
 }
 
 static void mm_widen(double *c, const int64_t *row_at, int64_t m, int64_t n, const float *a,

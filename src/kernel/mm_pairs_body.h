@@ -1,7 +1,7 @@
-/* Tiles of products in bfloat16, and what all tiles do with their sums: included by mm_body.h, and
- * alone by the file of an instruction set that only adds the dot product of pairs. Of what
- * mm_body.h lists it needs vf, VF_LANES, vf_zero, load, store, set1, add, SUB_ROWS, SUB_VECS,
- * FOR_EACH_T, UNROLL, INLINE; and vf_fma, or VF_DOT2 with
+/* Tiles of products, and those in bfloat16: included by mm_body.h, and alone by the file of an
+ * instruction set that only adds the dot product of pairs. Of what mm_body.h lists it needs vf,
+ * VF_LANES, vf_zero, load, store, set1, add, SUB_ROWS, SUB_VECS, FOR_EACH_T, UNROLL, INLINE and
+ * vf_fma; and, where there is one instruction for it, VF_DOT2 with
  *
  *   vf_dot2(a, b, c) = fma(low(a), low(b), fma(high(a), high(b), c)), lane by lane
  *
@@ -85,58 +85,83 @@ static void bf16_row(float *y, const float *x, int64_t n)
 
 /* ---- tiles ---- */
 
-#if !defined(VF_DOT2)
-INLINE vf half_of(vf v, bool high)
-{
-    const vu u = (vu)v, half = high ? (vu)(u & 0xffff0000) : (vu)(u << 16);
-    return (vf)half;
-}
-#endif
+/* Which of a lane a step multiplies: all of it, a number; or of a pair both in one instruction, or
+ * one after the other. */
+enum { NUMBERS, PAIRS, HIGHS, LOWS };
 
-/* One step of depth is a pair of columns: the higher column of the two comes first. */
-INLINE void chains_pairs(vf *sum, const float *a, const float *b, int64_t depth, const int T)
+INLINE vf part_of(vf v, const int which)
+{
+    const vu u = (vu)v;
+    return which == HIGHS ? (vf)(vu)(u & 0xffff0000) : which == LOWS ? (vf)(vu)(u << 16) : v;
+}
+
+/* One step of T rows by SUB_COLS columns. */
+INLINE void step(vf *sum, const float *a, const float *b, const int which, const int T)
+{
+    vf bk[SUB_VECS];
+    UNROLL
+    for (int v = 0; v < SUB_VECS; v++)
+        bk[v] = part_of(vf_load(b + v * VF_LANES), which);
+    UNROLL
+    for (int t = 0; t < T; t++) {
+        const vf at = part_of(vf_set1(a[t]), which);
+        UNROLL
+        for (int v = 0; v < SUB_VECS; v++) {
+            vf *s = &sum[t * SUB_VECS + v];
+#if defined(VF_DOT2)
+            *s = which == PAIRS ? vf_dot2(at, bk[v], *s) : vf_fma(at, bk[v], *s);
+#else
+            *s = vf_fma(at, bk[v], *s);
+#endif
+        }
+    }
+}
+
+/* T rows by SUB_COLS columns; of a pair the higher column comes first. */
+INLINE void chains(vf *sum, const float *a, const float *b, int64_t depth, const bool pairs,
+                   const int T)
 {
     UNROLL
     for (int i = 0; i < T * SUB_VECS; i++)
         sum[i] = vf_zero();
     for (int64_t k = 0; k < depth; k++, a += NB_MM_ROWS, b += NB_MM_COLS) {
+        if (!pairs) {
+            step(sum, a, b, NUMBERS, T);
+        } else {
 #if defined(VF_DOT2)
-        vf bk[SUB_VECS];
-        UNROLL
-        for (int v = 0; v < SUB_VECS; v++)
-            bk[v] = vf_load(b + v * VF_LANES);
-        UNROLL
-        for (int t = 0; t < T; t++) {
-            const vf at = vf_set1(a[t]);
-            UNROLL
-            for (int v = 0; v < SUB_VECS; v++)
-                sum[t * SUB_VECS + v] = vf_dot2(at, bk[v], sum[t * SUB_VECS + v]);
-        }
+            step(sum, a, b, PAIRS, T);
 #else
-        for (int high = 1; high >= 0; high--) {
-            vf bk[SUB_VECS];
-            UNROLL
-            for (int v = 0; v < SUB_VECS; v++)
-                bk[v] = half_of(vf_load(b + v * VF_LANES), high);
-            UNROLL
-            for (int t = 0; t < T; t++) {
-                const vf at = half_of(vf_set1(a[t]), high);
-                UNROLL
-                for (int v = 0; v < SUB_VECS; v++)
-                    sum[t * SUB_VECS + v] = vf_fma(at, bk[v], sum[t * SUB_VECS + v]);
-            }
-        }
+            step(sum, a, b, HIGHS, T);
+            step(sum, a, b, LOWS, T);
 #endif
+        }
     }
+}
+
+INLINE void tile(float *c, int64_t ldc, int64_t n, const float *a, const float *b, int64_t depth,
+                 bool add, const bool pairs, const int T)
+{
+    vf sum[SUB_SUMS];
+    chains(sum, a, b, depth, pairs, T);
+    put_tile(c, ldc, n, sum, add, T);
+}
+
+typedef void tile_fn(float *c, int64_t ldc, int64_t n, const float *a, const float *b,
+                     int64_t depth, bool add);
+
+static void all_tiles(tile_fn *const tiles[SUB_ROWS], float *c, int64_t ldc, int64_t m, int64_t n,
+                      const float *a, const float *b, int64_t depth, bool add)
+{
+    for (int64_t j = 0; j < n; j += SUB_COLS)
+        for (int64_t i = 0; i < m; i += SUB_ROWS)
+            tiles[rows_of(m - i) - 1](c + i * ldc + j, ldc, n - j, a + i, b + j, depth, add);
 }
 
 #define X(T)                                                                                       \
     static void tile_pairs_##T(float *c, int64_t ldc, int64_t n, const float *a, const float *b,   \
                                int64_t depth, bool add)                                            \
     {                                                                                              \
-        vf sum[SUB_SUMS];                                                                          \
-        chains_pairs(sum, a, b, depth, T);                                                         \
-        put_tile(c, ldc, n, sum, add, T);                                                          \
+        tile(c, ldc, n, a, b, depth, add, true, T);                                                \
     }
 FOR_EACH_T(X)
 #undef X
@@ -144,14 +169,10 @@ FOR_EACH_T(X)
 static void mm_pairs(float *c, int64_t ldc, int64_t m, int64_t n, const float *a, const float *b,
                      int64_t depth, bool add)
 {
-    typedef void tile_pairs_fn(float *c, int64_t ldc, int64_t n, const float *a, const float *b,
-                               int64_t depth, bool add);
 #define X(T) tile_pairs_##T,
-    static tile_pairs_fn *const tiles_pairs[SUB_ROWS] = {FOR_EACH_T(X)};
+    static tile_fn *const tiles_pairs[SUB_ROWS] = {FOR_EACH_T(X)};
 #undef X
-    for (int64_t j = 0; j < n; j += SUB_COLS)
-        for (int64_t i = 0; i < m; i += SUB_ROWS)
-            tiles_pairs[rows_of(m - i) - 1](c + i * ldc + j, ldc, n - j, a + i, b + j, depth, add);
+    all_tiles(tiles_pairs, c, ldc, m, n, a, b, depth, add);
 }
 
 static void fill_mm_pairs(nb_kernels *k)

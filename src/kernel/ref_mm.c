@@ -3,7 +3,6 @@
 #include "kernel/kernel.h"
 
 #include <math.h>
-#include <string.h>
 
 static float chain(const float *a, const float *b, int64_t depth, int64_t i, int64_t j)
 {
@@ -23,12 +22,8 @@ static void mm_ref(float *c, int64_t ldc, int64_t m, int64_t n, const float *a, 
 
 static float half_of(const float *pair, bool high)
 {
-    uint32_t u;
-    float half;
-    memcpy(&u, pair, sizeof u);
-    u = high ? u & 0xffff0000 : u << 16;
-    memcpy(&half, &u, sizeof half);
-    return half;
+    const uint32_t u = nb_f32_bits(*pair);
+    return nb_f32_from_bits(high ? u & 0xffff0000 : u << 16);
 }
 
 static void mm_pairs_ref(float *c, int64_t ldc, int64_t m, int64_t n, const float *a,

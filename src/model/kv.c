@@ -6,9 +6,8 @@
 
 bool nb_kv_format_named(const char *name, nb_kv_format *out)
 {
-    if (strcmp(name, "fp8_e4m3") == 0) /* what other engines call it where they have two */
-        name = nb_kv_format_name(NB_KV_FP8);
-    if (strcmp(name, NB_KV_FP8_DYNAMIC) == 0)
+    /* the former is what other engines call it where they have two */
+    if (strcmp(name, "fp8_e4m3") == 0 || strcmp(name, NB_KV_FP8_DYNAMIC) == 0)
         name = nb_kv_format_name(NB_KV_FP8);
     for (int f = 0; f < NB_KV_N_FORMATS; f++) {
         if (strcmp(name, nb_kv_format_name((nb_kv_format)f)) == 0) {

@@ -106,20 +106,6 @@ static void test_tiles(void **state)
 
 /* ---- pairs of bfloat16 ---- */
 
-static uint32_t bits_of(float x)
-{
-    uint32_t u;
-    memcpy(&u, &x, sizeof u);
-    return u;
-}
-
-static float float_of(uint32_t u)
-{
-    float x;
-    memcpy(&x, &u, sizeof x);
-    return x;
-}
-
 /* Every upper half with lower halves around the tie: no other bfloat16 is nearer, and of two that
  * are as near it is the even one. */
 static void test_bf16_near(void **state)
@@ -128,9 +114,9 @@ static void test_bf16_near(void **state)
     static const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
     for (uint32_t upper = 0; upper < 0x10000; upper++)
         for (size_t i = 0; i < sizeof lower / sizeof *lower; i++) {
-            const float x = float_of(upper << 16 | lower[i]);
-            const uint32_t got = nb_bf16_near(bits_of(x));
-            const float y = float_of(got << 16);
+            const float x = nb_f32_from_bits(upper << 16 | lower[i]);
+            const uint32_t got = nb_bf16_near(nb_f32_bits(x));
+            const float y = nb_f32_from_bits(got << 16);
             if (isnan(x)) {
                 assert_true(isnan(y) && (got & 0x40) != 0 && signbit(y) == signbit(x));
                 continue;
@@ -145,9 +131,10 @@ static void test_bf16_near(void **state)
             }
             const uint32_t down = upper, up = upper + 1; /* towards and away from zero */
             /* what comes after the largest number counts as 2^128, where rounding ends in Inf */
-            const double high = isinf(float_of(up << 16)) ? copysign(0x1p128, (double)x)
-                                                          : (double)float_of(up << 16);
-            const double to_low = fabs((double)x - (double)float_of(down << 16));
+            const double high = isinf(nb_f32_from_bits(up << 16))
+                                    ? copysign(0x1p128, (double)x)
+                                    : (double)nb_f32_from_bits(up << 16);
+            const double to_low = fabs((double)x - (double)nb_f32_from_bits(down << 16));
             const double to_high = fabs(high - (double)x);
             const uint32_t want =
                 to_low < to_high || (to_low == to_high && down % 2 == 0) ? down : up;
@@ -222,14 +209,14 @@ static void test_pairing(void **state)
                 tables[v].bf16_pairs(pairs, low, high, n);
                 tables[v].bf16_row(row, low, n);
                 for (int64_t i = 0; i < n; i++) {
-                    const uint32_t l = nb_bf16_near(bits_of(low[i]));
-                    const uint32_t h = nb_bf16_near(bits_of(high[i]));
-                    const uint32_t in_row = bits_of(row[i / 2]) >> 16 * (i % 2) & 0xffff;
-                    check_same_f64(&run, what, bits_of(pairs[i]), l | h << 16);
+                    const uint32_t l = nb_bf16_near(nb_f32_bits(low[i]));
+                    const uint32_t h = nb_bf16_near(nb_f32_bits(high[i]));
+                    const uint32_t in_row = nb_f32_bits(row[i / 2]) >> 16 * (i % 2) & 0xffff;
+                    check_same_f64(&run, what, nb_f32_bits(pairs[i]), l | h << 16);
                     check_same_f64(&run, what, in_row, l);
                 }
                 if (n % 2 == 1)
-                    check_same_f64(&run, what, bits_of(row[n / 2]) >> 16, 0);
+                    check_same_f64(&run, what, nb_f32_bits(row[n / 2]) >> 16, 0);
                 float *const all[] = {low, high, pairs, row};
                 for (int i = 0; i < 4; i++) {
                     check_guard(&run, what, all[i]);
@@ -287,9 +274,9 @@ static float plain_step(const nb_matmul_job *job, float a, float b, float sum)
 {
     if (!job->pairs)
         return fmaf(a, b, sum);
-    const uint32_t x = bits_of(a), y = bits_of(b);
-    sum = fmaf(float_of(x & 0xffff0000), float_of(y & 0xffff0000), sum);
-    return fmaf(float_of(x << 16), float_of(y << 16), sum);
+    const uint32_t x = nb_f32_bits(a), y = nb_f32_bits(b);
+    sum = fmaf(nb_f32_from_bits(x & 0xffff0000), nb_f32_from_bits(y & 0xffff0000), sum);
+    return fmaf(nb_f32_from_bits(x << 16), nb_f32_from_bits(y << 16), sum);
 }
 
 static void plain_matmul(const nb_matmul_job *job)

@@ -67,3 +67,13 @@ const float *nb_plan_kv_scales(const nb_plan *plan, int64_t i)
         plan->kv_scales != NULL && i >= plan->first_kv && i < plan->first_kv + nb_plan_n_kv(plan);
     return is ? plan->kv_scales + (i - plan->first_kv) * n_each(plan) : NULL;
 }
+
+nb_mat nb_plan_kv_mat(const nb_plan *plan, int64_t i)
+{
+    const nb_weight *w = &plan->weights[i];
+    return (nb_mat){.fmt = w->fmt,
+                    .n_rows = w->n_rows,
+                    .n_cols = 1,
+                    .codes = (void *)(uintptr_t)nb_plan_kv_scales(plan, i), /* read only */
+                    .row_bytes = sizeof(float)};
+}

@@ -13,6 +13,8 @@ int64_t nb_plan_n_kv(const nb_plan *plan);
 /* Adds new ones, as NB_HOW_MAKE, if they are asked for: all 1 in plan->kv_scales until they are
  * found. */
 nb_status nb_plan_add_kv(nb_plan *plan, nb_err *err);
+/* Weight i of the plan, which is one of these, as it is now. */
+nb_mat nb_plan_kv_mat(const nb_plan *plan, int64_t i);
 /* Scales of weight i of the plan; NULL: it is none of these. */
 const float *nb_plan_kv_scales(const nb_plan *plan, int64_t i);
 

@@ -66,8 +66,9 @@ static void close_trial(trial *t)
 }
 
 /* Seconds for the first n_rows rows, once. */
-static nb_status encode_once(trial *t, int64_t n_rows, double *seconds, nb_err *err)
+static nb_status encode_once(void *context, int64_t n_rows, double *seconds, nb_err *err)
 {
+    trial *t = context;
     const nb_quantizer *q = t->job->method->quantizer;
     nb_mat out = t->made.mat;
     out.n_rows = n_rows;
@@ -86,13 +87,15 @@ static nb_status encode_once(trial *t, int64_t n_rows, double *seconds, nb_err *
     return NB_OK;
 }
 
+typedef nb_status trial_fn(void *trial, int64_t n_rows, double *seconds, nb_err *err);
+
 /* The best of a few, where they are short: other programs and a cold cache only add to it. */
-static nb_status encode_rows(trial *t, int64_t n_rows, double *seconds, nb_err *err)
+static nb_status best_of(trial_fn *once, void *t, int64_t n_rows, double *seconds, nb_err *err)
 {
     double spent = 0, took;
     *seconds = 1e9;
     for (int i = 0; i < MAX_TRIALS && (i == 0 || spent < ENOUGH_SECONDS); i++) {
-        NB_TRY(encode_once(t, n_rows, &took, err));
+        NB_TRY(once(t, n_rows, &took, err));
         *seconds = took < *seconds ? took : *seconds;
         spent += took;
     }
@@ -122,7 +125,7 @@ static nb_status try_linear(const nb_walk_job *job, const nb_weight *like, unsig
     double took[4] = {0};
     nb_status s = open_trial(&t, like, n_cols, needs, err);
     for (int i = 0; i < 4 && s == NB_OK; i++)
-        s = encode_rows(&t, rows[i], &took[i], err);
+        s = best_of(encode_once, &t, rows[i], &took[i], err);
     close_trial(&t);
     const double wider = (double)like->n_cols / (double)n_cols, square = wider * wider;
     *out = (pace){
@@ -184,8 +187,9 @@ static void close_smoothed(smoothed *t)
     nb_algebra_free(&t->la);
 }
 
-static nb_status smooth_once(smoothed *t, int64_t n_rows, double *seconds, nb_err *err)
+static nb_status smooth_once(void *context, int64_t n_rows, double *seconds, nb_err *err)
 {
+    smoothed *t = context;
     t->config = (nb_config){
         .n_heads = 1, .n_kv_heads = 1, .head_dim = n_rows, .d_model = n_rows, .d_ff = t->to.n_cols};
     t->to.n_rows = n_rows;
@@ -204,18 +208,6 @@ static nb_status smooth_once(smoothed *t, int64_t n_rows, double *seconds, nb_er
     return NB_OK;
 }
 
-static nb_status smooth_rows(smoothed *t, int64_t n_rows, double *seconds, nb_err *err)
-{
-    double spent = 0, took;
-    *seconds = 1e9;
-    for (int i = 0; i < MAX_TRIALS && (i == 0 || spent < ENOUGH_SECONDS); i++) {
-        NB_TRY(smooth_once(t, n_rows, &took, err));
-        *seconds = took < *seconds ? took : *seconds;
-        spent += took;
-    }
-    return NB_OK;
-}
-
 /* For a row that is tried, and for one that is gone through once more. */
 static nb_status time_rows(smoothed *t, double *tried, double *last, nb_err *err)
 {
@@ -224,13 +216,13 @@ static nb_status time_rows(smoothed *t, double *tried, double *last, nb_err *err
     double few, many, whole = 0;
     t->options = t->job->transform_options;
     if (transform->without_last != NULL) {
-        NB_TRY(smooth_rows(t, TRIAL_ROWS, &whole, err));
+        NB_TRY(best_of(smooth_once, t, TRIAL_ROWS, &whole, err));
         snprintf(without, sizeof without, "%.200s%s%s", t->options, t->options[0] != 0 ? "," : "",
                  transform->without_last);
         t->options = without;
     }
-    NB_TRY(smooth_rows(t, TRIAL_ROWS / 2, &few, err));
-    NB_TRY(smooth_rows(t, TRIAL_ROWS, &many, err));
+    NB_TRY(best_of(smooth_once, t, TRIAL_ROWS / 2, &few, err));
+    NB_TRY(best_of(smooth_once, t, TRIAL_ROWS, &many, err));
     const double rows = transform->rows_tried(t->options, TRIAL_ROWS, TRIAL_ROWS) -
                         transform->rows_tried(t->options, TRIAL_ROWS / 2, TRIAL_ROWS / 2);
     *tried = many > few && rows > 0 ? (many - few) / rows : 0;

@@ -235,12 +235,7 @@ static nb_status put_rope_factors(rewriter *w, int64_t i, nb_err *err)
 
 static nb_status put_kv_scales(rewriter *w, int64_t i, nb_err *err)
 {
-    const nb_weight *to = &w->plan->weights[i];
-    const nb_mat m = {.fmt = to->fmt,
-                      .n_rows = to->n_rows,
-                      .n_cols = 1,
-                      .codes = (void *)(uintptr_t)nb_plan_kv_scales(w->plan, i), /* read only */
-                      .row_bytes = sizeof(float)};
+    const nb_mat m = nb_plan_kv_mat(w->plan, i);
     return nb_sink_put(w->sink, i, &m, err);
 }
 
