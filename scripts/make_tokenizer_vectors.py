@@ -153,12 +153,18 @@ def ids_of(tok, text, parse_special, bos=False):
 
 def tiny(out):
     vocab, merges = train(330)
-    template = {"type": "TemplateProcessing",
-                "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                           {"Sequence": {"id": "A", "type_id": 0}}],
+
+    def template(before, after):
+        names = {"<s>": len(vocab), "</s>": len(vocab) + 1}
+        token = [[{"SpecialToken": {"id": t, "type_id": 0}} for t in side]
+                 for side in (before, after)]
+        return {"type": "TemplateProcessing",
+                "single": [*token[0], {"Sequence": {"id": "A", "type_id": 0}}, *token[1]],
                 "pair": [{"Sequence": {"id": "A", "type_id": 0}},
                          {"Sequence": {"id": "B", "type_id": 1}}],
-                "special_tokens": {"<s>": {"id": "<s>", "ids": [len(vocab)], "tokens": ["<s>"]}}}
+                "special_tokens": {t: {"id": t, "ids": [names[t]], "tokens": [t]}
+                                   for t in before + after}}
+
     added = added_json(len(vocab))
     nfc = {"type": "Sequence", "normalizers": [{"type": "NFC"}]}
     # A vocabulary without some bytes: the unknown token stands for them, alone or fused, or they
@@ -171,7 +177,11 @@ def tiny(out):
         {"name": "added", "tokenizer": {"added_tokens": added}},
         {"name": "added_nfc_bos", "tokenizer": {
             "added_tokens": added, "normalizer": nfc, "pre_tokenizer": CHAINS["qwen2"],
-            "post_processor": {"type": "Sequence", "processors": [byte_level(True), template]}}},
+            "post_processor": {"type": "Sequence", "processors": [byte_level(True), template(["<s>"], [])]}}},
+        {"name": "added_end", "tokenizer": {
+            "added_tokens": added, "post_processor": template([], ["</s>"])}},
+        {"name": "added_bos_end", "tokenizer": {
+            "added_tokens": added, "post_processor": template(["<s>"], ["</s>"])}},
         {"name": "added_prefix", "tokenizer": {"added_tokens": added,
                                                "pre_tokenizer": CHAINS["gpt2_prefix"]}},
         {"name": "nfc", "tokenizer": {"normalizer": {"type": "NFC"}}},

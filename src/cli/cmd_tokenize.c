@@ -21,6 +21,10 @@ static const nb_opt tokenize_options[] = {
     {.name = "add-bos",
      .kind = NB_OPT_FLAG,
      .help = "put the begin-of-sequence token first, if this tokenizer adds one by itself"},
+    {.name = "add-end",
+     .kind = NB_OPT_FLAG,
+     .help =
+         "put last what this tokenizer puts after a whole text, as models of embeddings have it"},
     {.name = "count",
      .letter = 'c',
      .kind = NB_OPT_FLAG,
@@ -83,7 +87,8 @@ static nb_status encode(const nb_args *args, const nb_tokenizer *t, const nb_buf
 {
     nb_tokens tokens = {0};
     const nb_encode_options how = {.parse_special = nb_args_flag(args, "special"),
-                                   .add_bos = nb_args_flag(args, "add-bos")};
+                                   .add_bos = nb_args_flag(args, "add-bos"),
+                                   .add_end = nb_args_flag(args, "add-end")};
     nb_status s = nb_tokenizer_encode(t, (const char *)text->data, text->len, how, &tokens, err);
     if (s == NB_OK && tokens.n_left_out > 0)
         nb_out_warn(out,

@@ -307,14 +307,13 @@ static nb_status too_long(const nb_fields *f, const char *name, const nb_served 
 }
 
 nb_status nb_ask_text(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
-                      const char *text, size_t len, bool add_bos)
+                      const char *text, size_t len, nb_encode_options how)
 {
     if (len / NB_ASK_MAX_BYTES_PER_TOKEN > (size_t)m->n_room)
         return too_long(f, name, m, "bytes", (int64_t)len);
     nb_prompt *p = &ask->prompts[ask->n_prompts++];
     p->text = text;
     p->len = len;
-    const nb_encode_options how = {.add_bos = add_bos};
     NB_TRY(nb_problem_settle(
         f->why, nb_tokenizer_encode(m->tokenizer, text, len, how, &p->tokens, &f->why->err)));
     if (p->tokens.n == 0)
@@ -340,13 +339,13 @@ nb_status nb_ask_ids(nb_ask *ask, const nb_fields *f, const char *name, const nb
 }
 
 nb_status nb_ask_prompts(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
-                         const json_t *prompt, bool add_bos)
+                         const json_t *prompt, nb_encode_options how)
 {
     static const char WANT[] = "a string, an array of strings, or token ids in one or more arrays";
     if (json_is_string(prompt)) {
         NB_TRY(nb_ask_reserve(ask, f, name, 1));
         return nb_ask_text(ask, f, name, m, json_string_value(prompt), json_string_length(prompt),
-                           add_bos);
+                           how);
     }
     if (!json_is_array(prompt))
         return nb_field_wrong(f, name, prompt, WANT);
@@ -364,8 +363,7 @@ nb_status nb_ask_prompts(nb_ask *ask, const nb_fields *f, const char *name, cons
             return nb_field_refuse(f, name, "holds %s at %zu: it is %s", nb_json_type_name(v), i,
                                    WANT);
         if (json_is_string(v))
-            NB_TRY(
-                nb_ask_text(ask, f, name, m, json_string_value(v), json_string_length(v), add_bos));
+            NB_TRY(nb_ask_text(ask, f, name, m, json_string_value(v), json_string_length(v), how));
         else
             NB_TRY(nb_ask_ids(ask, f, name, m, v));
     }

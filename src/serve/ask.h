@@ -102,12 +102,12 @@ nb_status nb_ask_salt(nb_ask *ask, const nb_fields *f);
 nb_status nb_ask_reserve(nb_ask *ask, const nb_fields *f, const char *name, int64_t n);
 /* A prompt out of a text or a list of ids (at `name` of the request). */
 nb_status nb_ask_text(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
-                      const char *text, size_t len, bool add_bos);
+                      const char *text, size_t len, nb_encode_options how);
 nb_status nb_ask_ids(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
                      const json_t *ids);
 /* A string, a list of strings, a list of ids, a list of lists of ids. */
 nb_status nb_ask_prompts(nb_ask *ask, const nb_fields *f, const char *name, const nb_served *m,
-                         const json_t *prompt, bool add_bos);
+                         const json_t *prompt, nb_encode_options how);
 /* Refuses what has no room: "WHAT this model's context has N tokens", or the KV cache has. */
 nb_status nb_ask_no_room(const nb_fields *f, const char *param, const nb_served *m,
                          const char *format, ...) __attribute__((format(printf, 4, 5)));

@@ -48,14 +48,15 @@ nb_status nb_embeddings_read(nb_ask *ask, const nb_served *m, nb_problem *why)
     const char *user = NULL;
     size_t len = 0;
     NB_TRY(nb_field_text(&f, "user", &user, &len));
-    bool add_bos = true;
-    NB_TRY(nb_field_bool(&f, "add_special_tokens", &add_bos));
+    bool add_special = true;
+    NB_TRY(nb_field_bool(&f, "add_special_tokens", &add_special));
     const json_t *input = nb_field(&f, "input");
     if (input == NULL)
         return nb_field_refuse(&f, "input", "is missing");
     ask->no_answer = true;
     ask->pooling = m->pooling;
-    NB_TRY(nb_ask_prompts(ask, &f, "input", m, input, add_bos));
+    const nb_encode_options how = {.add_bos = add_special, .add_end = add_special};
+    NB_TRY(nb_ask_prompts(ask, &f, "input", m, input, how));
     return check_size(ask, &f, m);
 }
 

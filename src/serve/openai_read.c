@@ -161,7 +161,7 @@ nb_status nb_openai_read_completion(nb_ask *ask, const nb_served *m, nb_problem 
         return nb_field_refuse(&f, "prompt", "is missing");
     bool add_bos = true;
     NB_TRY(nb_field_bool(&f, "add_special_tokens", &add_bos));
-    NB_TRY(nb_ask_prompts(ask, &f, "prompt", m, prompt, add_bos));
+    NB_TRY(nb_ask_prompts(ask, &f, "prompt", m, prompt, (nb_encode_options){.add_bos = add_bos}));
     /* An engine generates: the one token that nobody asked for is left out of the answer. */
     ask->no_answer = max_tokens == 0;
     return nb_ask_fit(ask, &f, "max_tokens", m, max_tokens == 0 ? 1 : max_tokens, min_tokens);

@@ -83,7 +83,7 @@ nb_status nb_sglang_read(nb_ask *ask, const nb_served *m, nb_problem *why)
     if (ids != NULL && json_is_string(json_array_get(ids, 0)))
         return nb_field_refuse(&f, "input_ids", "holds a string, not a token id");
     NB_TRY(nb_ask_prompts(ask, &f, text != NULL ? "text" : "input_ids", m,
-                          text != NULL ? text : ids, true));
+                          text != NULL ? text : ids, (nb_encode_options){.add_bos = true}));
     return nb_ask_fit(ask, &f, "sampling_params.max_new_tokens", m, max_tokens, min_tokens);
 }
 

@@ -26,7 +26,7 @@ static nb_status encode(const nb_fields *f, const nb_served *m, nb_tokens *ids)
         return nb_field_refuse(f, "prompt", "is missing (or 'messages', or 'content')");
     if (len > MAX_TEXT)
         return nb_field_refuse(f, name, "has %zu bytes: up to %zu are possible", len, MAX_TEXT);
-    const nb_encode_options how = {.add_bos = add_special};
+    const nb_encode_options how = {.add_bos = add_special, .add_end = add_special};
     return nb_problem_settle(f->why,
                              nb_tokenizer_encode(m->tokenizer, text, len, how, ids, &f->why->err));
 }

@@ -37,7 +37,7 @@ nb_status nb_tokenizer_new(nb_tokenizer **out, int64_t n_ids, size_t text_bytes,
     nb_status s;
     *out = NULL;
     NB_TRY(NB_ALLOC(&t, 1, err));
-    t->bos = t->eos = t->pad = t->unknown = -1;
+    t->bos = t->eos = t->pad = t->unknown = t->end = -1;
     NB_TRY_GOTO(s, nb_vocab_init(&t->vocab, n_ids, text_bytes, err));
     NB_TRY_GOTO(s, NB_ALLOC(&t->added, max_added, err));
     NB_TRY_GOTO(s, NB_ALLOC(&t->kind, n_ids, err));
@@ -214,7 +214,9 @@ nb_status nb_tokenizer_encode(const nb_tokenizer *t, const char *text, size_t le
     if (options.add_bos && t->adds_bos && t->bos >= 0)
         NB_TRY_GOTO(s, nb_tokens_push(out, t->bos, err));
     NB_TRY_GOTO(s, nb_bpe_scratch_init(&e.scratch, len, err));
-    s = nb_added_split(&t->raw, text, len, options.parse_special, encode_raw, &e, err);
+    NB_TRY_GOTO(s, nb_added_split(&t->raw, text, len, options.parse_special, encode_raw, &e, err));
+    if (options.add_end && t->end >= 0)
+        s = nb_tokens_push(out, t->end, err);
 done:
     nb_bpe_scratch_free(&e.scratch);
     nb_buf_free(&e.spelled);

@@ -38,6 +38,7 @@ int32_t nb_tokenizer_find(const nb_tokenizer *t, const char *content, size_t len
 typedef struct {
     bool parse_special; /* special tokens in the text become their ids */
     bool add_bos;       /* put BOS first if this tokenizer adds one by itself */
+    bool add_end;       /* put last what this tokenizer puts there: for texts that are whole */
 } nb_encode_options;
 
 /* Appends the ids of text[0, len) to `out`. The text may be any bytes: invalid UTF-8 is encoded

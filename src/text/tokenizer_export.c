@@ -123,19 +123,51 @@ static json_t *byte_level(void)
                      "trim_offsets", 1, "use_regex", 0);
 }
 
-/* ByteLevel alone, or a template that puts BOS before the text behind it. */
+static json_t *template_part(const char *kind, const char *id, int type)
+{
+    return json_pack("{s:{s:s, s:i}}", kind, "id", id, "type_id", type);
+}
+
+/* [BOS, A, END], or [BOS, A, END, B, END], each where there is one; a NULL in it becomes NULL. */
+static json_t *template_of(const nb_tokenizer *t, const char *texts)
+{
+    json_t *list = json_array();
+    bool fine = list != NULL;
+    if (t->adds_bos)
+        fine = fine && json_array_append_new(
+                           list, template_part("SpecialToken", t->vocab.text[t->bos].text, 0)) == 0;
+    for (int i = 0; texts[i] != 0; i++) {
+        const char name[2] = {texts[i], 0};
+        fine = fine && json_array_append_new(list, template_part("Sequence", name, i)) == 0;
+        if (t->end >= 0)
+            fine = fine &&
+                   json_array_append_new(
+                       list, template_part("SpecialToken", t->vocab.text[t->end].text, i)) == 0;
+    }
+    if (fine)
+        return list;
+    json_decref(list);
+    return NULL;
+}
+
+/* ByteLevel alone, or a template of what goes before and after the text behind it. */
 static json_t *post_processor(const nb_tokenizer *t)
 {
-    if (!t->adds_bos)
+    if (!t->adds_bos && t->end < 0)
         return byte_level();
-    const char *bos = t->vocab.text[t->bos].text;
+    json_t *tokens = json_object();
+    const int32_t ids[] = {t->adds_bos ? t->bos : -1, t->end};
+    for (int i = 0; i < 2; i++) {
+        if (ids[i] < 0)
+            continue;
+        const char *text = t->vocab.text[ids[i]].text;
+        (void)json_object_set_new(
+            tokens, text,
+            json_pack("{s:s, s:[i], s:[s]}", "id", text, "ids", ids[i], "tokens", text));
+    }
     json_t *template_ =
-        json_pack("{s:s, s:[{s:{s:s, s:i}}, {s:{s:s, s:i}}], s:[{s:{s:s, s:i}}, {s:{s:s, s:i}}, "
-                  "{s:{s:s, s:i}}], s:{s:{s:s, s:[i], s:[s]}}}",
-                  "type", "TemplateProcessing", "single", "SpecialToken", "id", bos, "type_id", 0,
-                  "Sequence", "id", "A", "type_id", 0, "pair", "SpecialToken", "id", bos, "type_id",
-                  0, "Sequence", "id", "A", "type_id", 0, "Sequence", "id", "B", "type_id", 1,
-                  "special_tokens", bos, "id", bos, "ids", t->bos, "tokens", bos);
+        json_pack("{s:s, s:o, s:o, s:o}", "type", "TemplateProcessing", "single",
+                  template_of(t, "A"), "pair", template_of(t, "AB"), "special_tokens", tokens);
     return json_pack("{s:s, s:[o, o]}", "type", "Sequence", "processors", byte_level(), template_);
 }
 
@@ -264,12 +296,13 @@ static nb_status put_id(nb_buf *kv, const char *key, int32_t id, int64_t *n_kv, 
 }
 
 /* Ids that end generation besides eos: there is room for two, end of turn and of message. */
-static nb_status put_stops(const nb_tokenizer *t, nb_buf *kv, int64_t *n_kv, nb_err *err)
+static nb_status put_stops(const nb_tokenizer *t, int32_t eos, nb_buf *kv, int64_t *n_kv,
+                           nb_err *err)
 {
     static const char *const keys[] = {KEY("eot_token_id"), KEY("eom_token_id")};
     int n = 0;
     for (int i = 0; i < t->n_stops && n < 2; i++)
-        if (t->stops[i] != t->eos)
+        if (t->stops[i] != eos)
             NB_TRY(put_id(kv, keys[n++], t->stops[i], n_kv, err));
     return NB_OK;
 }
@@ -300,6 +333,7 @@ nb_status nb_tokenizer_to_gguf(const nb_tokenizer *t, int64_t n_rows, nb_buf *kv
     nb_text *texts, *merges;
     int32_t *types;
     const size_t before = kv->len;
+    const int32_t eos = t->end >= 0 ? t->end : t->eos; /* what is put last has no other name */
     int64_t n = 0;
     nb_status s;
     NB_TRY_GOTO(s, NB_ARENA_ALLOC(&arena, &texts, n_rows, err));
@@ -314,11 +348,15 @@ nb_status nb_tokenizer_to_gguf(const nb_tokenizer *t, int64_t n_rows, nb_buf *kv
     NB_TRY_GOTO(s, nb_gguf_put_texts(kv, KEY("merges"), merges, t->bpe.n_merges, err));
     NB_TRY_GOTO(s, nb_gguf_put_bool(kv, KEY("add_bos_token"), t->adds_bos, err));
     n = 6;
+    if (t->end >= 0) {
+        NB_TRY_GOTO(s, nb_gguf_put_bool(kv, KEY("add_eos_token"), true, err));
+        n++;
+    }
     NB_TRY_GOTO(s, put_id(kv, KEY("bos_token_id"), t->bos, &n, err));
-    NB_TRY_GOTO(s, put_id(kv, KEY("eos_token_id"), t->eos, &n, err));
+    NB_TRY_GOTO(s, put_id(kv, KEY("eos_token_id"), eos, &n, err));
     NB_TRY_GOTO(s, put_id(kv, KEY("padding_token_id"), t->pad, &n, err));
     NB_TRY_GOTO(s, put_id(kv, KEY("unknown_token_id"), t->unknown, &n, err));
-    NB_TRY_GOTO(s, put_stops(t, kv, &n, err));
+    NB_TRY_GOTO(s, put_stops(t, eos, kv, &n, err));
 done:
     nb_arena_free(&arena);
     if (s == NB_OK)

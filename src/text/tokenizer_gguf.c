@@ -133,12 +133,11 @@ static nb_status read_family(nb_tokenizer *t, const nb_gguf *g, nb_err *err)
     t->nfc = family->nfc;
     t->ignore_merges = family->ignore_merges;
     t->adds_bos = family->adds_bos;
-    bool adds_eos = false;
+    bool adds_end = false;
     NB_TRY(nb_gguf_bool(g, KEY("add_bos_token"), false, &t->adds_bos, err));
-    NB_TRY(nb_gguf_bool(g, KEY("add_eos_token"), false, &adds_eos, err));
+    NB_TRY(nb_gguf_bool(g, KEY("add_eos_token"), false, &adds_end, err));
     t->adds_bos = t->adds_bos && t->bos >= 0;
-    if (adds_eos)
-        return nb_fail(err, NB_UNSUPPORTED, KEY("add_eos_token") " is set");
+    t->end = adds_end ? t->eos : -1;
     return NB_OK;
 }
 

@@ -194,21 +194,13 @@ static nb_status read_normalizer(nb_tokenizer *t, const json_t *v, int depth, nb
     return NB_OK;
 }
 
-/* A template may put one token before the text: [BOS, A]. */
-static nb_status read_template(nb_tokenizer *t, const json_t *v, nb_err *err)
+/* The id that a template's token stands for. */
+static nb_status read_template_token(const nb_tokenizer *t, const json_t *v, const json_t *token,
+                                     int32_t *out, nb_err *err)
 {
-    json_t *single, *specials = NULL, *ids = NULL;
-    NB_TRY(nb_json_array(v, "single", true, &single, err));
-    const size_t n = json_array_size(single);
-    const json_t *first = json_object_get(json_array_get(single, 0), "SpecialToken");
-    if (n > 2 || n < 1 || (n == 2) != (first != NULL) ||
-        json_object_get(json_array_get(single, n - 1), "Sequence") == NULL)
-        return nb_fail(err, NB_UNSUPPORTED,
-                       "post_processor: a template that is not one token and the text");
-    if (n == 1)
-        return NB_OK;
+    json_t *specials = NULL, *ids = NULL;
     const char *name;
-    NB_TRY(nb_json_text(first, "id", true, &name, err));
+    NB_TRY(nb_json_text(token, "id", true, &name, err));
     NB_TRY(nb_json_object(v, "special_tokens", true, &specials, err));
     const json_t *entry = json_object_get(specials, name);
     if (!json_is_object(entry))
@@ -220,9 +212,31 @@ static nb_status read_template(nb_tokenizer *t, const json_t *v, nb_err *err)
     if (json_integer_value(id) < 0 || json_integer_value(id) >= t->vocab.n_ids)
         return nb_fail(err, NB_DATA, "post_processor: '%.60s' has id %lld of %lld", name,
                        (long long)json_integer_value(id), (long long)t->vocab.n_ids);
-    t->bos = (int32_t)json_integer_value(id);
-    t->adds_bos = true;
+    *out = (int32_t)json_integer_value(id);
     return NB_OK;
+}
+
+/* A template may put one token before the text, and one after it: [BOS, A, END]. */
+static nb_status read_template(nb_tokenizer *t, const json_t *v, nb_err *err)
+{
+    json_t *single;
+    NB_TRY(nb_json_array(v, "single", true, &single, err));
+    const size_t n = json_array_size(single);
+    size_t text = 0;
+    while (text < n && json_object_get(json_array_get(single, text), "Sequence") == NULL)
+        text++;
+    const json_t *before = json_object_get(json_array_get(single, 0), "SpecialToken");
+    const json_t *after = json_object_get(json_array_get(single, text + 1), "SpecialToken");
+    if (text == n || text > 1 || n > text + 2 || (text == 1) != (before != NULL) ||
+        (n == text + 2) != (after != NULL))
+        return nb_fail(err, NB_UNSUPPORTED,
+                       "post_processor: a template that is not the text, with one token before it, "
+                       "after it, or both");
+    if (before != NULL) {
+        NB_TRY(read_template_token(t, v, before, &t->bos, err));
+        t->adds_bos = true;
+    }
+    return after == NULL ? NB_OK : read_template_token(t, v, after, &t->end, err);
 }
 
 static nb_status read_post_processor(nb_tokenizer *t, const json_t *v, int depth, nb_err *err)

@@ -36,6 +36,7 @@ struct nb_tokenizer {
     int32_t bos, eos, pad;        /* -1: none */
     int32_t unknown;              /* -1: none. A name only: bpe.unknown is what encoding uses */
     bool adds_bos;
+    int32_t end; /* put after a whole text, as models of embeddings want it; -1: none */
     int32_t stops[NB_MAX_STOPS];
     int n_stops;
 };

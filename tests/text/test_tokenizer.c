@@ -69,18 +69,18 @@ static void check_variant(const nb_tokenizer *t, const json_t *golden, const jso
                       json_array_get(golden_get(variant, "decoded"), i));
         if (special != NULL)
             check_ids(t, name, text, json_array_get(special, i),
-                      (nb_encode_options){.parse_special = true, .add_bos = true});
+                      (nb_encode_options){.parse_special = true, .add_bos = true, .add_end = true});
     }
 }
 
-/* All pre-tokenizers, NFC, every flag of added tokens, unknown tokens, ignore_merges, a BOS
- * template: the reference library's ids, and its text back. */
+/* All pre-tokenizers, NFC, every flag of added tokens, unknown tokens, ignore_merges,
+ * templates of what goes before and after: the reference library's ids, and its text back. */
 static void ids_are_those_of_the_reference(void **state)
 {
     (void)state;
     json_t *golden = load_tiny();
     const json_t *variants = golden_get(golden, "variants");
-    assert_true(json_array_size(variants) >= 18);
+    assert_true(json_array_size(variants) >= 20);
     for (size_t i = 0; i < json_array_size(variants); i++) {
         const json_t *variant = json_array_get(variants, i);
         json_t *v = variant_json(golden, variant);
@@ -368,7 +368,8 @@ static nb_status whole_life(const json_t *v, nb_err *err)
     nb_status s = nb_tokenizer_from_json(&t, v, NULL, NULL, NULL, -1, err);
     if (s != NB_OK)
         return s;
-    s = nb_tokenizer_encode(t, "e\u0301 <s> 12", 11, (nb_encode_options){true, true}, &ids, err);
+    s = nb_tokenizer_encode(t, "e\u0301 <s> 12", 11, (nb_encode_options){true, true, true}, &ids,
+                            err);
     if (s == NB_OK)
         s = nb_tokenizer_encode(t, many, sizeof many, (nb_encode_options){0}, &ids, err);
     if (s == NB_OK)

@@ -143,8 +143,23 @@ static void other_kinds_are_refused_by_name(void **state)
          "'RobertaProcessing'"},
         {"", "post_processor",
          "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}},"
-         "{\"SpecialToken\":{\"id\":\"a\"}}]}",
+         "{\"SpecialToken\":{\"id\":\"a\"}},{\"SpecialToken\":{\"id\":\"a\"}}]}",
          NB_UNSUPPORTED, "template"},
+        {"", "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"a\"}},"
+         "{\"SpecialToken\":{\"id\":\"a\"}},{\"Sequence\":{\"id\":\"A\"}}]}",
+         NB_UNSUPPORTED, "template"},
+        {"", "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}},"
+         "{\"Sequence\":{\"id\":\"A\"}}]}",
+         NB_UNSUPPORTED, "template"},
+        {"", "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"a\"}}]}",
+         NB_UNSUPPORTED, "template"},
+        {"", "post_processor",
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}},"
+         "{\"SpecialToken\":{\"id\":\"a\"}}],\"special_tokens\":{\"a\":{\"ids\":[-1]}}}",
+         NB_DATA, "id -1"},
         {"", "post_processor",
          "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"a\"}},"
          "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"a\":{\"ids\":[9]}}}",

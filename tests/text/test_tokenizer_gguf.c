@@ -220,7 +220,8 @@ static void assert_same_encoding(const nb_tokenizer *a, const nb_tokenizer *b, c
     for (size_t i = 0; i < json_array_size(texts); i++) {
         const json_t *text = json_array_get(texts, i);
         for (int special = 0; special < 2; special++) {
-            const nb_encode_options options = {.parse_special = special, .add_bos = special};
+            const nb_encode_options options = {
+                .parse_special = special, .add_bos = special, .add_end = special};
             nb_tokens x = encode(a, json_string_value(text), json_string_length(text), options);
             nb_tokens y = encode(b, json_string_value(text), json_string_length(text), options);
             if (x.n != y.n || x.n_left_out != y.n_left_out ||
@@ -275,6 +276,7 @@ static void gguf_export_round_trip(void **state)
         const int64_t n_rows = nb_tokenizer_n_tokens(t) + 5;
         nb_tokenizer_add_stop(t, 3);
         t->unknown = 5;
+        t->end = i == 1 ? 7 : -1; /* is written as eos, which only ends generation here */
         nb_buf file = {0};
         gguf_bytes g = {0};
         int64_t n_kv = 0;
@@ -296,6 +298,8 @@ static void gguf_export_round_trip(void **state)
         assert_int_equal(nb_tokenizer_find(back, pad, strlen(pad)), n_rows - 1);
         assert_true(nb_tokenizer_is_stop(back, 3));
         assert_int_equal(back->unknown, 5);
+        assert_int_equal(back->end, t->end);
+        assert_true(t->eos < 0 || nb_tokenizer_is_stop(back, t->eos));
         assert_same_encoding(t, back, names[i]);
         nb_tokenizer_close(back);
         nb_tokenizer_close(t);
