@@ -119,7 +119,7 @@ bool nb_mat_find_nonfinite(const nb_mat *m, float *scratch, int64_t *row, int64_
     return false;
 }
 
-void nb_mat_list_arrays(const nb_mat *m, nb_mat_arrays *out)
+void nb_mat_list_arrays(nb_mat *m, nb_mat_arrays *out)
 {
     *out = (nb_mat_arrays){.n = 1};
     out->array[0].data = m->codes;
@@ -136,5 +136,14 @@ void nb_mat_list_arrays(const nb_mat *m, nb_mat_arrays *out)
     if (m->float_zeros != NULL) {
         out->array[out->n].data = m->float_zeros;
         out->array[out->n++].bytes = n_groups * nb_float_bytes(m->scale_type);
+    }
+    if (m->nested.code != NULL) {
+        out->array[out->n].data = m->nested.code;
+        out->array[out->n++].bytes = n_groups;
+        out->array[out->n].data = m->nested.step;
+        out->array[out->n++].bytes =
+            (n_groups + NB_NESTED_BLOCK - 1) / NB_NESTED_BLOCK * sizeof *m->nested.step;
+        out->array[out->n].data = &m->nested.offset;
+        out->array[out->n++].bytes = sizeof m->nested.offset;
     }
 }

@@ -163,7 +163,8 @@ static inline int64_t nb_mat_n_scale_rows(const nb_mat *m)
  */
 int64_t nb_mat_bytes(const nb_mat *m);
 
-/* The arrays that a matrix consists of, in a fixed order: for storing it whole. */
+/* The arrays that a matrix consists of, in a fixed order: for storing it whole. Nested scales bring
+ * their codes, steps and offset; the offset lies in *m itself. */
 #define NB_MAT_MAX_ARRAYS 8
 typedef struct {
     int n;
@@ -172,7 +173,7 @@ typedef struct {
         size_t bytes;
     } array[NB_MAT_MAX_ARRAYS];
 } nb_mat_arrays;
-void nb_mat_list_arrays(const nb_mat *m, nb_mat_arrays *out);
+void nb_mat_list_arrays(nb_mat *m, nb_mat_arrays *out);
 
 static inline void *nb_mat_row(const nb_mat *m, int64_t r)
 {

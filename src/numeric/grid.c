@@ -246,8 +246,10 @@ void nb_grid_group_at(const nb_grid *grid, const nb_mat *m, int64_t r, int64_t c
 bool nb_grid_group_put(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col,
                        const nb_grid_group *g)
 {
+    if (m->fmt->grid->group_put == NULL)
+        return false; /* whatever the group is: those of K-quants have offsets */
     assert((g->zero == 0 || grid->has_zero) && (g->offset == 0 || grid->has_offset));
-    return m->fmt->grid->group_put != NULL && m->fmt->grid->group_put(m, r, col, g);
+    return m->fmt->grid->group_put(m, r, col, g);
 }
 
 void nb_grid_put(const nb_grid *grid, nb_mat *m, int64_t r, int64_t col, const uint8_t *code,

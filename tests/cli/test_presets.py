@@ -83,6 +83,20 @@ class Presets(lib.Case):
         self.assertEqual(len(told), 2)
         self.assertEqual(len(report["reasons"]), 2)
 
+    def test_scales_that_hang_together_and_methods_that_learn(self):
+        """Super-blocks, nested scales, one scale for all rows: what a walk makes of a layer is what the
+        file holds of it."""
+        source = lib.write_hf(self.path("hf"), self.whole, "bf16")
+        text = self.write("t.txt", "It was the best of times, it was the worst of times. " * 12)
+        for scheme, most in (("Q2_K", 0.1), ("Q4_K", 0.01), ("NF4", 0.01), ("FP8:tensor", 0.01)):
+            out = self.path("o.gguf" if scheme[0] == "Q" else "o")
+            self.ok("quantize", source, "-o", out, "--force", "--scheme", scheme, "--method", "gptq",
+                    "--calib", text, "--calib-len", "64", "--calib-samples", "8")
+            kept = out + (".nibble-report.json" if scheme[0] == "Q" else "/nibble-report.json")
+            with open(kept) as f:
+                kl = json.load(f)["evaluation"]["kl_mean"]
+            self.assertTrue(0 < kl < most, (scheme, kl))
+
     def test_the_recipe_is_printed_and_gives_the_same_bytes(self):
         source = lib.write_hf(self.path("hf"), self.mixed, "bf16")
         method = ("--method", "rtn:search")

@@ -237,8 +237,9 @@ nb_status nb_workdir_put_mat(const nb_workdir *w, int64_t index, const nb_mat *m
 {
     char name[40];
     mat_name(name, sizeof name, index);
+    nb_mat listed = *mat;
     nb_mat_arrays arrays;
-    nb_mat_list_arrays(mat, &arrays);
+    nb_mat_list_arrays(&listed, &arrays);
     uint8_t digest[NB_SHA256_BYTES];
     digest_of(&arrays, digest);
     part parts[NB_MAT_MAX_ARRAYS + 1] = {{digest, sizeof digest}};
@@ -247,7 +248,7 @@ nb_status nb_workdir_put_mat(const nb_workdir *w, int64_t index, const nb_mat *m
     return put_file(w, name, parts, arrays.n + 1, err);
 }
 
-static nb_status read_mat(const nb_file *file, const nb_mat *mat, nb_err *err)
+static nb_status read_mat(const nb_file *file, nb_mat *mat, nb_err *err)
 {
     nb_mat_arrays arrays;
     nb_mat_list_arrays(mat, &arrays);

@@ -103,7 +103,7 @@ static void scene_random(scene *x, const sort *k, check_kind kind, uint64_t seed
 }
 
 /* All bytes of the matrix, the caller's. */
-static uint8_t *bytes_of(const scene *x, size_t *n)
+static uint8_t *bytes_of(scene *x, size_t *n)
 {
     nb_mat_arrays a;
     nb_mat_list_arrays(&x->made.mat, &a);

@@ -202,7 +202,7 @@ static void fill(nb_loaded *made, int first)
     }
 }
 
-static bool same(const nb_loaded *a, const nb_loaded *b)
+static bool same(nb_loaded *a, nb_loaded *b)
 {
     nb_mat_arrays x, y;
     nb_mat_list_arrays(&a->mat, &x);
@@ -265,6 +265,36 @@ static void a_matrix_comes_back_or_is_refused(void **state)
     assert_int_equal(nb_room_for(&less, &other, &err), NB_OK);
     assert_int_equal(nb_workdir_get_mat(&w, 7, &less, &err), NB_DATA);
     nb_loaded_free(&less);
+    nb_loaded_free(&put);
+    nb_loaded_free(&got);
+    nb_workdir_close(&w, true);
+}
+
+/* Scales that are codes themselves: their codes, steps and offset come back, too. */
+static void nested_scales_come_back(void **state)
+{
+    (void)state;
+    static const nb_weight to = {.name = "w",
+                                 .n_rows = 5,
+                                 .n_cols = 64 * 64,
+                                 .fmt = &nb_format_nf4,
+                                 .group_size = 64,
+                                 .symmetric = true,
+                                 .nested = true};
+    nb_workdir w = opened("nested");
+    nb_loaded put = {0}, got = {0};
+    assert_int_equal(nb_room_for(&put, &to, &err), NB_OK);
+    assert_int_equal(nb_room_for(&got, &to, &err), NB_OK);
+    fill(&put, 1);
+    fill(&got, 2);
+    put.mat.nested.offset = 0.5f;
+    put.mat.nested.step[1] = 0.25f;
+    put.mat.nested.code[319] = 77;
+    assert_int_equal(nb_workdir_put_mat(&w, 0, &put.mat, &err), NB_OK);
+    assert_int_equal(nb_workdir_get_mat(&w, 0, &got, &err), NB_OK);
+    assert_true(same(&put, &got));
+    assert_true(got.mat.nested.offset == 0.5f && got.mat.nested.step[1] == 0.25f);
+    assert_int_equal(got.mat.nested.code[319], 77);
     nb_loaded_free(&put);
     nb_loaded_free(&got);
     nb_workdir_close(&w, true);
@@ -352,6 +382,7 @@ int main(void)
         cmocka_unit_test(a_state_comes_back),
         cmocka_unit_test(a_damaged_state_is_none),
         cmocka_unit_test(a_matrix_comes_back_or_is_refused),
+        cmocka_unit_test(nested_scales_come_back),
         cmocka_unit_test(a_failing_disk_leaves_the_old_one),
         cmocka_unit_test(memory_that_fails_leaves_nothing),
     };
