@@ -2,6 +2,7 @@
 #include "cli/mixing.h"
 
 #include "quant/pass/pace.h"
+#include "quant/plan/bytes.h"
 #include "quant/plan/target.h"
 #include "quant/write/rewrite.h"
 #include "quant/write/wrapping.h"
@@ -162,7 +163,8 @@ static nb_status measure_layers(nb_mixing *m, nb_err *err)
 /* ---- choosing ---- */
 
 /* Bytes of the tensor files that a recipe gives. */
-static nb_status file_bytes(nb_mixing *m, const nb_recipe *recipe, int64_t *bytes, nb_err *err)
+static nb_status file_bytes(const nb_mixing *m, const nb_recipe *recipe, int64_t *bytes,
+                            nb_err *err)
 {
     nb_plan plan = {0};
     nb_wrapping wrapping = {0};
@@ -200,15 +202,8 @@ static nb_status choose_by_size(nb_mixing *m, nb_err *err)
 {
     int64_t file;
     nb_err ignored = {0};
-    NB_TRY(nb_mixture_by_kl(&m->mixture, INFINITY, err)); /* the least there is */
+    NB_TRY(nb_mixture_by_kl(&m->mixture, INFINITY, err)); /* the least there is, which fits */
     NB_TRY(mixed_file_bytes(m, &file, err));
-    if (file > m->f->size)
-        return nb_fail(
-            err, NB_LIMIT,
-            "--size %lld: the smallest of these candidates give %lld bytes, %lld of them "
-            "for what is not quantized",
-            (long long)m->f->size, (long long)file,
-            (long long)(file - nb_mixture_bytes(&m->mixture)));
     int64_t budget = m->f->size - (file - nb_mixture_bytes(&m->mixture));
     for (int k = 0; k < 8; k++) {
         if (nb_mixture_by_bytes(&m->mixture, budget, &ignored) != NB_OK)
@@ -223,12 +218,7 @@ static nb_status choose_by_size(nb_mixing *m, nb_err *err)
 
 static nb_status choose_by_bpw(nb_mixing *m, nb_err *err)
 {
-    const double bytes = m->f->bpw / 8 * (double)m->table.n_params;
-    if (nb_mixture_least_bpw(&m->mixture) > m->f->bpw)
-        return nb_fail(err, NB_LIMIT,
-                       "--bpw %g: the smallest of these candidates give %.4g bits per weight",
-                       m->f->bpw, nb_mixture_least_bpw(&m->mixture));
-    m->budget = (int64_t)bytes;
+    m->budget = (int64_t)(m->f->bpw / 8 * (double)m->table.n_params);
     return nb_mixture_by_bytes(&m->mixture, m->budget, err);
 }
 
@@ -334,6 +324,21 @@ static int fitting(const nb_sensitivity *t, int64_t linear, int c)
     return c;
 }
 
+static int smallest(const nb_sensitivity *t, int64_t linear)
+{
+    int best = fitting(t, linear, 0);
+    for (int c = best + 1; c < t->n_candidates; c++) {
+        const nb_weight *to = t->to[nb_sensitivity_at(t, linear, c)];
+        if (to != NULL &&
+            nb_weight_payload(to) < nb_weight_payload(t->to[nb_sensitivity_at(t, linear, best)]))
+            best = c;
+    }
+    return best;
+}
+
+/* The candidate, or SMALLEST of each layer. */
+#define SMALLEST (-1)
+
 static nb_status stand_in_recipe(const nb_mixing *m, int candidate, nb_recipe *out, nb_err *err)
 {
     const nb_sensitivity *t = &m->table;
@@ -342,16 +347,44 @@ static nb_status stand_in_recipe(const nb_mixing *m, int candidate, nb_recipe *o
         char name[128];
         snprintf(name, sizeof name, "%.*s", (int)(strlen(t->from[i]->name) - strlen(".weight")),
                  t->from[i]->name);
-        NB_TRY(nb_recipe_add(out, name, &t->scheme[fitting(t, i, candidate)], m->f->method, NULL,
-                             err));
+        const int c = candidate == SMALLEST ? smallest(t, i) : fitting(t, i, candidate);
+        NB_TRY(nb_recipe_add(out, name, &t->scheme[c], m->f->method, NULL, err));
     }
     return NB_OK;
+}
+
+/* What no mixture can meet is refused before anything is measured, which may take hours. */
+static nb_status check_reach(const nb_mixing *m, nb_err *err)
+{
+    const nb_sensitivity *t = &m->table;
+    int64_t payload = 0, file = 0;
+    for (int64_t i = 0; i < t->n_linears; i++)
+        payload += nb_weight_payload(t->to[nb_sensitivity_at(t, i, smallest(t, i))]);
+    const double bpw = 8.0 * (double)payload / (double)t->n_params;
+    if (m->f->mix == NB_MIX_BPW && bpw > m->f->bpw)
+        return nb_fail(err, NB_LIMIT,
+                       "--bpw %g: the smallest of these candidates give %.4g bits per weight",
+                       m->f->bpw, bpw);
+    if (m->f->mix != NB_MIX_SIZE)
+        return NB_OK;
+    nb_recipe recipe = {0};
+    nb_status s = stand_in_recipe(m, SMALLEST, &recipe, err);
+    if (s == NB_OK)
+        s = file_bytes(m, &recipe, &file, err);
+    nb_recipe_free(&recipe);
+    if (s == NB_OK && file > m->f->size)
+        return nb_fail(
+            err, NB_LIMIT,
+            "--size %lld: the smallest of these candidates give %lld bytes, %lld of them "
+            "for what is not quantized",
+            (long long)m->f->size, (long long)file, (long long)(file - payload));
+    return s;
 }
 
 /* The largest candidate that the budget allows, or the smallest one. */
 static nb_status stand_in(nb_mixing *m, nb_err *err)
 {
-    int smallest = 0, best = -1;
+    int least_at = 0, best = -1;
     int64_t least = INT64_MAX, most = -1;
     for (int c = 0; c < m->table.n_candidates; c++) {
         int64_t bytes;
@@ -364,18 +397,14 @@ static nb_status stand_in(nb_mixing *m, nb_err *err)
                               : true;
         if (bytes < least) {
             least = bytes;
-            smallest = c;
+            least_at = c;
         }
         if (fits && bytes > most) {
             most = bytes;
             best = c;
         }
     }
-    if (m->f->mix == NB_MIX_SIZE && best < 0)
-        return nb_fail(err, NB_LIMIT,
-                       "--size %lld: the smallest of these candidates gives %lld bytes",
-                       (long long)m->f->size, (long long)least);
-    best = best >= 0 ? best : smallest;
+    best = best >= 0 ? best : least_at;
     m->stand_in = m->table.scheme[best].name;
     return stand_in_recipe(m, best, &m->f->recipe, err);
 }
@@ -443,6 +472,7 @@ static nb_status run(nb_mixing *m, const char *output, bool dry, nb_err *err)
     m->bound = m->f->max_kl;
     NB_TRY(check_flags(m, output, dry, err));
     NB_TRY(init_table(m, err));
+    NB_TRY(check_reach(m, err));
     NB_TRY(nb_calibrating_read_set(&m->set, NULL, m->flags, m->store, m->out, err));
     NB_TRY(take_layer_pieces(m, err));
     NB_TRY(nb_mixing_open_kept(m, output, dry, err));

@@ -217,6 +217,10 @@ class Mixtures(lib.Case):
         ]:
             self.assertIn(message, self.fails(4, *self.command("out", *args)))
             self.assertFalse(os.path.exists(self.path("out")))
+            # What the bytes alone tell is told before anything is measured.
+            self.assertEqual(os.path.exists(self.path("out.nibble-mix")), args[0] == "--max-kl")
+            if args[0] != "--max-kl":
+                self.assertIn(message, self.fails(4, *self.command("out", *args), "--dry-run"))
 
     def test_measurements_are_kept(self):
         """A dry run knows no more than what is there, and leaves nothing; --print-recipe measures,

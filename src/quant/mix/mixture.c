@@ -92,18 +92,6 @@ double nb_mixture_kl(const nb_mixture *m)
     return nb_allocated_loss(m->items, m->table->n_linears, m->picked);
 }
 
-double nb_mixture_least_bpw(const nb_mixture *m)
-{
-    int64_t sum = 0;
-    for (int64_t i = 0; i < m->table->n_linears; i++) {
-        int64_t least = m->items[i].choice[0].bytes;
-        for (int k = 1; k < m->items[i].n; k++)
-            least = m->items[i].choice[k].bytes < least ? m->items[i].choice[k].bytes : least;
-        sum += least;
-    }
-    return bpw_of(m, sum);
-}
-
 int64_t nb_mixture_uniform_bytes(const nb_mixture *m, int candidate)
 {
     int64_t sum = 0;

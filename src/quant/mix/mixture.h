@@ -28,8 +28,6 @@ void nb_mixture_all(nb_mixture *m, int candidate);
 int64_t nb_mixture_bytes(const nb_mixture *m);
 double nb_mixture_bpw(const nb_mixture *m);
 double nb_mixture_kl(const nb_mixture *m); /* predicted: the sum */
-/* Bits per weight of the smallest mixture. */
-double nb_mixture_least_bpw(const nb_mixture *m);
 /* The candidate of a layer. */
 int nb_mixture_of(const nb_mixture *m, int64_t linear);
 /* Bytes of one candidate in all layers that it fits. */
