@@ -1,6 +1,8 @@
 /* See calib_options.h. */
 #include "cli/calib_options.h"
 
+#include "quant/calib/source.h"
+
 #include <string.h>
 
 const char *const nb_calib_pack_choices[] = {"auto", "all", "none", NULL};
@@ -48,6 +50,26 @@ nb_status nb_calib_unescape(char *out, size_t size, const char *text, nb_err *er
     return NB_OK;
 }
 
+/* Options about one kind of file do nothing where there is none of it. */
+static nb_status check_kinds(const nb_calib_options *o, nb_err *err)
+{
+    bool any_lines = false, any_text = false;
+    for (int i = 0; i < o->n_paths; i++) {
+        const bool lines = nb_calib_names_lines(o->paths[i]);
+        any_lines = any_lines || lines;
+        any_text = any_text || (!lines && !nb_calib_names_ids(o->paths[i]));
+    }
+    if (o->field != NULL && !any_lines)
+        return nb_fail(err, NB_USAGE,
+                       "--calib-field names a member of JSON lines, and no file of --calib has "
+                       "any (.jsonl, .ndjson, .json)");
+    if (o->split != NULL && !any_text)
+        return nb_fail(err, NB_USAGE,
+                       "--calib-split separates the documents of a text, and no file of --calib "
+                       "is one");
+    return NB_OK;
+}
+
 nb_status nb_calib_request_init(nb_calib_request *r, const nb_args *args, nb_err *err)
 {
     static const char *const others[] = {"calib-samples", "calib-len",   "calib-pack",
@@ -78,7 +100,7 @@ nb_status nb_calib_request_init(nb_calib_request *r, const nb_args *args, nb_err
         NB_TRY(nb_calib_unescape(r->split, sizeof r->split, split, err));
         o->split = r->split;
     }
-    return NB_OK;
+    return check_kinds(o, err);
 }
 
 void nb_calib_request_free(nb_calib_request *r)

@@ -94,6 +94,8 @@ class Calibration(lib.Case):
                 (2, "--calib-split", ["--calib", good, "--calib-split", ""]),
                 (2, "'\\' stands before", ["--calib", good, "--calib-split", "\\q"]),
                 (2, "'\\' stands before", ["--calib", good, "--calib-split", "\\x4"]),
+                (2, "--calib-field names a member of JSON lines, and no file", [
+                    "--calib", good, "--calib-field", "text"]),
                 (2, "a byte of 0", ["--calib", good, "--calib-split", "\\x00"]),
                 (2, "more than 64 bytes", ["--calib", good, "--calib-split", "=" * 65]),
                 (2, "calib-len", ["--calib", good, "--calib-len", "1"]),

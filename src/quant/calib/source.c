@@ -206,6 +206,11 @@ bool nb_calib_names_ids(const char *path)
     return ends_in(path, ".npy") || ends_in(path, ".bin");
 }
 
+bool nb_calib_names_lines(const char *path)
+{
+    return ends_in(path, ".jsonl") || ends_in(path, ".ndjson") || ends_in(path, ".json");
+}
+
 static nb_status open_kind(nb_calib_source *s, const char *path,
                            const nb_calib_source_options *options, nb_err *err)
 {
@@ -217,9 +222,7 @@ static nb_status open_kind(nb_calib_source *s, const char *path,
             NB_TRY(open_bin(s, options->n_vocab, err));
         s->piece = options->piece_ids * s->id_bytes;
     } else {
-        const bool lines =
-            ends_in(path, ".jsonl") || ends_in(path, ".ndjson") || ends_in(path, ".json");
-        s->kind = lines ? NB_CALIB_LINES : NB_CALIB_TEXT;
+        s->kind = nb_calib_names_lines(path) ? NB_CALIB_LINES : NB_CALIB_TEXT;
         char mark[3];
         if (s->file.size >= 3) {
             NB_TRY(nb_file_read(&s->file, mark, 3, 0, err));
@@ -227,7 +230,7 @@ static nb_status open_kind(nb_calib_source *s, const char *path,
                 s->start = 3;
         }
         s->split = options->split;
-        s->piece = lines || options->split != NULL ? 0 : options->piece_text;
+        s->piece = s->kind == NB_CALIB_LINES || options->split != NULL ? 0 : options->piece_text;
     }
     s->next = s->start;
     return NB_OK;

@@ -48,6 +48,8 @@ typedef struct {
 
 /* Whether a name says that the file holds token ids: .npy, .bin. */
 bool nb_calib_names_ids(const char *path);
+/* Whether it says that the file holds JSON lines: .jsonl, .ndjson, .json. Others are texts. */
+bool nb_calib_names_lines(const char *path);
 
 /* Opens the file and hashes it. NB_DATA: not a file, empty, or a header that is wrong. */
 nb_status nb_calib_source_open(nb_calib_source *s, const char *path,
