@@ -97,8 +97,8 @@ static int64_t lay_out(nb_block_train *t, const nb_config *c, int64_t n_seq, int
         {&table, n_pages, 1},
         {&t->scratch, n_threads, nb_back_attn_scratch(c, len)},
         {&products, product_bytes(c, n, n_threads) / 4 + 16, 1},
-        {&t->pairs_a, 2 * token_pairs, pairs_of(rows)},
-        {&t->pairs_b, token_pairs > row_pairs ? token_pairs : row_pairs, cols},
+        {&t->pairs_a, 2 * token_pairs, pairs_of(rows > cols ? rows : cols)},
+        {&t->pairs_b, 2 * (token_pairs > row_pairs ? token_pairs : row_pairs), pairs_of(cols)},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         const int64_t at = take(&l, parts[i].count, parts[i].each);
@@ -180,20 +180,6 @@ static void multiply(const run *r, const nb_matmul_job *job)
     nb_matmul(r->t->kernels, r->t->pool, job, r->t->products);
 }
 
-/* y = x W^T, without the bias. */
-static void product_forward(const run *r, nb_linear_id which, float *y, const float *x)
-{
-    const int64_t rows = nb_linear_n_rows(r->t->config, which);
-    const int64_t cols = nb_linear_n_cols(r->t->config, which);
-    multiply(r, &(nb_matmul_job){.c = y,
-                                 .ldc = rows,
-                                 .m = r->n,
-                                 .n = rows,
-                                 .depth = cols,
-                                 .a = {x, cols, 1},
-                                 .b = {r->w->linear[which], 1, cols}});
-}
-
 /* A matrix [n_rows][n_cols] of which every row, or every two rows side by side, become pairs. */
 typedef struct {
     const nb_kernels *kernels;
@@ -232,6 +218,27 @@ static const float *make_pairs(const run *r, nb_task_fn *chunks, float *to, cons
     pairing p = {r->t->kernels, to, from, n_rows, n_cols};
     nb_pool_run(r->t->pool, (n_rows + ROWS - 1) / ROWS, chunks, &p);
     return to;
+}
+
+/* y = x W^T, without the bias. */
+static void product_forward(const run *r, nb_linear_id which, float *y, const float *x)
+{
+    const int64_t rows = nb_linear_n_rows(r->t->config, which);
+    const int64_t cols = nb_linear_n_cols(r->t->config, which);
+    nb_matmul_job job = {.c = y,
+                         .ldc = rows,
+                         .m = r->n,
+                         .n = rows,
+                         .depth = cols,
+                         .a = {x, cols, 1},
+                         .b = {r->w->linear[which], 1, cols},
+                         .pairs = r->t->bf16};
+    if (job.pairs) {
+        job.depth = job.a.row_step = job.b.col_step = pairs_of(cols);
+        job.a.p = make_pairs(r, row_pairs_chunk, r->t->pairs_a, x, r->n, cols);
+        job.b.p = make_pairs(r, row_pairs_chunk, r->t->pairs_b, job.b.p, rows, cols);
+    }
+    multiply(r, &job);
 }
 
 /* dx = dy W, or dx += dy W. */

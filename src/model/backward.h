@@ -7,10 +7,10 @@
  * how sequences were grouped into calls: those of weights are sums over one sequence after the
  * other, in pieces of 128 tokens (A10's pieces, added in binary32).
  *
- * With `bf16` the products of the backward pass with weights and activations take operands rounded
- * to bfloat16, and add in binary32 (nb_matmul_job's pairs; pieces are of 256 tokens): twice as fast
- * where the processor has the dot product, for gradients of which little more than the sign is
- * used. */
+ * With `bf16` all products with weights take operands rounded to bfloat16, and add in binary32
+ * (nb_matmul_job's pairs; pieces are of 256 tokens): twice as fast where the processor has the dot
+ * product, for gradients of which little more than the sign is used. What is compared then has to
+ * come from passes that are alike. */
 #ifndef NB_MODEL_BACKWARD_H
 #define NB_MODEL_BACKWARD_H
 

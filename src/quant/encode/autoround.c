@@ -15,8 +15,8 @@ extern const nb_quantizer nb_quantizer_autoround;
 nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method *method,
                                      bool resumes, nb_err *err)
 {
-    static const char *const known[] = {"iters", "batch", "len", "lr", "range-lr", NULL};
-    double iters, batch, len, rate, range_rate;
+    static const char *const known[] = {"iters", "batch", "len", "lr", "range-lr", "amp", NULL};
+    double iters, batch, len, rate, range_rate, amp;
     NB_TRY(nb_method_only(method, known, err));
     NB_TRY(nb_method_number(method, "iters", 200, 1, 100000, &iters, err));
     NB_TRY(nb_method_number(method, "batch", 8, 1, 1024, &batch, err));
@@ -24,11 +24,13 @@ nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method 
     iters = floor(iters);
     NB_TRY(nb_method_number(method, "lr", (resumes ? 0.2 : 1) / iters, 0, 1, &rate, err));
     NB_TRY(nb_method_number(method, "range-lr", resumes ? 0 : 1 / iters, 0, 1, &range_rate, err));
+    NB_TRY(nb_method_number(method, "amp", 1, 0, 1, &amp, err));
     *out = (nb_autoround_options){.iters = (int64_t)iters,
                                   .batch = (int64_t)batch,
                                   .len = (int64_t)len,
                                   .rate = rate,
-                                  .range_rate = range_rate};
+                                  .range_rate = range_rate,
+                                  .binary32 = amp == 0};
     return NB_OK;
 }
 
@@ -64,9 +66,10 @@ static int64_t tokens_of(const tuning *t, int64_t seq)
 }
 
 /* Bytes of the buffers for slices of n sequences, without those of the matrices. */
-static int64_t slice_bytes(const nb_config *c, int64_t n, int64_t len, int n_threads)
+static int64_t slice_bytes(const nb_config *c, const nb_autoround_options *o, int64_t n,
+                           int64_t len, int n_threads)
 {
-    const int64_t train = nb_block_train_bytes(c, n, len, true, n_threads);
+    const int64_t train = nb_block_train_bytes(c, n, len, !o->binary32, n_threads);
     return train == INT64_MAX ? train : train + n * len * (2 * c->d_model * 4 + 8);
 }
 
@@ -91,8 +94,8 @@ void nb_autoround_bytes(const nb_config *c, const nb_autoround_options *o, int n
                         int64_t *least, int64_t *most)
 {
     const int64_t matrices = matrix_bytes(c, NULL);
-    *least = slice_bytes(c, 1, o->len, n_threads);
-    *most = slice_bytes(c, o->batch, o->len, n_threads);
+    *least = slice_bytes(c, o, 1, o->len, n_threads);
+    *most = slice_bytes(c, o, o->batch, o->len, n_threads);
     *least = *least == INT64_MAX ? *least : *least + matrices;
     *most = *most == INT64_MAX ? *most : *most + matrices;
 }
@@ -105,7 +108,7 @@ static nb_status choose_slice(tuning *t, nb_err *err)
     const int64_t matrices = matrix_bytes(job->config, job);
     int64_t bytes = 0;
     for (t->slice = t->o->batch; t->slice >= 1; t->slice--) {
-        bytes = slice_bytes(job->config, t->slice, t->len, n_threads);
+        bytes = slice_bytes(job->config, t->o, t->slice, t->len, n_threads);
         if (bytes != INT64_MAX && (job->memory == 0 || bytes <= job->memory - matrices))
             return NB_OK;
     }
@@ -140,7 +143,7 @@ static nb_status open_tuning(tuning *t, nb_err *err)
     NB_TRY(choose_slice(t, err));
     const int64_t n_rows = t->slice * t->len;
     NB_TRY(nb_block_train_init(&t->train, c, job->rope, job->kernels, job->pool, t->slice, t->len,
-                               true, err));
+                               !t->o->binary32, err));
     NB_TRY(NB_ALLOC(&t->x, n_rows * c->d_model, err));
     NB_TRY(NB_ALLOC(&t->y, n_rows * c->d_model, err));
     NB_TRY(NB_ALLOC(&t->row_loss, n_rows, err));
@@ -218,8 +221,8 @@ static int64_t n_judges(int64_t n_seq)
 double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq, unsigned isa)
 {
     const int64_t batch = o->batch < n_seq ? o->batch : n_seq;
-    return (isa & NB_ISA_BF16 ? 2 : 3) * (double)o->iters * (double)batch + (double)n_seq +
-           2 * (double)n_judges(n_seq);
+    const double coarse = 3 * (double)o->iters * (double)batch + (double)n_seq;
+    return coarse * (!o->binary32 && (isa & NB_ISA_BF16) ? 0.5 : 1) + 3 * (double)n_judges(n_seq);
 }
 
 /* The loss of n sequences, evenly apart: each one's in out[n]. */
@@ -236,6 +239,19 @@ static nb_status measure(tuning *t, int64_t n, double *out, double *total, nb_er
     for (int64_t i = 0; i < n; i++)
         *total += out[i];
     return NB_OK;
+}
+
+/* The loss of the judges, in binary32: what is stored is chosen by it, and it is what is told. */
+static nb_status measure_judges(tuning *t, double *total, nb_err *err)
+{
+    const int64_t n = n_judges(t->job->n_seq);
+    double *each;
+    NB_TRY(NB_ALLOC(&each, n, err));
+    t->train.bf16 = false;
+    const nb_status s = measure(t, n, each, total, err);
+    t->train.bf16 = !t->o->binary32;
+    nb_free(each);
+    return s;
 }
 
 /* ---- the start ---- */
@@ -395,19 +411,16 @@ static void for_all(tuning *t, change_fn *change)
 static nb_status choose(tuning *t, double before, double *after, nb_block_result *result,
                         nb_err *err)
 {
-    const int64_t n = n_judges(t->job->n_seq);
-    double *each, kept = 0;
-    NB_TRY(NB_ALLOC(&each, n, err));
-    nb_status s = measure(t, n, each, after, err);
-    if (s == NB_OK && result->best_step < result->n_steps) {
+    double kept = 0;
+    NB_TRY(measure_judges(t, after, err));
+    if (result->best_step < result->n_steps) {
         for_all(t, nb_rounding_swap);
-        s = measure(t, n, each, &kept, err);
+        NB_TRY(measure_judges(t, &kept, err));
         if (kept < *after)
             *after = kept;
         else
             for_all(t, nb_rounding_swap);
     }
-    nb_free(each);
     if (*after != kept)
         result->best_step = result->n_steps;
     if (!(*after < before)) {
@@ -415,26 +428,24 @@ static nb_status choose(tuning *t, double before, double *after, nb_block_result
         *after = before;
         result->best_step = 0;
     }
-    return s;
+    return NB_OK;
 }
 
 static nb_status tune(tuning *t, nb_block_result *result, nb_err *err)
 {
     const nb_block_job *job = t->job;
-    double all, before = 0, after;
+    double all, before, after;
     int64_t n = 0;
     NB_TRY(open_tuning(t, err));
     NB_TRY(start(t, err));
-    NB_TRY(measure(t, job->n_seq, t->seq_loss, &all, err));
+    NB_TRY(measure(t, job->n_seq, t->seq_loss, &all, err)); /* as steps see them */
+    NB_TRY(measure_judges(t, &before, err));
     const int64_t n_judging = n_judges(job->n_seq);
-    for (int64_t i = 0; i < n_judging; i++) {
-        const int64_t seq = judge(t, i, n_judging);
-        before += t->seq_loss[seq];
-        n += tokens_of(t, seq) * job->config->d_model;
-    }
+    for (int64_t i = 0; i < n_judging; i++)
+        n += tokens_of(t, judge(t, i, n_judging)) * job->config->d_model;
     after = before;
     /* Nothing to win, or nothing that could be compared. */
-    if (before > 0 && all <= DBL_MAX) {
+    if (before > 0 && before <= DBL_MAX && all <= DBL_MAX) {
         NB_TRY(steps(t, result, err));
         NB_TRY(choose(t, before, &after, result, err));
     }

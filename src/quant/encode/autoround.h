@@ -56,9 +56,11 @@ typedef struct nb_block_result {
 typedef struct {
     int64_t iters, batch, len; /* steps; sequences a step; tokens of a sequence at most */
     double rate, range_rate;   /* of V and of the factors; 0 for the latter: scales stay */
+    bool binary32;             /* all products of steps, not in bfloat16 (backward.h) */
 } nb_autoround_options;
 
-/* "iters=200,batch=8,len=512,lr=0.005,range-lr=0.005"; rates are 1 / iters where not given.
+/* "iters=200,batch=8,len=512,lr=0.005,range-lr=0.005,amp=0"; rates are 1 / iters where not given,
+ * amp=0 is binary32.
  * range-lr is that of grids of up to 4 levels (rounding.h). With `resumes`, from the codes of
  * another method, a fifth of that rate, and scales stay: faster steps lose what was there. */
 nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method *method,
@@ -69,8 +71,9 @@ nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method 
 void nb_autoround_bytes(const nb_config *c, const nb_autoround_options *o, int n_threads,
                         int64_t *least, int64_t *most);
 
-/* Forward passes over a sequence, of o->len tokens at most, that tuning a block with n_seq of them
- * takes; one backward counts as two, or as one where `isa` has the dot products of bfloat16. */
+/* Forward passes in binary32 over a sequence, of o->len tokens at most, that tuning a block with
+ * n_seq of them takes; one backward counts as two, and those of steps as half where `isa` has the
+ * dot products of bfloat16. */
 double nb_autoround_passes(const nb_autoround_options *o, int64_t n_seq, unsigned isa);
 
 nb_status nb_autoround(const nb_block_job *job, const nb_autoround_options *o,
