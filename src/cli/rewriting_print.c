@@ -4,6 +4,7 @@
 #include "quant/plan/fallback.h"
 #include "store/names.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -210,7 +211,8 @@ static int64_t count_how(const nb_plan *plan, nb_how how)
 static void print_evaluation(const nb_rewriting *r, nb_out *out)
 {
     const json_t *e = r->evaluation;
-    const double kl = json_number_value(json_object_get(e, "kl_mean"));
+    const double mean = json_number_value(json_object_get(e, "kl_mean"));
+    const double kl = fabs(mean) < 0.00005 ? 0 : mean; /* no "-0.0000" of its last place */
     if (out->quiet || !json_is_number(json_object_get(e, "kl_mean")))
         return;
     nb_out_text(out,

@@ -320,7 +320,7 @@ static nb_status finish(builder *b, nb_err *err)
     nb_calib_set *set = &b->set;
     if (set->n == 0 && set->ids.n > 0)
         close_sequence(b);
-    if (set->n == 0)
+    if (set->n == 0 || set->longest == 0) /* what stands between empty texts is nothing */
         return nb_fail(err, NB_DATA, "%s: nothing to calibrate with: no tokens in %s",
                        b->o.paths[0], b->o.n_paths == 1 ? "it" : "this and the other files");
     set->ids.n = b->starts[set->n]; /* without the rest that fills no window */

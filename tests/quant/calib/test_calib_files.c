@@ -224,6 +224,8 @@ static void bad_files_are_refused_by_line(void **state)
         {"e.txt", "", NULL, "e.txt: an empty file", NB_DATA},
         {"b.jsonl", "\n \t\n\r\n", NULL, "b.jsonl: nothing to calibrate with", NB_DATA},
         {"t.jsonl", "{\"text\": \"\"}\n", NULL, "nothing to calibrate with", NB_DATA},
+        {"s.jsonl", "{\"text\": \"\"}\n{\"text\": \"\"}\n{\"text\": \"\"}\n", NULL,
+         "s.jsonl: nothing to calibrate with", NB_DATA},
         {"j.jsonl", "{\"text\": \"a\"}\n\n{\"text\":", NULL, "j.jsonl: line 3: ", NB_DATA},
         {"u.jsonl", "{\"text\": \"\xff\"}\n", NULL, "u.jsonl: line 1: ", NB_DATA},
         {"n.jsonl", "{\"words\": \"a\"}\n", NULL, "line 1: none of messages", NB_DATA},
