@@ -87,12 +87,43 @@ static void write_top(const nb_tokenizer *t, const nb_logprob *lp, int64_t width
     nb_wire_raw(out, "}");
 }
 
-static int64_t token_chars(const nb_tokenizer *t, int32_t id)
+/* Moves past the text of a token; of -1 past the end, where half a character becomes a whole one. A
+ * token that ends within a character leaves it to the one that completes it, so the tokens of one
+ * character begin where it does. */
+static void pass_token(const nb_tokenizer *t, int32_t id, bool with_special, nb_choice *c,
+                       nb_buf *text, nb_wire *out)
 {
-    const char *bytes;
-    size_t len;
-    token_bytes(t, id, &bytes, &len);
-    return nb_wire_count(bytes, len);
+    nb_err err;
+    if (out->status != NB_OK || id >= nb_tokenizer_n_tokens(t))
+        return; /* an id behind the vocabulary has no text */
+    text->len = 0;
+    out->status =
+        nb_tokenizer_decode(t, &c->decoder, &id, id < 0 ? 0 : 1, with_special, id < 0, text, &err);
+    if (out->status == NB_OK && text->len > 0)
+        c->n_chars += nb_wire_count((const char *)text->data, text->len);
+}
+
+/* Special tokens count where the text that is answered has them: those that were put around a
+ * client's text are not in what is echoed. */
+static void write_offsets(const nb_reply *r, const nb_tokenizer *t, const row_list *l, nb_choice *c,
+                          nb_wire *out)
+{
+    const nb_prompt *prompt =
+        l->prompt != NULL ? &r->ask->prompts[(c - r->choices) / r->ask->n] : NULL;
+    nb_buf text = {0};
+    for (int64_t i = 0; i < l->n; i++) {
+        const bool echoed = i < l->n_prompt;
+        nb_wire_raw(out, i > 0 ? "," : "");
+        nb_wire_int(out, c->n_chars);
+        pass_token(t, row_id(l, i), echoed ? prompt->text == NULL : r->ask->options.with_special, c,
+                   &text, out);
+        if (!echoed || i + 1 < l->n_prompt)
+            continue;
+        pass_token(t, -1, true, c, &text, out);
+        if (prompt->text != NULL) /* to some tokenizers it begins with a space */
+            c->n_chars = nb_wire_count(prompt->text, prompt->len);
+    }
+    nb_buf_free(&text);
 }
 
 void nb_write_logprobs(const nb_reply *r, const nb_tokenizer *t, const nb_rows *prompt,
@@ -124,11 +155,7 @@ void nb_write_logprobs(const nb_reply *r, const nb_tokenizer *t, const nb_rows *
         write_top(t, row_logprobs(&l, i), l.width, out);
     }
     nb_wire_raw(out, "],\"text_offset\":[");
-    for (int64_t i = 0; i < l.n; i++) {
-        nb_wire_raw(out, i > 0 ? "," : "");
-        nb_wire_int(out, c->n_chars);
-        c->n_chars += token_chars(t, row_id(&l, i));
-    }
+    write_offsets(r, t, &l, c, out);
     nb_wire_raw(out, "]}");
 }
 

@@ -9,7 +9,8 @@
 void nb_write_token(const nb_tokenizer *t, int32_t id, nb_wire *out);
 
 /* {tokens, token_logprobs, top_logprobs, text_offset}: four arrays of one length, of prompt rows
- * (NULL: none) and the rows of a choice that are not yet taken. Moves c->n_chars. */
+ * (NULL: none) and the rows of a choice that are not yet taken. Moves c->n_chars: text_offset says
+ * at which character of the text a token begins. */
 void nb_write_logprobs(const nb_reply *r, const nb_tokenizer *t, const nb_rows *prompt,
                        nb_choice *c, nb_wire *out);
 

@@ -21,6 +21,7 @@ typedef struct {
     size_t text_taken;  /* of text */
     int64_t rows_taken; /* of rows */
     int64_t n_chars;    /* of tokens that were written: text_offset */
+    nb_decoder decoder; /* of these tokens: a character may be several */
     bool begun, ended;  /* its first event, its last one, were written */
     nb_finish finish;
     char *stop;      /* the string that ended it; NULL: none */

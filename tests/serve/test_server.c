@@ -126,6 +126,44 @@ static void logprobs_have_openai_s_shapes(void **state)
     scene_close(&s);
 }
 
+/* Where in the text each token begins: those of one character where it does, and special tokens
+ * take room where the text has them. */
+static void tokens_begin_where_their_characters_do(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *body;
+        int64_t at[12];
+        size_t n;
+    } CASES[] = {
+        {"{\"prompt\":\"\xC3\xA9z\",\"max_tokens\":3,\"logprobs\":0,\"echo\":true}",
+         {0, 0, 1, 2, 2, 3},
+         6},
+        /* half a character ends the prompt, and the other half does not complete it */
+        {"{\"prompt\":[122,195],\"max_tokens\":2,\"logprobs\":0,\"echo\":true}", {0, 1, 2, 3}, 4},
+        {"{\"prompt\":[195,169,122],\"max_tokens\":3,\"logprobs\":0}", {0, 0, 1}, 3},
+        {"{\"prompt\":[257,97],\"max_tokens\":2,\"logprobs\":0,\"echo\":true}", {0, 12, 13, 13}, 4},
+        {"{\"prompt\":[257,97],\"max_tokens\":2,\"logprobs\":0,\"skip_special_tokens\":false}",
+         {0, 12},
+         2},
+    };
+    scene s;
+    scene_open(&s, NULL, NULL);
+    for (size_t k = 0; k < sizeof CASES / sizeof *CASES; k++) {
+        json_t *v = post(&s, "/v1/completions", CASES[k].body, 200);
+        const json_t *c = json_array_get(json_object_get(v, "choices"), 0);
+        const json_t *at = json_object_get(json_object_get(c, "logprobs"), "text_offset");
+        if (json_array_size(at) != CASES[k].n)
+            fail_msg("case %zu: %zu tokens", k, json_array_size(at));
+        for (size_t i = 0; i < CASES[k].n; i++)
+            if (json_integer_value(json_array_get(at, i)) != CASES[k].at[i])
+                fail_msg("case %zu, token %zu: begins at %lld", k, i,
+                         (long long)json_integer_value(json_array_get(at, i)));
+        json_decref(v);
+    }
+    scene_close(&s);
+}
+
 static void an_echo_alone_generates_nothing(void **state)
 {
     (void)state;
@@ -660,6 +698,7 @@ int main(void)
         cmocka_unit_test(a_completion_is_answered),
         cmocka_unit_test(prompts_and_choices_are_in_order),
         cmocka_unit_test(logprobs_have_openai_s_shapes),
+        cmocka_unit_test(tokens_begin_where_their_characters_do),
         cmocka_unit_test(an_echo_alone_generates_nothing),
         cmocka_unit_test(stops_say_what_stopped),
         cmocka_unit_test(generate_answers_as_sglang),
