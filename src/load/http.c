@@ -240,10 +240,11 @@ static nb_http_end end_of(const nb_http_slot *slot, CURLcode result, int status)
     return status == 0 ? NB_HTTP_NONE : NB_HTTP_CUT;
 }
 
-/* Requests that have ended since the last call. */
-static void tell_ends(nb_http_client *client)
+/* Requests that have ended since the last call; false: none. */
+static bool tell_ends(nb_http_client *client)
 {
     int left;
+    bool any = false;
     CURLMsg *message;
     while ((message = curl_multi_info_read(client->multi, &left)) != NULL) {
         if (message->msg != CURLMSG_DONE)
@@ -261,7 +262,9 @@ static void tell_ends(nb_http_client *client)
         slot->in_flight = false;
         slot->next = client->free;
         client->free = slot;
+        any = true;
     }
+    return any;
 }
 
 static nb_status drive(nb_http_client *client, curl_socket_t fd, int what, nb_err *err)
@@ -328,13 +331,15 @@ static void arm(int timer, double when)
 
 nb_status nb_http_client_wait(nb_http_client *client, double until, nb_err *err)
 {
-    tell_ends(client); /* of requests that ended as they were sent */
+    /* Those that ended as they were sent, for which nothing more will happen. */
+    bool told = tell_ends(client);
     NB_TRY(drive_timers(client, err));
+    told |= tell_ends(client);
     const double due = client->curl_due < until ? client->curl_due : until;
     arm(client->timer, due);
     struct epoll_event events[EVENTS];
     const double before = nb_clock();
-    const int n = epoll_wait(client->epoll, events, EVENTS, due <= before ? 0 : -1);
+    const int n = epoll_wait(client->epoll, events, EVENTS, told || due <= before ? 0 : -1);
     client->idle += nb_clock() - before;
     if (n < 0 && errno != EINTR)
         return nb_fail_errno(err, errno, "waiting for connections");

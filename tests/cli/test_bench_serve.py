@@ -550,6 +550,9 @@ class BenchServe(lib.Case):
             line = self.fails(3, "bench", "serve", "--url", "http://127.0.0.1:%d" %
                               s.getsockname()[1])
         self.assertIn("/v1/models: ", line)
+        # What libcurl refuses by itself ends before anything is waited for.
+        line = self.fails(3, "bench", "serve", "--url", "http://127.0.0.1:99999", timeout=30)
+        self.assertIn("/v1/models: ", line)
 
     def test_a_first_request_that_fails_ends_all(self):
         server = self.serve()
