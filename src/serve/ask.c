@@ -389,8 +389,10 @@ nb_status nb_ask_fit(nb_ask *ask, const nb_fields *f, const char *name, const nb
                               (long long)longest, (long long)(max_tokens < 0 ? 1 : max_tokens));
     }
     ask->options.max_tokens = max_tokens < 0 ? room : max_tokens;
+    const char *least =
+        ask->shape == NB_ASK_GENERATE ? "sampling_params.min_new_tokens" : "min_tokens";
     if (min_tokens > ask->options.max_tokens)
-        return nb_field_refuse(f, "min_tokens", "is %lld, more than the %lld tokens of the answer",
+        return nb_field_refuse(f, least, "is %lld, more than the %lld tokens of the answer",
                                (long long)min_tokens, (long long)ask->options.max_tokens);
     ask->options.min_tokens = min_tokens;
     return NB_OK;

@@ -216,6 +216,12 @@ static void prompts_have_four_forms(void **state)
     expect_refused(&ROUTES[0], "\"a\"", 400, "");
     expect_refused(&ROUTES[0], "{\"prompt\":\"a\",\"model\":\"other\"}", 404, "model");
     expect_refused(&ROUTES[2], "{\"text\":\"a\",\"input_ids\":[1]}", 400, "text");
+    expect_refused(
+        &ROUTES[2],
+        "{\"text\":\"a\",\"sampling_params\":{\"min_new_tokens\":3,\"max_new_tokens\":2}}", 400,
+        "sampling_params.min_new_tokens");
+    expect_refused(&ROUTES[0], "{\"prompt\":\"a\",\"min_tokens\":3,\"max_tokens\":2}", 400,
+                   "min_tokens");
     expect_refused(&ROUTES[2], "{\"text\":[1]}", 400, "text");
     expect_refused(&ROUTES[2], "{\"input_ids\":[\"a\"]}", 400, "input_ids");
     expect_refused(&ROUTES[2], "{\"input_ids\":\"a\"}", 400, "input_ids");
