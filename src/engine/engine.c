@@ -560,6 +560,11 @@ void nb_engine_observe(nb_engine *e, const nb_engine_observer *observer)
     e->observer = *observer;
 }
 
+int64_t nb_engine_most_sequences(const nb_engine *e)
+{
+    return e->max_claimed;
+}
+
 void nb_engine_read_stats(const nb_engine *e, nb_engine_stats *out)
 {
     const nb_engine_shown *s = &e->stats;

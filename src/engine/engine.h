@@ -139,6 +139,8 @@ typedef struct {
     double step_seconds;         /* all steps together */
 } nb_engine_stats;
 void nb_engine_read_stats(const nb_engine *e, nb_engine_stats *out);
+/* Sequences that may wait and run at once, so that more in one request can never be taken. */
+int64_t nb_engine_most_sequences(const nb_engine *e);
 
 /* Told of times, for histograms: seconds by the monotonic clock, on the engine's thread. */
 typedef struct {

@@ -226,10 +226,24 @@ static void on_release(void *context)
     nb_call_unref(c);
 }
 
+/* Inputs of embeddings are handed over as there is room; what else is asked for at once has to fit
+ * an empty queue, or asking again would never help. */
+static nb_status check_size(const nb_call *c, nb_problem *why)
+{
+    const nb_ask *ask = &c->ask;
+    const int64_t most = nb_engine_most_sequences(c->server->served->engine);
+    if (ask->shape == NB_ASK_EMBEDDING || ask->n <= most / ask->n_prompts)
+        return NB_OK;
+    return nb_refuse(why, 400, ask->n_prompts > most ? "prompt" : "n",
+                     "%lld prompts with n %lld: this server takes %lld sequences at a time",
+                     (long long)ask->n_prompts, (long long)ask->n, (long long)most);
+}
+
 nb_status nb_call_submit(nb_call *c)
 {
     nb_ask *ask = &c->ask;
     nb_err *err = &c->head->why.err;
+    NB_TRY(check_size(c, &c->head->why));
     NB_TRY(nb_problem_settle(&c->head->why,
                              nb_reply_init(&c->reply, ask, c->server->setup.max_unread, err)));
     c->has_reply = true;

@@ -399,6 +399,11 @@ void nb_engine_observe(nb_engine *e, const nb_engine_observer *observer)
     pthread_mutex_unlock(&e->lock);
 }
 
+int64_t nb_engine_most_sequences(const nb_engine *e)
+{
+    return e->how.most > 0 ? e->how.most : INT64_MAX;
+}
+
 void nb_engine_read_stats(const nb_engine *e, nb_engine_stats *out)
 {
     *out = (nb_engine_stats){.n_running = atomic_load(&e->n_active),

@@ -21,6 +21,7 @@ typedef struct {
     const nb_tokenizer *tokenizer;
     int64_t n_ctx;      /* prompt and answer; 0: no limit */
     int64_t max_active; /* more are refused as busy; 0: 1000 */
+    int64_t most;       /* nb_engine_most_sequences; 0: no limit */
     int64_t step_us;    /* between steps */
     nb_status refuses;  /* every request, so */
 } fake_engine;

@@ -433,7 +433,7 @@ static void a_full_queue_is_told_at_once(void **state)
 {
     (void)state;
     scene s;
-    scene_open(&s, &(fake_engine){.max_active = 1, .step_us = 1000}, NULL);
+    scene_open(&s, &(fake_engine){.max_active = 1, .most = 3, .step_us = 1000}, NULL);
     static const char FIRST[] =
         "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 40\r\n\r\n"
         "{\"prompt\":\"!silent\",\"max_tokens\":4000}  ";
@@ -451,6 +451,13 @@ static void a_full_queue_is_told_at_once(void **state)
     assert_true(fake_engine_idle(s.engine));
     refused(&s, "/v1/completions", "{\"prompt\":[\"!silent\",\"b\"]}", 429, NULL);
     assert_true(fake_engine_idle(s.engine));
+    /* What no empty queue could take is not to be tried again. */
+    refused(&s, "/v1/completions", "{\"prompt\":[\"a\",\"b\",\"c\",\"d\"]}", 400, "prompt");
+    refused(&s, "/v1/completions", "{\"prompt\":[\"a\",\"b\"],\"n\":2}", 400, "n");
+    refused(&s, "/v1/chat/completions",
+            "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],"
+            "\"n\":4}",
+            400, "n");
     scene_close(&s);
 }
 
