@@ -228,10 +228,10 @@ static nb_status read_names(serving *v, nb_err *err)
     for (int i = 0; i < n; i++)
         v->names[i] = nb_args_value(v->args, "served-name", i);
     v->served.name = n > 0 ? v->names[0] : nb_path_label(path, v->label, sizeof v->label);
-    v->served.aliases = v->names;
-    v->served.n_aliases = n;
+    v->served.aliases = v->names + 1;
+    v->served.n_aliases = v->served.n_listed = n > 0 ? n - 1 : 0;
     if (n == 0) {
-        v->names[0] = path; /* as it was typed will do, too */
+        v->names[1] = path; /* as it was typed will do, too */
         v->served.n_aliases = 1;
     }
     for (int i = 0; i < nb_args_n_values(v->args, "cors"); i++)

@@ -85,10 +85,11 @@ static nb_status get_report(nb_call *c)
 
 /* ---- models ---- */
 
-static void write_model(const nb_served *m, nb_wire *out)
+/* By one of its names. */
+static void write_model(const nb_served *m, const char *name, nb_wire *out)
 {
     nb_wire_raw(out, "{\"id\":");
-    nb_wire_string(out, m->name, strlen(m->name));
+    nb_wire_string(out, name, strlen(name));
     nb_wire_raw(out, ",\"object\":\"model\",\"created\":");
     nb_wire_int(out, m->created);
     nb_wire_raw(out, ",\"owned_by\":\"nibble\",\"max_model_len\":");
@@ -98,9 +99,14 @@ static void write_model(const nb_served *m, nb_wire *out)
 
 static nb_status get_models(nb_call *c)
 {
+    const nb_served *m = c->server->served;
     c->http = 200;
     nb_wire_raw(&c->out, "{\"object\":\"list\",\"data\":[");
-    write_model(c->server->served, &c->out);
+    write_model(m, m->name, &c->out);
+    for (int i = 0; i < m->n_listed; i++) {
+        nb_wire_raw(&c->out, ",");
+        write_model(m, m->aliases[i], &c->out);
+    }
     nb_wire_raw(&c->out, "]}");
     return NB_OK;
 }
@@ -144,7 +150,7 @@ static nb_status get_model(nb_call *c)
                          c->tail, m->name);
     }
     c->http = 200;
-    write_model(m, &c->out);
+    write_model(m, name, &c->out);
     return NB_OK;
 }
 

@@ -9,7 +9,7 @@
 typedef struct {
     const char *name;           /* what /v1/models calls it, and answers */
     const char *const *aliases; /* [n_aliases] other names that requests may use */
-    int n_aliases;
+    int n_aliases, n_listed;    /* the first n_listed of them are in /v1/models */
     const nb_tokenizer *tokenizer;
     const nb_jinja *template_; /* NULL: the model has no chat template */
     nb_tool_style tool_style;  /* as nb_tool_style_of finds, or --tool-parser says */

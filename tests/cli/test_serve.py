@@ -254,8 +254,11 @@ class Serve(lib.Case):
         self.assertEqual(s.ask("GET", "/v1/models")[0], 401)
         for key in ("first", "second", "third"):
             status, text = s.ask("GET", "/v1/models", headers={"Authorization": "Bearer " + key})
-            self.assertEqual((status, json.loads(text)["data"][0]["id"]), (200, 'a"b'))
+            self.assertEqual((status, [m["id"] for m in json.loads(text)["data"]]),
+                             (200, ['a"b', "alias"]))
         headers = {"Authorization": "Bearer first"}
+        status, text = s.ask("GET", "/v1/models/alias", headers=headers)
+        self.assertEqual((status, json.loads(text)["id"]), (200, "alias"))
         for name, want in (("alias", 200), ('a"b', 200), ("other", 404)):
             self.assertEqual(s.ask("POST", "/v1/completions", {"prompt": "a", "model": name},
                                    headers)[0], want)
