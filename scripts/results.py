@@ -74,7 +74,7 @@ ROWS = [
     ("Qronos", "W2A16:g32,asym", "--method qronos", "f"),
     ("Qronos, guided, 64 x 1024", "W2A16:g32,asym", GUIDED, "f"),
     ("Qronos, guided and distilled, 64 x 1024", "W2A16:g32,asym",
-     GUIDED + " --distill 40,batch=2,len=1024,lr=0.004", "f"),
+     GUIDED + " --distill 80,batch=2,len=1024,lr=0.004", "f"),
     ("AutoRound, 200 x 4 x 256", "W2A16:g32,sym",
      "--method autoround:batch=4,len=256 --calib-samples 128 --calib-len 256", "f"),
     ("AutoRound", "W2A16:g32,sym", "--method autoround --calib-samples 512 --calib-len 512", "f"),
