@@ -177,7 +177,8 @@ def tiny(out):
         {"name": "added", "tokenizer": {"added_tokens": added}},
         {"name": "added_nfc_bos", "tokenizer": {
             "added_tokens": added, "normalizer": nfc, "pre_tokenizer": CHAINS["qwen2"],
-            "post_processor": {"type": "Sequence", "processors": [byte_level(True), template(["<s>"], [])]}}},
+            "post_processor": {"type": "Sequence",
+                               "processors": [byte_level(True), template(["<s>"], [])]}}},
         {"name": "added_end", "tokenizer": {
             "added_tokens": added, "post_processor": template([], ["</s>"])}},
         {"name": "added_bos_end", "tokenizer": {

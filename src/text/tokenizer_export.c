@@ -128,7 +128,7 @@ static json_t *template_part(const char *kind, const char *id, int type)
     return json_pack("{s:{s:s, s:i}}", kind, "id", id, "type_id", type);
 }
 
-/* [BOS, A, END], or [BOS, A, END, B, END], each where there is one; a NULL in it becomes NULL. */
+/* [BOS, A, END], or [BOS, A, END, B, END], each where there is one. NULL: no memory. */
 static json_t *template_of(const nb_tokenizer *t, const char *texts)
 {
     json_t *list = json_array();
@@ -150,7 +150,8 @@ static json_t *template_of(const nb_tokenizer *t, const char *texts)
     return NULL;
 }
 
-/* ByteLevel alone, or a template of what goes before and after the text behind it. */
+/* ByteLevel alone, or a template of what goes before and after the text behind it; NULL: no memory.
+ */
 static json_t *post_processor(const nb_tokenizer *t)
 {
     if (!t->adds_bos && t->end < 0)
@@ -161,9 +162,11 @@ static json_t *post_processor(const nb_tokenizer *t)
         if (ids[i] < 0)
             continue;
         const char *text = t->vocab.text[ids[i]].text;
-        (void)json_object_set_new(
-            tokens, text,
-            json_pack("{s:s, s:[i], s:[s]}", "id", text, "ids", ids[i], "tokens", text));
+        json_t *one = json_pack("{s:s, s:[i], s:[s]}", "id", text, "ids", ids[i], "tokens", text);
+        if (json_object_set_new(tokens, text, one) != 0) {
+            json_decref(tokens);
+            return NULL;
+        }
     }
     json_t *template_ =
         json_pack("{s:s, s:o, s:o, s:o}", "type", "TemplateProcessing", "single",

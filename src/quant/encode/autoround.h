@@ -60,9 +60,9 @@ typedef struct {
 } nb_autoround_options;
 
 /* "iters=200,batch=8,len=512,lr=0.005,range-lr=0.005,amp=0"; rates are 1 / iters where not given,
- * amp=0 is binary32.
- * range-lr is that of grids of up to 4 levels (rounding.h). With `resumes`, from the codes of
- * another method, a fifth of that rate, and scales stay: faster steps lose what was there. */
+ * amp=0 is binary32. range-lr is that of grids of up to 4 levels (rounding.h). With `resumes`, from
+ * the codes of another method, a fifth of that rate, and scales stay: faster steps lose what was
+ * there. */
 nb_status nb_autoround_options_parse(nb_autoround_options *out, const nb_method *method,
                                      bool resumes, nb_err *err);
 
